@@ -1,0 +1,29 @@
+# Each target makes its own .venv from setup.py and constraints.txt, the versions that CI tested.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := demo
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	rm -rf $(DEMO)
+	$(RUN) -m minikits.phantoms --out $(DEMO)/data --cases 20
+	$(RUN) -m minikits.phantoms --out $(DEMO)/scans --cases 6 --seed 1
+	$(RUN) train.py --recipe demo --arch residual --fold 0 --data $(DEMO)/data --out $(DEMO)/runs
+	$(RUN) predict.py --in $(DEMO)/scans --out $(DEMO)/masks --model $(DEMO)/runs/residual
+	$(RUN) evaluate.py --pred $(DEMO)/masks --ref $(DEMO)/scans --out $(DEMO)/report
+
+test: $(VENV)/installed
+	$(RUN) -m pytest -q
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+
+$(VENV)/installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[figures,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO)

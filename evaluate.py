@@ -1,0 +1,97 @@
+"""Kidney, tumor and composite Dice of masks: python evaluate.py --pred masks/ --ref data/"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from minikits.cases import find_cases, find_scans, nifti_name
+from minikits.evaluation import as_csv, as_json, score_case, summarise, table
+from minikits.files import write_text, written_whole
+from minikits.volumes import check_same_grid, read_labels, read_volume
+
+SHOWN_HU = (-160, 300)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Score masks against references as the KiTS19 challenge does.")
+    parser.add_argument("--pred", type=Path, nargs="+", required=True, help="folders of masks")
+    parser.add_argument("--ref", type=Path, required=True, help="KiTS19 folder, or a flat folder of label files")
+    parser.add_argument("--out", type=Path, help="folder for cases.csv, summary.json and overlay pictures")
+    parser.add_argument("--allow-missing", action="store_true", help="score the cases that both have")
+    arguments = parser.parse_args()
+    try:
+        for folder in arguments.pred:
+            out = arguments.out and (arguments.out / folder.name if len(arguments.pred) > 1 else arguments.out)
+            evaluate(folder, arguments.ref, out, arguments.allow_missing)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"evaluate.py: {error}\n")
+
+
+def evaluate(folder, reference_folder, out, allow_missing):
+    """Scores one folder of masks and prints the table; writes it, and a picture per case, into `out` if given."""
+    masks = {name.replace("prediction_", "case_"): path for name, path in find_masks(folder).items()}
+    references, images = find_references(reference_folder)
+    both = sorted(masks.keys() & references.keys())
+    for kind, only in (("reference", masks.keys() - references.keys()), ("mask", references.keys() - masks.keys())):
+        if only and not (allow_missing and both):
+            raise ValueError(f"{folder}: {len(only)} cases have no {kind} ({', '.join(sorted(only)[:5])}), wanted one for "
+                             "each; --allow-missing scores the cases that have both")
+    rows = []
+    for name in both:
+        mask, reference = read_labels(masks[name]), read_labels(references[name])
+        check_same_grid(mask, reference)
+        rows.append(score_case(name, mask.voxels, reference.voxels))
+        if out:
+            draw_overlay(out / "overlays" / f"{name}.png", rows[-1], images.get(name), mask.voxels, reference)
+    print(f"{folder} against {reference_folder}, {len(rows)} cases\n{table(rows)}")
+    if out:
+        write_text(out / "cases.csv", as_csv(rows))
+        write_text(out / "summary.json", as_json(summarise(rows)))
+
+
+def find_masks(folder):
+    found = {name: path for name, path in find_scans(folder).items() if path.parent == folder}
+    if not found:
+        raise ValueError(f"{folder}: no masks found, wanted *.nii.gz as predict.py writes them")
+    return found
+
+
+def find_references(folder):
+    """({name: label file}, {name: image}) of a KiTS19 folder, or of a flat folder of label files, without images."""
+    if folder.is_dir() and not any(nifti_name(path) for path in folder.iterdir() if path.is_file()):
+        cases = find_cases(folder)
+        return ({case.id: case.labels for case in cases if case.labels},
+                {case.id: case.image for case in cases if case.image})
+    return {name.replace("prediction_", "case_"): path for name, path in find_scans(folder).items()}, {}
+
+
+def draw_overlay(path, row, image_path, mask, reference):
+    """Two axial slices with the contours of reference (solid) and mask (dashed); nothing without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    truth = reference.voxels
+    image = read_volume(image_path).voxels if image_path else np.zeros(truth.shape, dtype=np.int16)
+    most = "tumor" if (truth == 2).any() else "kidney"
+    chosen = [(f"most {most}", (truth == 2 if most == "tumor" else truth > 0).sum(axis=(1, 2)).argmax()),
+              ("most voxels wrong", (mask != truth).sum(axis=(1, 2)).argmax())]
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    for axes, (why, z) in zip(figure.subplots(1, 2), chosen):
+        axes.imshow(image[z], cmap="gray", vmin=SHOWN_HU[0], vmax=SHOWN_HU[1],
+                    aspect=reference.spacing_mm[1] / reference.spacing_mm[2])
+        for labels, line in ((truth[z], "solid"), (mask[z], "dashed")):
+            for structure, colour in ((labels > 0, "tab:cyan"), (labels == 2, "tab:red")):
+                if structure.any():
+                    axes.contour(structure, [0.5], colors=colour, linestyles=line, linewidths=1)
+        axes.set_title(f"slice {z}: {why}")
+        axes.set_axis_off()
+    scores = ", ".join(f"{name} {100 * row[name]:.1f}" for name in ("kidney", "tumor"))
+    figure.suptitle(f"{row['case']}: Dice {scores}. Kidney cyan, tumor red; reference solid, prediction dashed")
+    with written_whole(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()

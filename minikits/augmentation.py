@@ -1,0 +1,170 @@
+"""The eight transforms, in their order, as pairs: change_x does, random_x draws and then calls change_x.
+
+Images are float tensors (Z, Y, X), normalised; labels integer tensors (Z, Y, X); on any device. Draws come from a
+CPU generator, so that they are the same on every device. [paper 2.3] lists the transforms except mirroring, which
+is [author #61]; probabilities and ranges are the recipe's.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from minikits.paper import CLASSES
+
+
+def augment(image, labels, recipe, generator, *, start=(0, 0, 0), patch=None):
+    """One augmented patch (Z, Y, X) of an image and its labels.
+
+    Without `patch` they are the patch itself. With it they are a whole case, and the patch of that size at voxel
+    `start` (which may lie partly outside) is cut, or turned and scaled, straight from the case: what a rotation
+    brings in is then the patient, not a border.
+    """
+    patch = tuple(image.shape) if patch is None else tuple(patch)
+    image, labels = random_geometry(image, labels, recipe, generator, start=start, patch=patch)
+    image = random_noise(image, recipe, generator)
+    image = random_brightness(image, recipe, generator)
+    image = random_contrast(image, recipe, generator)
+    image = random_gamma(image, recipe, generator, inverted=True)
+    image = random_gamma(image, recipe, generator, inverted=False)
+    return random_mirroring(image, labels, recipe, generator)
+
+
+def random_geometry(image, labels, recipe, generator, *, start, patch):
+    """Rotation about all three axes and scaling, each with its probability, in one resampling; else a plain cut."""
+    angles, scale = (0.0, 0.0, 0.0), 1.0
+    if _happens(recipe.rotation_probability, generator):
+        limit = math.radians(recipe.rotation_degrees)
+        angles = tuple(_uniform(-limit, limit, generator) for _ in range(3))
+    if _happens(recipe.scaling_probability, generator):
+        scale = _either_side_of_one(recipe.scaling_range, generator)
+    return change_geometry(image, labels, angles, scale, start=start, patch=patch)
+
+
+def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None):
+    """A patch turned by `angles` (radians, about Z, Y, X) and scaled about its centre; scale above 1 zooms out.
+
+    Linear; outside the case the image is 0 and the label background. Labels go through their 0/1 masks, the largest
+    wins. nnU-Net v1 interpolates the image with a cubic spline, v2 linearly as here [ours: speed].
+    """
+    patch = tuple(image.shape) if patch is None else tuple(patch)
+    if not any(angles) and scale == 1:
+        return cut(image, start, patch).float(), cut(labels, start, patch)
+    turn = (_rotation(angles) * scale).T  # from the patch's centred voxels to the case's
+    half = torch.tensor(patch, dtype=torch.float64) / 2
+    centre = torch.tensor(start, dtype=torch.float64) + half - 0.5
+    reach = turn.abs() @ (half - 0.5)
+    low = (centre - reach).floor().long().clamp(min=0).tolist()
+    high = [min(n, int(h) + 2) for n, h in zip(image.shape, (centre + reach).floor())]
+    if any(a >= b for a, b in zip(low, high)):  # wholly outside
+        return cut(image, image.shape, patch).float(), cut(labels, labels.shape, patch)
+    box = tuple(slice(a, b) for a, b in zip(low, high))
+    size = torch.tensor([b - a for a, b in zip(low, high)], dtype=torch.float64)
+    # in grid_sample's coordinates, where a box spans -1 to 1 from edge to edge
+    matrix = turn * half[None] * 2 / size[:, None]
+    shift = (2 * (centre - torch.tensor(low)) + 1) / size - 1
+    theta = torch.cat([matrix.flip(0, 1), shift.flip(0)[:, None]], dim=1)[None]  # it counts X first
+    grid = F.affine_grid(theta.to(image.device, torch.float32), (1, 1, *patch), align_corners=False)
+    part = labels[box]
+    channels = torch.stack([image[box].float(), *[(part == value).float() for value in range(1, len(CLASSES))]])
+    sampled = F.grid_sample(channels[None], grid, padding_mode="zeros", align_corners=False)[0]
+    masks = torch.cat([1 - sampled[1:].sum(0, keepdim=True), sampled[1:]])
+    return sampled[0], masks.argmax(0).to(labels.dtype)
+
+
+def cut(values, start, patch):
+    """The box of size `patch` at voxel `start` of (Z, Y, X) values, filled up with 0 where it lies outside."""
+    inside = [(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch, values.shape)]
+    if all(a == s and b == s + p for (a, b), s, p in zip(inside, start, patch)):
+        return values[tuple(slice(a, b) for a, b in inside)]
+    out = values.new_zeros(patch)
+    if all(a < b for a, b in inside):
+        place = tuple(slice(a - s, b - s) for (a, b), s in zip(inside, start))
+        out[place] = values[tuple(slice(a, b) for a, b in inside)]
+    return out
+
+
+def random_noise(image, recipe, generator):
+    if _happens(recipe.noise_probability, generator):
+        sd = _uniform(*recipe.noise_sd, generator)
+        return change_noise(image, sd, seed=int(torch.randint(2**62, (), generator=generator)))
+    return image
+
+
+def change_noise(image, sd, *, seed):
+    """Adds Gaussian noise; the same seed gives the same noise on one kind of device."""
+    generator = torch.Generator(image.device).manual_seed(seed)
+    return image + sd * torch.randn(image.shape, generator=generator, device=image.device)
+
+
+def random_brightness(image, recipe, generator):
+    if _happens(recipe.brightness_probability, generator):
+        return change_brightness(image, _uniform(*recipe.brightness_range, generator))
+    return image
+
+
+def change_brightness(image, factor):
+    return image * factor
+
+
+def random_contrast(image, recipe, generator):
+    if _happens(recipe.contrast_probability, generator):
+        return change_contrast(image, _either_side_of_one(recipe.contrast_range, generator))
+    return image
+
+
+def change_contrast(image, factor):
+    """Stretches about the patch's mean, clipped to the range it had."""
+    mean, low, high = image.mean(), image.min(), image.max()
+    return torch.clamp((image - mean) * factor + mean, low, high)
+
+
+def random_gamma(image, recipe, generator, *, inverted):
+    if _happens(recipe.inverted_gamma_probability if inverted else recipe.gamma_probability, generator):
+        return change_gamma(image, _either_side_of_one(recipe.gamma_range, generator), inverted=inverted)
+    return image
+
+
+def change_gamma(image, gamma, *, inverted=False):
+    """The patch, scaled to its own range, to the power gamma; its mean and sd are then restored.
+
+    Inverted: the same of the negative image, and back. A constant patch stays as it is.
+    """
+    image = -image if inverted else image
+    mean, sd, low = image.mean(), image.std(correction=0), image.min()
+    span = image.max() - low
+    bent = ((image - low) / (span + 1e-7)) ** gamma * span + low
+    bent = (bent - bent.mean()) / (bent.std(correction=0) + 1e-8) * sd + mean
+    return -bent if inverted else bent
+
+
+def random_mirroring(image, labels, recipe, generator):
+    axes = [axis for axis in range(3) if _happens(recipe.mirroring_probability, generator)]
+    return change_mirroring(image, labels, axes)
+
+
+def change_mirroring(image, labels, axes):
+    return image.flip(axes), labels.flip(axes)
+
+
+def _rotation(angles):
+    """(3, 3): about axis 0 (Z), then 1 (Y), then 2 (X), as batchgenerators composes them."""
+    (cz, cy, cx), (sz, sy, sx) = ([f(angle) for angle in angles] for f in (math.cos, math.sin))
+    about_z = torch.tensor([[1, 0, 0], [0, cz, -sz], [0, sz, cz]], dtype=torch.float64)
+    about_y = torch.tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]], dtype=torch.float64)
+    about_x = torch.tensor([[cx, -sx, 0], [sx, cx, 0], [0, 0, 1]], dtype=torch.float64)
+    return about_z @ about_y @ about_x
+
+
+def _uniform(low, high, generator):
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def _happens(probability, generator):
+    return _uniform(0, 1, generator) < probability
+
+
+def _either_side_of_one(bounds, generator):
+    """Half of the draws below 1, half above, each uniform."""
+    low, high = bounds
+    return _uniform(low, 1, generator) if _happens(0.5, generator) else _uniform(1, high, generator)

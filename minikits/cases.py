@@ -1,0 +1,179 @@
+"""A folder of cases: which there are, which fold, prepared once and kept on disk.
+
+Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a flat pair of folders
+(`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of an image's name is dropped).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from minikits.paper import CLASSES, FOLD_SEED, FOLDS
+from minikits.resampling import prepare_image, prepare_labels
+from minikits.volumes import SUFFIXES, check_same_grid, read_labels, read_volume
+
+CACHE_FORMAT = 1  # raised when what is written to the cache changes
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case's files; either may be absent (None)."""
+
+    id: str
+    image: Path | None
+    labels: Path | None
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """image (Z, Y, X) float16 normalised, labels (Z, Y, X) uint8; foreground: flat indices of each structure."""
+
+    id: str
+    image: torch.Tensor
+    labels: torch.Tensor
+    foreground: tuple
+
+    def to(self, device):
+        return PreparedCase(self.id, self.image.to(device), self.labels.to(device), self.foreground)
+
+
+def nifti_name(path):
+    """A scan's name without folder, `.nii`, `.nii.gz` and nnU-Net's `_0000`; None where it is no NIfTI file."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix) and not path.name.startswith("."):
+            return path.name.removesuffix(suffix).removesuffix("_0000")
+    return None
+
+
+def find_scans(folder):
+    """{name: path} of a folder's scans: its own NIfTI files, else its KiTS19 cases' images, sorted."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and (name := nifti_name(path)):
+            if name in found:
+                raise ValueError(f"{path}: {found[name].name} has the same name {name}; rename one of them")
+            found[name] = path
+    return found or {case.id: case.image for case in find_cases(folder) if case.image}
+
+
+def find_cases(folder):
+    """The cases of a folder, sorted by id, with or without their image or labels. None at all is a ValueError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give a KiTS19 folder (case_00000/imaging.nii.gz, ...)")
+    files = {}
+    for path in sorted(folder.glob("*/*")):
+        if path.name in ("imaging.nii", "imaging.nii.gz"):
+            files.setdefault(path.parent.name, {})["image"] = path
+        elif path.name in ("segmentation.nii", "segmentation.nii.gz"):
+            files.setdefault(path.parent.name, {})["labels"] = path
+        elif path.parent.name in ("images", "labels") and nifti_name(path):
+            files.setdefault(nifti_name(path), {})["image" if path.parent.name == "images" else "labels"] = path
+    if not files:
+        seen = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+        raise ValueError(f"{folder}: no cases found, wanted case_00000/imaging.nii.gz and segmentation.nii.gz, or "
+                         f"images/ and labels/; the folder holds {seen}")
+    return [Case(id, found.get("image"), found.get("labels")) for id, found in sorted(files.items())]
+
+
+def training_cases(folder, recipe):
+    """The labelled cases of a folder less those the recipe leaves out; refuses labels without an image."""
+    cases = [case for case in find_cases(folder) if case.labels and not _excluded(case.id, recipe)]
+    missing = [case.id for case in cases if not case.image]
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])}, ...); "
+                         "download their imaging.nii.gz")
+    if not cases:
+        raise ValueError(f"{folder}: no labelled cases found, wanted case_00000/segmentation.nii.gz")
+    return cases
+
+
+def _excluded(id, recipe):
+    number = re.fullmatch(r"case_(\d{5})", id)
+    return number is not None and int(number[1]) in recipe.excluded_cases
+
+
+def five_folds(case_ids):
+    """Five (train, validation) pairs of sorted id lists; every id is in one validation list.
+
+    The sorted ids are shuffled and cut into consecutive blocks, the longer ones first: scikit-learn's
+    KFold(5, shuffle=True, random_state=12345), as nnU-Net v1 calls it.
+    """
+    ids = sorted(case_ids)
+    if len(ids) < FOLDS:
+        raise ValueError(f"{len(ids)} cases found, wanted at least {FOLDS} for {FOLDS} folds; use --fold all")
+    order = np.arange(len(ids))
+    np.random.RandomState(FOLD_SEED).shuffle(order)
+    blocks = np.array_split(order, FOLDS)
+    return [([ids[i] for i in range(len(ids)) if i not in set(block)], [ids[i] for i in sorted(block)])
+            for block in blocks]
+
+
+def prepare(folder, cache, recipe, ids=None):
+    """The PreparedCases of a folder's training cases (or of `ids` among them), in order, memory-mapped.
+
+    What is not in `cache` yet is read, resampled and put there, a line each. A case is prepared again when its
+    files (name, size, time of change) or the numbers of its preparation change. Raises as `read_volume`,
+    `read_labels` and `check_same_grid` do, before anything of the case is kept.
+    """
+    cases = [case for case in training_cases(folder, recipe) if ids is None or case.id in set(ids)]
+    folders = [_cached(case, Path(cache), recipe) for case in cases]
+    waiting = [(case, kept) for case, kept in zip(cases, folders) if not kept.exists()]
+    started = time.monotonic()
+    for number, (case, kept) in enumerate(waiting, 1):
+        shape = _prepare_case(case, kept, recipe)
+        left = (time.monotonic() - started) / number * (len(waiting) - number)
+        print(f"prepared {case.id} {'x'.join(map(str, shape))} ({number} of {len(waiting)}, {left:.0f} s left)",
+              flush=True)
+    return [_load(case.id, kept) for case, kept in zip(cases, folders)]
+
+
+def _cached(case, cache, recipe):
+    """Where a case is kept: the name says all that its preparation depends on."""
+    sources = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in (case.image, case.labels)]
+    numbers = [recipe.spacing_mm, recipe.window_hu, recipe.mean_hu, recipe.sd_hu]
+    key = hashlib.sha256(json.dumps([CACHE_FORMAT, sources, numbers]).encode()).hexdigest()[:16]
+    return cache / f"{case.id}-{key}"
+
+
+def _prepare_case(case, kept, recipe):
+    """Reads, resamples and keeps one case; its folder appears whole or not at all. Returns the shape."""
+    scan, reference = read_volume(case.image), read_labels(case.labels)
+    check_same_grid(scan, reference)
+    image, labels = prepare_image(scan, recipe).astype(np.float16), prepare_labels(reference, recipe)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{case.id}-", dir=kept.parent))
+    try:
+        np.save(beside / "image.npy", image)
+        np.save(beside / "labels.npy", labels)
+        for value, structure in enumerate(CLASSES[1:], 1):
+            np.save(beside / f"{structure}.npy", np.flatnonzero(labels == value).astype(np.int32))
+        geometry = {"id": case.id, "image": str(case.image), "labels": str(case.labels), "shape": image.shape,
+                    "native_shape": scan.voxels.shape, "native_spacing_mm": scan.spacing_mm}
+        (beside / "case.json").write_text(json.dumps(geometry, indent=1))
+        try:
+            os.rename(beside, kept)
+        except OSError:
+            if not kept.exists():  # else another process was first, with the same result
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return image.shape
+
+
+def _load(id, kept):
+    # mode "c": torch wants writable memory; nothing is written, and nothing would reach the file
+    image, labels = (torch.from_numpy(np.load(kept / f"{name}.npy", mmap_mode="c")) for name in ("image", "labels"))
+    return PreparedCase(id, image, labels, tuple(np.load(kept / f"{structure}.npy") for structure in CLASSES[1:]))

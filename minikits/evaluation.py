@@ -1,0 +1,79 @@
+"""Kidney, tumor and composite Dice, as the challenge computes them. [paper 3]"""
+
+import csv
+import io
+import json
+from math import nan
+
+import numpy as np
+
+SCORES = ("kidney", "tumor", "composite")
+
+
+def kits_dice(prediction, reference):
+    """(kidney, tumor) Dice of two label maps 0, 1, 2 of the same shape, of any axis order.
+
+    Kidney: labels above 0, the tumor with it; tumor: label 2. Both empty: NaN; one empty: 0.
+    """
+    prediction, reference = (np.asarray(labels) for labels in (prediction, reference))
+    if prediction.shape != reference.shape:
+        raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
+    return _dice(prediction > 0, reference > 0), _dice(prediction == 2, reference == 2)
+
+
+def _dice(ours, theirs):
+    total = np.count_nonzero(ours) + np.count_nonzero(theirs)
+    return 2 * np.count_nonzero(ours & theirs) / total if total else nan  # both empty: the mean leaves it out
+
+
+def score_case(case_id, prediction, reference):
+    """One row of the table: {"case", "kidney", "tumor", "composite"}. The composite is their arithmetic mean."""
+    kidney, tumor = kits_dice(prediction, reference)
+    return {"case": case_id, "kidney": kidney, "tumor": tumor, "composite": (kidney + tumor) / 2}
+
+
+def summarise(rows):
+    """{score: {"mean", "cases", "without_score"}}: NaN scores are left out of the mean, and counted."""
+    summary = {}
+    for score in SCORES:
+        values = np.array([row[score] for row in rows], dtype=float)
+        known = values[~np.isnan(values)]
+        summary[score] = {"mean": float(known.mean()) if len(known) else nan, "cases": len(known),
+                          "without_score": len(values) - len(known)}
+    return summary
+
+
+def table(rows):
+    """The rows and their mean as lines of text, in per cent as the paper prints them."""
+    summary = summarise(rows)
+    width = max(len("mean"), *(len(row["case"]) for row in rows))
+    lines = [f"{'Dice in %':<{width}}" + "".join(f"{score:>11}" for score in SCORES)]
+    for row in [*rows, {"case": "mean", **{score: summary[score]["mean"] for score in SCORES}}]:
+        lines.append(f"{row['case']:<{width}}" + "".join(
+            f"{'-':>11}" if np.isnan(row[score]) else f"{100 * row[score]:>11.2f}" for score in SCORES))
+    for score in SCORES:
+        if summary[score]["without_score"]:
+            lines.append(f"{summary[score]['without_score']} of {len(rows)} cases have no {score} score: "
+                         "neither mask nor reference has any; the mean leaves them out")
+    return "\n".join(lines)
+
+
+def as_csv(rows):
+    """Any rows with the same keys, as the text of a CSV file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def as_json(content):
+    """Strict JSON: NaN becomes null."""
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and np.isnan(value) else value
+
+    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"

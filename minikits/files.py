@@ -1,0 +1,30 @@
+"""Files appear whole or not at all."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path):
+    """A binary file to write, beside `path`; flushed and renamed to it at the end, removed on any failure.
+
+    Whatever kills the process, `path` is either what it was before or complete.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path, text):
+    with written_whole(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,73 @@
+"""From a prepared image to probabilities: windows, Gaussian weights, mirroring, ensembles."""
+
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from minikits.paper import CLASSES, WINDOW_SD, WINDOW_STEP
+from minikits.resampling import labels_on_native_grid, prepare_image
+
+FLIPS = [tuple(axis for axis in (2, 3, 4) if flips[axis - 2]) for flips in product((False, True), repeat=3)]
+
+
+def predict_volume(networks, volume, recipe, *, mirroring=True, on_window=None):
+    """A Volume in HU -> (Z, Y, X) uint8 labels on its own grid."""
+    image = prepare_image(volume, recipe)
+    probabilities = predict_probabilities(networks, image, recipe, mirroring, on_window=on_window)
+    return labels_on_native_grid(probabilities, volume)
+
+
+@torch.inference_mode()
+def predict_probabilities(networks, image, recipe, mirroring=True, *, on_window=None):
+    """Mean softmax of all networks: (Z, Y, X) normalised image -> (K, Z, Y, X) float32, on the networks' device.
+
+    The image may have any size: one smaller than the patch is padded with 0 on both sides, and cropped back.
+    on_window(done, of) is called after each window. A network in training mode gives its finest head.
+    """
+    device = next((parameter.device for network in networks for parameter in network.parameters()), "cpu")
+    image = torch.as_tensor(image).to(device, torch.float32)
+    before = [max(p - n, 0) // 2 for n, p in zip(image.shape, recipe.patch)]
+    after = [max(p - n, 0) - b for n, p, b in zip(image.shape, recipe.patch, before)]
+    padded = F.pad(image, [side for pair in zip(before[::-1], after[::-1]) for side in pair])
+    weight = importance_map(recipe.patch).to(device)
+    total = torch.zeros((len(CLASSES), *padded.shape), device=device)
+    weights = torch.zeros(padded.shape, device=device)
+    starts = list(product(*map(window_starts, padded.shape, recipe.patch)))
+    for done, start in enumerate(starts, 1):
+        window = tuple(slice(s, s + p) for s, p in zip(start, recipe.patch))
+        for network in networks:
+            total[(slice(None), *window)] += weight * _mean_softmax(network, padded[window][None, None], mirroring)
+        weights[window] += weight * len(networks)
+        if on_window:
+            on_window(done, len(starts))
+    inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape))
+    return (total / weights)[(slice(None), *inside)]
+
+
+def _mean_softmax(network, x, mirroring):
+    """(1, 1, Z, Y, X) -> (K, Z, Y, X): the softmax, averaged over the eight flips."""
+    total = 0
+    for axes in FLIPS if mirroring else FLIPS[:1]:
+        logits = network(x.flip(axes))
+        logits = logits[0] if isinstance(logits, (list, tuple)) else logits
+        total = total + logits.float().softmax(dim=1).flip(axes)
+    return total[0] / (len(FLIPS) if mirroring else 1)
+
+
+def window_starts(size, patch):
+    """Where the windows of one axis begin: evenly spread, at most half a patch apart, [0] if one is enough."""
+    if size <= patch:
+        return [0]
+    steps = int(np.ceil((size - patch) / (patch * WINDOW_STEP)))
+    return [int(np.round((size - patch) / steps * step)) for step in range(steps + 1)]
+
+
+def importance_map(patch):
+    """Weight of each voxel of a window (Z, Y, X): a Gaussian about voxel patch // 2, largest 1, never 0."""
+    weight = torch.ones(tuple(patch), dtype=torch.float64)
+    for axis, side in enumerate(patch):
+        distance = (torch.arange(side, dtype=torch.float64) - side // 2) / (side * WINDOW_SD)
+        weight *= torch.exp(-0.5 * distance**2).reshape([-1 if a == axis else 1 for a in range(3)])
+    return weight.float()

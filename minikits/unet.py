@@ -1,0 +1,150 @@
+"""Three blocks, one U-Net: plain, residual and pre-activation residual. [paper 2.2, figure 1]
+
+Axes: (B, C, Z, Y, X). The three differ in the encoder's block, in the stem, in what the skips pass through, and in
+rows of the table `build_unet`; the skeleton is the same.
+"""
+
+import torch
+from torch import nn
+
+from minikits.paper import CLASSES, KERNEL, NEGATIVE_SLOPE
+
+
+def conv(channels, features, stride=1, *, bias):
+    return nn.Conv3d(channels, features, KERNEL, stride, padding=KERNEL // 2, bias=bias)
+
+
+def norm(features):
+    return nn.InstanceNorm3d(features, affine=True)
+
+
+def leaky():
+    return nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+
+
+def relu():
+    return nn.ReLU(inplace=True)
+
+
+def conv_norm(channels, features, stride, *, bias, nonlinearity):
+    return nn.Sequential(conv(channels, features, stride, bias=bias), norm(features), nonlinearity())
+
+
+def plain_block(channels, features, stride):
+    """conv-IN-LReLU, twice; the stride is the first convolution's."""
+    return nn.Sequential(conv_norm(channels, features, stride, bias=True, nonlinearity=leaky),
+                         conv_norm(features, features, 1, bias=True, nonlinearity=leaky))
+
+
+def reshapes(channels, features, stride):
+    """Does a block change the shape, so that its skip needs a convolution of its own?"""
+    return channels != features or max(stride) > 1
+
+
+class ResidualBlock(nn.Module):
+    """conv-IN-ReLU-conv-IN-(+)-ReLU. A skip that changes the shape is a 1x1x1 convolution and IN."""
+
+    def __init__(self, channels, features, stride):
+        super().__init__()
+        self.body = nn.Sequential(conv(channels, features, stride, bias=False), norm(features), relu(),
+                                  conv(features, features, bias=False), norm(features))
+        self.skip = nn.Identity()
+        if reshapes(channels, features, stride):
+            self.skip = nn.Sequential(nn.Conv3d(channels, features, 1, stride, bias=False), norm(features))
+        self.nonlinearity = relu()
+
+    def forward(self, x):
+        return self.nonlinearity(self.body(x) + self.skip(x))
+
+
+class PreactivationBlock(nn.Module):
+    """IN-ReLU-conv-IN-ReLU-conv-(+). A skip that changes the shape branches off after the first IN-ReLU, bare."""
+
+    def __init__(self, channels, features, stride):
+        super().__init__()
+        self.activation = nn.Sequential(norm(channels), relu())
+        self.body = nn.Sequential(conv(channels, features, stride, bias=False), norm(features), relu(),
+                                  conv(features, features, bias=False))
+        self.skip = None
+        if reshapes(channels, features, stride):
+            self.skip = nn.Conv3d(channels, features, 1, stride, bias=False)
+
+    def forward(self, x):
+        active = self.activation(x)
+        return self.body(active) + (x if self.skip is None else self.skip(active))
+
+
+class UNet(nn.Module):
+    """(B, 1, Z, Y, X) -> logits (B, K, Z, Y, X).
+
+    In training mode a list: one per decoder resolution, finest first; in eval mode the finest alone. The side
+    lengths must be multiples of the product of the strides.
+
+    features: feature maps per stage. strides: of each stage. block(channels, features, stride): of the encoder,
+    blocks[stage] times. stem: before the first stage, giving stem_features. activate_skips: IN-ReLU on each skip.
+    decoder_convs: conv-IN-nonlinearity after each upsampling. bias: of the decoder's convolutions; head_bias.
+    """
+
+    def __init__(self, features, strides, *, block, blocks, stem, stem_features, activate_skips, decoder_convs,
+                 bias, nonlinearity, head_bias):
+        super().__init__()
+        self.stem = stem
+        self.encoder, self.skips = nn.ModuleList(), nn.ModuleList()
+        channels = stem_features
+        for stage, (width, stride) in enumerate(zip(features, strides)):
+            first = block(channels, width, stride)
+            self.encoder.append(nn.Sequential(first, *[block(width, width, (1, 1, 1)) for _ in range(blocks[stage] - 1)]))
+            channels = width
+        self.upsampling, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for width, stride in zip(features[-2::-1], strides[:0:-1]):
+            self.skips.append(nn.Sequential(norm(width), relu()) if activate_skips else nn.Identity())
+            self.upsampling.append(nn.ConvTranspose3d(channels, width, stride, stride, bias=False))
+            self.decoder.append(nn.Sequential(*[
+                conv_norm(width if i else 2 * width, width, 1, bias=bias, nonlinearity=nonlinearity)
+                for i in range(decoder_convs)]))
+            self.heads.append(nn.Conv3d(width, len(CLASSES), 1, bias=head_bias))
+            channels = width
+
+    def forward(self, x):
+        x = self.stem(x)
+        passed = []
+        for stage in self.encoder:
+            x = stage(x)
+            passed.append(x)
+        passed.pop()  # the bottleneck goes up by itself
+        logits = []
+        for skip, up, convs, head in zip(self.skips, self.upsampling, self.decoder, self.heads):
+            x = convs(torch.cat([up(x), skip(passed.pop())], dim=1))
+            if self.training:
+                logits.append(head(x))
+        return logits[::-1] if self.training else self.heads[-1](x)
+
+
+def build_unet(arch, recipe):
+    """A freshly initialised network of the paper: arch "plain", "residual" or "preactivation".
+
+    Kaiming-normal convolutions for LeakyReLU, in all three, biases 0 [nnU-Net v1 initialization.py:19]; torch's
+    global generator draws them.
+    """
+    features, strides = recipe.features(arch), recipe.strides
+    one_more_each_stage = tuple(range(1, len(strides) + 1))  # [paper 2.2]
+    shared = dict(blocks=one_more_each_stage, stem_features=features[0], decoder_convs=1, bias=False,
+                  nonlinearity=relu, head_bias=True)
+    if arch == "plain":
+        network = UNet(features, strides, block=plain_block, blocks=(1,) * len(strides), stem=nn.Identity(),
+                       stem_features=1, activate_skips=False, decoder_convs=2, bias=True, nonlinearity=leaky,
+                       head_bias=False)
+    elif arch == "residual":
+        network = UNet(features, strides, block=ResidualBlock, activate_skips=False,
+                       stem=conv_norm(1, features[0], 1, bias=False, nonlinearity=relu), **shared)
+    elif arch == "preactivation":
+        network = UNet(features, strides, block=PreactivationBlock, activate_skips=True,
+                       stem=conv(1, features[0], bias=False), **shared)
+    else:
+        raise ValueError(f"architecture {arch!r}; wanted plain, residual or preactivation")
+    for module in network.modules():
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+            nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network

@@ -1,0 +1,192 @@
+"""NIfTI files <-> (Z, Y, X) voxels with spacing and frame. What cannot be trusted is refused, by name.
+
+Every volume is turned to the axes of a KiTS19 file, by its affine alone: Z towards inferior, Y towards posterior,
+X towards the patient's left (orientation code I P L). Masks go back in the frame of the file they came from.
+"""
+
+import gzip
+import io
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+
+from minikits.files import written_whole
+
+CANONICAL = axcodes2ornt(("I", "P", "L"))
+SUFFIXES = (".nii", ".nii.gz")
+MAX_VOXELS = 2_000_000_000
+CORNER_TOLERANCE_MM = 1e-3  # beside a relative 1e-4: frames that differ by less are the same
+LABEL_TOLERANCE = 1e-3  # a float label this near to 0, 1 or 2 is that label
+READ_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Volume:
+    """voxels (Z, Y, X): an array, perhaps a view; spacing_mm Z Y X; header and affine: the file's own."""
+
+    path: Path
+    voxels: np.ndarray
+    spacing_mm: tuple
+    affine: np.ndarray
+    header: nib.Nifti1Header
+
+
+def read_volume(path):
+    """An image. Voxels keep the type they are stored in, or become float32 where the header scales them.
+
+    Raises FileNotFoundError, or ValueError where the file is not a whole 3D NIfTI volume of finite real numbers
+    with a frame. A trailing axis of length 1 is dropped. Nothing is checked of the unit: CT should be in HU.
+    """
+    path = Path(path)
+    stored, header = _read(path)
+    affine = _frame(header, path)
+    slope, intercept = header.get_slope_inter()
+    if slope is not None and (slope, intercept or 0) != (1, 0):
+        stored = stored * np.float32(slope) + np.float32(intercept or 0)
+    if stored.dtype.kind == "f":
+        bad = stored.size - np.count_nonzero(np.isfinite(stored))
+        if bad:
+            raise ValueError(f"{path}: {bad} voxels are NaN or infinite, wanted finite values; export the scan again")
+    turn = ornt_transform(io_orientation(affine), CANONICAL)
+    voxels = apply_orientation(stored, turn)
+    spacing = nib.affines.voxel_sizes(affine)[np.argsort(turn[:, 0])]
+    return Volume(path, voxels, tuple(float(s) for s in spacing), affine, header)
+
+
+def read_labels(path):
+    """A label map: as `read_volume`, with uint8 voxels 0, 1 or 2; anything else is a ValueError naming the values."""
+    volume = read_volume(path)
+    voxels = volume.voxels
+    whole = voxels if voxels.dtype.kind in "iu" else np.rint(voxels)
+    if voxels.dtype.kind == "f" and np.abs(voxels - whole).max() > LABEL_TOLERANCE:
+        strange = np.unique(voxels[np.abs(voxels - whole) > LABEL_TOLERANCE])
+    elif whole.min() < 0 or whole.max() > 2:
+        strange = np.unique(whole[(whole < 0) | (whole > 2)])
+    else:
+        return Volume(volume.path, whole.astype(np.uint8), volume.spacing_mm, volume.affine, volume.header)
+    shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")
+    raise ValueError(f"{path}: label values {shown} found, wanted only 0 (background), 1 (kidney) and 2 (tumor); "
+                     "is this the segmentation file?")
+
+
+def check_same_grid(one, other):
+    """Refuses two volumes whose files differ in shape or place: voxel by voxel they would not mean the same."""
+    ours, theirs = one.header.get_data_shape()[:3], other.header.get_data_shape()[:3]
+    if ours != theirs:
+        raise ValueError(f"{one.path}: shape {ours}, but {other.path} has {theirs}, wanted the same; "
+                         "was one of them resampled?")
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in ours])).reshape(3, -1)
+    mine, yours = (v.affine[:3, :3] @ corners + v.affine[:3, 3:] for v in (one, other))
+    apart, size = np.abs(mine - yours).max(), np.ptp(mine, axis=1).max()
+    if apart > CORNER_TOLERANCE_MM + 1e-4 * size:
+        raise ValueError(f"{one.path}: lies up to {apart:.3g} mm from {other.path}, wanted the same affine; "
+                         "was one of them registered or reoriented?")
+
+
+def write_labels(path, labels, like):
+    """Writes (Z, Y, X) labels as uint8 in the frame, shape, affine and codes of the file that `like` was read from."""
+    back = ornt_transform(CANONICAL, io_orientation(like.affine))
+    _write(path, apply_orientation(np.asarray(labels, dtype=np.uint8), back), like.header)
+
+
+def write_image(path, voxels, spacing_mm):
+    """Writes (Z, Y, X) voxels as a KiTS19 file is: I P L, sform code 2. For data that has no file yet."""
+    header = nib.Nifti1Header()
+    affine = -np.diag([*spacing_mm, -1.0])[[2, 1, 0, 3]]
+    header.set_data_shape(voxels.shape)
+    header.set_zooms(spacing_mm)
+    header.set_sform(affine, code=2)
+    _write(path, voxels, header)
+
+
+def _write(path, array, header):
+    """`array` in the file's own axes; compressed where the name says so; equal input gives equal bytes."""
+    header = nib.Nifti1Header.from_header(header, check=False)
+    header.set_data_shape(array.shape)
+    header.set_data_dtype(array.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # a display range in HU would hide the labels
+    header["vox_offset"] = 352
+    with written_whole(path) as file:
+        zipped = gzip.GzipFile("", "wb", 3, file, mtime=0) if str(path).endswith(".gz") else file
+        header.write_to(zipped)
+        zipped.write(bytes(352 - zipped.tell()))
+        for last in range(array.shape[2]):
+            zipped.write(array[:, :, last].tobytes(order="F"))
+        if zipped is not file:
+            zipped.close()
+
+
+def _read(path):
+    """The file's array, in its own axes, and header. The stream is read to its end, so that gzip checks its sum."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file():
+        raise ValueError(f"{path}: a folder or device, wanted a NIfTI file")
+    with open(path, "rb") as file:
+        start = file.read(2)
+        file.seek(0)
+        if not start:
+            raise ValueError(f"{path}: the file is empty (0 bytes), wanted a NIfTI volume; download it again")
+        try:
+            with gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file as stream:
+                header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
+                return _array(stream, header, path), header
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: the compressed data is damaged ({error}); download it again") from None
+
+
+def _header(start, path):
+    """The NIfTI-1 or NIfTI-2 header that the file starts with; refuses by it what is not a 3D volume of numbers."""
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        try:
+            header = kind.from_fileobj(io.BytesIO(start), check=False)
+            if bytes(header["magic"])[:3] not in (b"n+1", b"n+2") or header["sizeof_hdr"] != kind.sizeof_hdr:
+                continue
+            shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        except (nib.spatialimages.HeaderDataError, ValueError, KeyError):
+            continue
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"{path}: shape {shape} found, wanted three axes; give one volume a file")
+        if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
+            raise ValueError(f"{path}: shape {shape} found, more than {MAX_VOXELS} voxels; is the header damaged?")
+        if dtype.kind not in "iuf":
+            raise ValueError(f"{path}: voxels of type {dtype} found, wanted real numbers; export it as int16")
+        header.set_data_shape(shape)
+        return header
+    raise ValueError(f"{path}: starts with {start[:12]!r}, which is no NIfTI file (.nii or .nii.gz); "
+                     "was a web page or a pointer saved in its place?")
+
+
+def _array(stream, header, path):
+    """The voxels that follow the header in `stream`, in the file's own axes."""
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    stream.seek(int(header["vox_offset"]))
+    buffer = np.empty(int(np.prod(shape)) * dtype.itemsize, dtype=np.uint8)
+    filled = 0
+    while filled < len(buffer):
+        count = stream.readinto(memoryview(buffer)[filled : filled + READ_BYTES])
+        if not count:
+            raise ValueError(f"{path}: ends after {filled} of {len(buffer)} bytes of voxels; download it again")
+        filled += count
+    while stream.read(READ_BYTES):
+        pass
+    return buffer.view(dtype).reshape(shape, order="F")
+
+
+def _frame(header, path):
+    """The affine (4, 4) from file axes to mm. An unset or degenerate one is refused: nibabel would invent it."""
+    if header["sform_code"] <= 0 and header["qform_code"] <= 0:
+        raise ValueError(f"{path}: neither sform nor qform is set, so spacing and orientation are unknown; "
+                         "convert it again from DICOM")
+    affine = header.get_best_affine()
+    sizes = nib.affines.voxel_sizes(affine)
+    if not np.isfinite(affine).all() or min(sizes) <= 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
+        raise ValueError(f"{path}: its affine {affine[:3].tolist()} is not invertible; convert it again from DICOM")
+    return affine

@@ -1,0 +1,125 @@
+"""From scans to masks: python predict.py --in scans/ --out masks/"""
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from minikits.cases import find_scans, nifti_name
+from minikits.checkpoints import find_checkpoints, load_checkpoint, load_weights
+from minikits.devices import pick_device
+from minikits.paper import FOLDS
+from minikits.prediction import predict_volume
+from minikits.unet import build_unet
+from minikits.volumes import read_volume, write_labels
+
+SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what networks need in common to be averaged
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Predict kidney (1) and tumor (2) masks of abdominal CT scans.")
+    parser.add_argument("--in", dest="scans", type=Path, required=True,
+                        help="a scan, a folder of *.nii and *.nii.gz, or a KiTS19 folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the masks")
+    parser.add_argument("--model", type=Path, nargs="+", default=[Path("runs/residual")],
+                        help="run folders; all their folds are averaged")
+    parser.add_argument("--folds", type=int, nargs="+", choices=range(FOLDS), metavar="N", help="only these folds")
+    parser.add_argument("--no-mirroring", action="store_true", help="8 times faster, slightly less accurate")
+    parser.add_argument("--overwrite", action="store_true", help="predict scans again that have a mask")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    arguments = parser.parse_args()
+    try:
+        failed = predict(arguments)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"predict.py: {error}\n")
+    if failed:
+        parser.exit(2, "".join(f"predict.py: {line}\n" for line in failed))
+
+
+def predict(arguments):
+    """Predicts every scan that has no mask yet; returns a line for each that failed."""
+    scans = find_inputs(arguments.scans)
+    masks = {name: arguments.out / mask_name(name, path) for name, path in scans.items()}
+    for name, path in scans.items():
+        if masks[name].resolve() == path.resolve():
+            raise ValueError(f"{path}: its mask would replace it; choose another folder with --out")
+    waiting = [name for name in scans if arguments.overwrite or not masks[name].exists()]
+    if len(waiting) < len(scans):
+        print(f"{len(scans) - len(waiting)} of {len(scans)} scans have a mask already (--overwrite predicts them again)")
+    if not waiting:
+        return []
+    device = pick_device(arguments.device)
+    networks, recipe = load_networks(arguments.model, arguments.folds, device)
+    failed, started = [], time.monotonic()
+    for number, name in enumerate(waiting, 1):
+        began = time.monotonic()
+        try:
+            volume = read_volume(scans[name])
+            labels = predict_volume(networks, volume, recipe, mirroring=not arguments.no_mirroring,
+                                    on_window=Progress(f"{name} ({number} of {len(waiting)})"))
+            write_labels(masks[name], labels, volume)
+        except (ValueError, OSError) as error:
+            failed.append(str(error))
+            print(f"{name}: failed ({number} of {len(waiting)}): {error}", flush=True)
+            continue
+        millilitres = [(labels == value).sum() * volume.spacing_mm[0] * volume.spacing_mm[1] * volume.spacing_mm[2] / 1000
+                       for value in (1, 2)]
+        left = (time.monotonic() - started) / number * (len(waiting) - number)
+        print(f"{name}: kidney {millilitres[0]:.0f} ml, tumor {millilitres[1]:.0f} ml, "
+              f"{time.monotonic() - began:.1f} s ({number} of {len(waiting)}, {left:.0f} s left)", flush=True)
+    return failed
+
+
+def find_inputs(path):
+    """{name: path} of the scans to predict; none at all is an error."""
+    if path.is_file():
+        name = nifti_name(path)
+        if name is None:
+            raise ValueError(f"{path}: wanted a NIfTI file (.nii or .nii.gz)")
+        return {name: path}
+    scans = find_scans(path)
+    if not scans:
+        raise ValueError(f"{path}: no scans found, wanted *.nii, *.nii.gz or case_00000/imaging.nii.gz")
+    return scans
+
+
+def mask_name(name, path):
+    """The scan's own name; for a KiTS19 case the one that the challenge takes."""
+    kits = re.fullmatch(r"case_(\d{5})", name)
+    return f"prediction_{kits[1]}.nii.gz" if kits and path.parent.name == name else f"{name}.nii.gz"
+
+
+def load_networks(runs, folds, device):
+    """Every network of the runs, and the recipe they share. Refuses networks that see images differently."""
+    networks, recipe, first = [], None, None
+    for path in [path for run in runs for path in find_checkpoints(run, folds)]:
+        checkpoint = load_checkpoint(path)
+        for name in SHARED if recipe else ():
+            if getattr(recipe, name) != getattr(checkpoint["recipe"], name):
+                raise ValueError(f"{path}: {name} is {getattr(checkpoint['recipe'], name)}, but {getattr(recipe, name)} "
+                                 f"in {first}; average only networks of one recipe")
+        recipe, first = recipe or checkpoint["recipe"], first or path
+        network = load_weights(build_unet(checkpoint["arch"], checkpoint["recipe"]), checkpoint, path)
+        networks.append(network.eval().to(device, memory_format=torch.channels_last_3d))
+        print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs, trained on "
+              f"{len(checkpoint['cases']['train'])} cases")
+    return networks, recipe
+
+
+class Progress:
+    """The line under the cursor of a terminal: windows done and time left."""
+
+    def __init__(self, what):
+        self.what, self.began = what, time.monotonic()
+
+    def __call__(self, done, total):
+        if sys.stdout.isatty():
+            left = (time.monotonic() - self.began) / done * (total - done)
+            print(f"\r{self.what}: window {done} of {total}, {left:.0f} s left ", end="\r", flush=True)
+
+
+if __name__ == "__main__":
+    main()
