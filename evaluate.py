@@ -30,13 +30,12 @@ def main():
 
 def evaluate(folder, reference_folder, out, allow_missing):
     """Scores one folder of masks and prints the table; writes it, and a picture per case, into `out` if given."""
-    masks = {name.replace("prediction_", "case_"): path for name, path in find_masks(folder).items()}
-    references, images = find_references(reference_folder)
+    masks, (references, images) = find_labels(folder)[0], find_labels(reference_folder)
     both = sorted(masks.keys() & references.keys())
     for kind, only in (("reference", masks.keys() - references.keys()), ("mask", references.keys() - masks.keys())):
         if only and not (allow_missing and both):
-            raise ValueError(f"{folder}: {len(only)} cases have no {kind} ({', '.join(sorted(only)[:5])}), wanted one for "
-                             "each; --allow-missing scores the cases that have both")
+            raise ValueError(f"{folder}: {len(only)} cases have no {kind} ({', '.join(sorted(only)[:5])}), wanted one "
+                             "for each; --allow-missing scores the cases that have both")
     rows = []
     for name in both:
         mask, reference = read_labels(masks[name]), read_labels(references[name])
@@ -50,15 +49,8 @@ def evaluate(folder, reference_folder, out, allow_missing):
         write_text(out / "summary.json", as_json(summarise(rows)))
 
 
-def find_masks(folder):
-    found = {name: path for name, path in find_scans(folder).items() if path.parent == folder}
-    if not found:
-        raise ValueError(f"{folder}: no masks found, wanted *.nii.gz as predict.py writes them")
-    return found
-
-
-def find_references(folder):
-    """({name: label file}, {name: image}) of a KiTS19 folder, or of a flat folder of label files, without images."""
+def find_labels(folder):
+    """({case: label file}, {case: image}) of a flat folder of label files, without images, or of a KiTS19 folder."""
     if folder.is_dir() and not any(nifti_name(path) for path in folder.iterdir() if path.is_file()):
         cases = find_cases(folder)
         return ({case.id: case.labels for case in cases if case.labels},

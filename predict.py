@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from minikits.cases import find_scans, nifti_name
@@ -48,7 +49,7 @@ def predict(arguments):
             raise ValueError(f"{path}: its mask would replace it; choose another folder with --out")
     waiting = [name for name in scans if arguments.overwrite or not masks[name].exists()]
     if len(waiting) < len(scans):
-        print(f"{len(scans) - len(waiting)} of {len(scans)} scans have a mask already (--overwrite predicts them again)")
+        print(f"{len(scans) - len(waiting)} of {len(scans)} scans have a mask already; --overwrite predicts them again")
     if not waiting:
         return []
     device = pick_device(arguments.device)
@@ -59,16 +60,15 @@ def predict(arguments):
         try:
             volume = read_volume(scans[name])
             labels = predict_volume(networks, volume, recipe, mirroring=not arguments.no_mirroring,
-                                    on_window=Progress(f"{name} ({number} of {len(waiting)})"))
+                                    on_window=progress(f"{name} ({number} of {len(waiting)})"))
             write_labels(masks[name], labels, volume)
         except (ValueError, OSError) as error:
             failed.append(str(error))
             print(f"{name}: failed ({number} of {len(waiting)}): {error}", flush=True)
             continue
-        millilitres = [(labels == value).sum() * volume.spacing_mm[0] * volume.spacing_mm[1] * volume.spacing_mm[2] / 1000
-                       for value in (1, 2)]
+        kidney, tumor = (np.count_nonzero(labels == value) * np.prod(volume.spacing_mm) / 1000 for value in (1, 2))
         left = (time.monotonic() - started) / number * (len(waiting) - number)
-        print(f"{name}: kidney {millilitres[0]:.0f} ml, tumor {millilitres[1]:.0f} ml, "
+        print(f"{name}: kidney {kidney:.0f} ml, tumor {tumor:.0f} ml, "
               f"{time.monotonic() - began:.1f} s ({number} of {len(waiting)}, {left:.0f} s left)", flush=True)
     return failed
 
@@ -98,27 +98,26 @@ def load_networks(runs, folds, device):
     for path in [path for run in runs for path in find_checkpoints(run, folds)]:
         checkpoint = load_checkpoint(path)
         for name in SHARED if recipe else ():
-            if getattr(recipe, name) != getattr(checkpoint["recipe"], name):
-                raise ValueError(f"{path}: {name} is {getattr(checkpoint['recipe'], name)}, but {getattr(recipe, name)} "
-                                 f"in {first}; average only networks of one recipe")
+            ours, theirs = getattr(checkpoint["recipe"], name), getattr(recipe, name)
+            if ours != theirs:
+                raise ValueError(f"{path}: {name} is {ours}, but {theirs} in {first}; average networks of one recipe")
         recipe, first = recipe or checkpoint["recipe"], first or path
         network = load_weights(build_unet(checkpoint["arch"], checkpoint["recipe"]), checkpoint, path)
         networks.append(network.eval().to(device, memory_format=torch.channels_last_3d))
-        print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs, trained on "
+        print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs on "
               f"{len(checkpoint['cases']['train'])} cases")
     return networks, recipe
 
 
-class Progress:
-    """The line under the cursor of a terminal: windows done and time left."""
+def progress(what):
+    """Writes, on a terminal, the windows done and the time left."""
+    began = time.monotonic()
 
-    def __init__(self, what):
-        self.what, self.began = what, time.monotonic()
+    def show(done, total):
+        left = (time.monotonic() - began) / done * (total - done)
+        print(f"\r{what}: window {done} of {total}, {left:.0f} s left ", end="\r", flush=True)
 
-    def __call__(self, done, total):
-        if sys.stdout.isatty():
-            left = (time.monotonic() - self.began) / done * (total - done)
-            print(f"\r{self.what}: window {done} of {total}, {left:.0f} s left ", end="\r", flush=True)
+    return show if sys.stdout.isatty() else None
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main():
     parser = argparse.ArgumentParser(description="Train one network of one fold, then predict and score the fold.")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="residual")
     parser.add_argument("--fold", choices=[*map(str, range(FOLDS)), "all"], default="0")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="KiTS19 folder, or one with images/ and labels/")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="KiTS19 folder, or images/ and labels/")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="the run goes to OUT/ARCH/foldN")
     parser.add_argument("--recipe", default="paper", help="paper, demo, or a JSON file of Recipe fields to override")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -69,39 +69,42 @@ def train(arguments):
         return [t.to(device, non_blocking=True) for t in draw_batch(train_cases, recipe, arguments.seed, iteration)]
 
     for epoch in range(first_epoch, recipe.epochs):
-        began, waited, total = time.monotonic(), 0.0, torch.zeros((), device=device)
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(epoch)
-        network.train()
-        iterations = range(epoch * recipe.batches_per_epoch, (epoch + 1) * recipe.batches_per_epoch)
-        batches = fetch_ahead(draw, iterations)
-        for _ in iterations:
-            asked = time.monotonic()
-            image, target = next(batches)  # (B, 1, Z, Y, X), (B, Z, Y, X)
-            waited += time.monotonic() - asked
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                logits = network(image.contiguous(memory_format=torch.channels_last_3d))
-            loss = segmentation_loss(logits, target)
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_gradient_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            total += loss.detach()
-        loss = total.item() / recipe.batches_per_epoch
+        began = time.monotonic()
+        batches = fetch_ahead(draw, range(epoch * recipe.batches_per_epoch, (epoch + 1) * recipe.batches_per_epoch))
+        loss, waited = train_epoch(network, batches, optimizer, scaler, recipe, epoch, precision)
         if not np.isfinite(loss):
             raise ValueError(f"{run}: the loss of epoch {epoch + 1} is {loss}, wanted a finite one; the checkpoint of "
                              "the epoch before is kept; try --precision fp32, or look at the data")
         kidney, tumor = patch_dice(network, validation_cases, recipe, arguments.seed, device)
-        seconds = time.monotonic() - began
         log.append({"epoch": epoch + 1, "loss": loss, "learning_rate": recipe.learning_rate_at(epoch),
                     "patch_dice_kidney": kidney, "patch_dice_tumor": tumor,
-                    "seconds_computing": seconds - waited, "seconds_waiting": waited})
+                    "seconds_computing": time.monotonic() - began - waited, "seconds_waiting": waited})
         save_checkpoint(run / "checkpoint.pt", **about, epoch=epoch + 1, log=log, network=network.state_dict(),
                         optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), environment=environment(device))
         report(run, log, recipe, first_epoch)
     score_fold(run, network, arguments.data, validation_ids, recipe)
+
+
+def train_epoch(network, batches, optimizer, scaler, recipe, epoch, precision):
+    """One pass over the epoch's batches: (mean loss, seconds spent waiting for data)."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate_at(epoch)
+    network.train()
+    total, waited, asked = 0, 0.0, time.monotonic()
+    for image, target in batches:  # (B, 1, Z, Y, X), (B, Z, Y, X)
+        waited += time.monotonic() - asked
+        with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
+            logits = network(image.contiguous(memory_format=torch.channels_last_3d))
+        loss = segmentation_loss(logits, target)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_gradient_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        total = total + loss.detach()  # stays on the device: no waiting for it before the epoch's end
+        asked = time.monotonic()
+    return total.item() / recipe.batches_per_epoch, waited
 
 
 def read_recipe(name):
@@ -154,7 +157,7 @@ def introduce(run, about, network, recipe, device, precision, first_epoch):
 
 def environment(device):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return {"device": f"{device} ({name})", "torch": torch.__version__, "numpy": np.__version__,
+    return {"device": f"{device} ({name})", "torch": str(torch.__version__), "numpy": np.__version__,
             "python": platform.python_version()}
 
 

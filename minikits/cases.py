@@ -142,7 +142,8 @@ def prepare(folder, cache, recipe, ids=None):
 
 def _cached(case, cache, recipe):
     """Where a case is kept: the name says all that its preparation depends on."""
-    sources = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in (case.image, case.labels)]
+    states = [(path.resolve(), path.stat()) for path in (case.image, case.labels)]
+    sources = [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
     numbers = [recipe.spacing_mm, recipe.window_hu, recipe.mean_hu, recipe.sd_hu]
     key = hashlib.sha256(json.dumps([CACHE_FORMAT, sources, numbers]).encode()).hexdigest()[:16]
     return cache / f"{case.id}-{key}"

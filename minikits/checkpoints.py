@@ -30,9 +30,8 @@ def load_checkpoint(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()
-        raise ValueError(f"{path}: does not load as plain tensors ({reason[0][:120] if reason else type(error)}); "
-                         "wanted a checkpoint that train.py wrote") from None
+        raise ValueError(f"{path}: damaged, or holds more than plain tensors and data, which is not loaded "
+                         f"({type(error).__name__}); wanted a checkpoint that train.py wrote") from None
     for key, kind in KEYS.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise ValueError(f"{path}: holds no {key!r} ({kind.__name__}); wanted a checkpoint that train.py wrote")
@@ -50,8 +49,8 @@ def load_weights(network, checkpoint, path):
     differing = sorted(set(wanted.items()) ^ set(found.items()))
     if differing:
         name = differing[0][0]
-        raise ValueError(f"{path}: weight {name} has shape {found.get(name, 'none')}, wanted {wanted.get(name, 'none')} "
-                         f"for the {checkpoint['arch']} network of its recipe; the file is not what it says")
+        raise ValueError(f"{path}: weight {name} has shape {found.get(name)}, wanted {wanted.get(name)} for the "
+                         f"{checkpoint['arch']} network of its recipe; the file is not what it says")
     network.load_state_dict(checkpoint["network"])
     return network
 

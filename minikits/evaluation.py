@@ -23,7 +23,7 @@ def kits_dice(prediction, reference):
 
 def _dice(ours, theirs):
     total = np.count_nonzero(ours) + np.count_nonzero(theirs)
-    return 2 * np.count_nonzero(ours & theirs) / total if total else nan  # both empty: the mean leaves it out
+    return float(2 * np.count_nonzero(ours & theirs) / total) if total else nan  # both empty: the mean leaves it out
 
 
 def score_case(case_id, prediction, reference):

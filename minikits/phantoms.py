@@ -13,7 +13,6 @@ Lengths are mm. Places are (z, y, x) from the volume's middle: z to inferior, y 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +39,9 @@ def make_case(seed, *, shape=None, spacing_mm=None, labels=None):
         shape = shape or tuple(int(random.uniform(*mm) / step) for mm, step in zip(
             [(200, 300), (360, 360), (400, 400)], spacing_mm))
         labels = _draw_labels(random, shape, spacing_mm)
-    image = np.empty(labels.shape, dtype=np.int16)
     kidneys = _draw_kidneys(random, labels, spacing_mm, synthetic)
     body = _draw_body(random, labels, spacing_mm, kidneys)
+    image = np.empty(labels.shape, dtype=np.int16)
     for first in range(0, len(image), SLICES_AT_ONCE):
         slab = slice(first, min(first + SLICES_AT_ONCE, len(image)))
         places = _places(labels.shape, spacing_mm)
@@ -147,7 +146,7 @@ def _depth(mask, spacing_mm):
         reach = max(1, round(CORTEX_MM / 2 / step))
         width, pad = [1, 1, 1], [0, 0, 0]
         width[axis], pad[axis] = 2 * reach + 1, reach
-        share = F.avg_pool3d(share, width, 1, pad)
+        share = F.avg_pool3d(F.pad(share, [p for p in pad[::-1] for _ in (0, 1)]), width, 1)
     return share[0, 0].numpy()
 
 
@@ -160,10 +159,10 @@ def _draw_body(random, labels, spacing_mm, kidneys):
     width = max(random.uniform(145, 180), reach[2] + 45)
     depth = max(random.uniform(98, 122), reach[1] + 50)
     spine = y0 + 0.55 * depth
-    cortex = kidneys["cortex_hu"]  # blood, spleen and bowel come close to it
+    cortex = kidneys["cortex_hu"]  # blood, liver, spleen and bowel come close to it
     blood, veins = cortex + random.uniform(-10, 70), cortex + random.uniform(-50, 10)
     ellipsoids = [
-        ((zk - 75, y0 - 15, x0 - 75), (95, 80, 75), random.uniform(85, 130)),  # liver
+        ((zk - 75, y0 - 15, x0 - 75), (95, 80, 75), cortex - random.uniform(15, 75)),  # liver
         ((zk - 70, y0 + 25, x0 + 0.66 * width), (50, 38, 26), cortex - random.uniform(0, 45)),  # spleen
         ((zk - 80, y0 - 45, x0 + 50), (45, 32, 48), random.choice([25, 70, 220])),  # stomach
         ((zk - 80, y0 - 68, x0 + 50), (30, 10, 30), -850),  # its air
@@ -173,7 +172,7 @@ def _draw_body(random, labels, spacing_mm, kidneys):
             ((zk + 60, spine - 2, x0 + side * 38), (170, 22, 17), 60),  # psoas
             ((zk, spine + 38, x0 + side * 36), (900, 24, 30), 58),  # paraspinal muscle
             ((zk + 30, y0 + 5, x0 + side * 0.68 * width), (110, 20, 20), 80),  # colon, and what it holds
-            ((zk + 30, y0 + 5, x0 + side * 0.68 * width), (108, 17, 17), random.choice([30, cortex, cortex + 20, -600])),
+            ((zk + 30, y0 + 5, x0 + side * 0.68 * width), (108, 17, 17), random.choice([30, cortex, cortex, -600])),
         ]
     for _ in range(random.integers(14, 24)):  # bowel
         centre = (zk + random.uniform(-30, 170), y0 + random.uniform(-70, 0), x0 + random.uniform(-95, 95))
@@ -187,8 +186,9 @@ def _draw_body(random, labels, spacing_mm, kidneys):
         ((zk + 10, spine - 34, x0), (6, 6, 58), veins),  # renal veins
     ]
     return {"centre": (zk, y0, x0), "width": width, "depth": depth, "spine": spine, "ellipsoids": ellipsoids,
-            "fat_hu": random.uniform(-115, -90), "muscle_hu": random.uniform(50, 68), "bone_hu": random.uniform(160, 260),
-            "wall": random.uniform(0.78, 0.85), "phase": random.uniform(0, 36), "noise_sd": random.uniform(10, 24)}
+            "fat_hu": random.uniform(-115, -90), "muscle_hu": random.uniform(50, 68),
+            "bone_hu": random.uniform(160, 260), "wall": random.uniform(0.78, 0.85),
+            "phase": random.uniform(0, 36), "noise_sd": random.uniform(10, 24)}
 
 
 def _paint_body(body, places):
@@ -247,17 +247,35 @@ def _scanned(hu, noise_sd, random):
 
 
 def _blurred(values):
-    """(1 2 1) / 4 along Y and X, edges replicated."""
-    for axis in (1, 2):
-        padded = np.pad(values, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
-        before, after = (np.take(padded, range(s, s + values.shape[axis]), axis) for s in (0, 2))
-        values = (before + 2 * values + after) / 4
-    return values
+    """(1 2 1) / 4 along Y and X, edges replicated: two means of two."""
+    padded = F.pad(torch.from_numpy(values)[None], (1, 1, 1, 1), mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(padded, 2, 1), 2, 1)[0].numpy()
+
+
+def write_cases(out, count=None, seed=0, labels=None):
+    """Writes cases into a folder, a line each. count: default 10, or as many as the folder `labels` holds."""
+    sources = sorted(Path(labels).glob("*/segmentation.nii*"))[:count] if labels else [None] * (count or 10)
+    if not sources:
+        raise ValueError(f"{labels}: no label volumes found, wanted case_00000/segmentation.nii.gz")
+    scores = []
+    for number, source in enumerate(sources):
+        like = source and read_labels(source)
+        given = {"labels": like.voxels, "spacing_mm": like.spacing_mm} if source else {}
+        image, mask, spacing = make_case([seed, number], **given)
+        name = source.parent.name if source else f"phantom_{number:03d}"
+        write_image(out / name / "imaging.nii.gz", image, spacing)
+        write_image(out / name / "segmentation.nii.gz", mask, spacing)
+        scores.append(best_threshold_dice(image, mask))
+        kidney, tumor = (np.count_nonzero(m) * np.prod(spacing) / 1000 for m in (mask, mask == 2))
+        print(f"{name}: {'x'.join(map(str, mask.shape))} voxels of {'x'.join(f'{s:.3g}' for s in spacing)} mm, "
+              f"kidney {kidney:.0f} ml, tumor {tumor:.0f} ml", flush=True)
+    (kidney, tumor), (most, more) = np.mean(scores, axis=0), np.max(scores, axis=0)
+    print(f"best global threshold: Dice {kidney:.2f} kidney, {tumor:.2f} tumor; at most {most:.2f} and {more:.2f}")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Write synthetic KiTS19 cases.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for NAME/imaging.nii.gz and segmentation.nii.gz")
+    parser.add_argument("--out", type=Path, required=True, help="folder for NAME/imaging.nii.gz, segmentation.nii.gz")
     parser.add_argument("--cases", type=int, help="how many (default 10, or all of --labels)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--labels", type=Path, help="folder of case_00000/segmentation.nii.gz to build bodies around")
@@ -268,29 +286,5 @@ def main():
         parser.exit(2, f"phantoms: {error}\n")
 
 
-def write_cases(out, count=None, seed=0, labels=None):
-    """Writes cases into a folder, a line each. count: default 10, or as many as `labels` holds."""
-    sources = sorted(Path(labels).glob("*/segmentation.nii*"))[:count] if labels else [None] * (count or 10)
-    if not sources:
-        raise ValueError(f"{labels}: no label volumes found, wanted case_00000/segmentation.nii.gz")
-    scores = []
-    for number, source in enumerate(sources):
-        name = source.parent.name if source else f"phantom_{number:03d}"
-        if source:
-            like = read_labels(source)
-            image, mask, spacing = make_case([seed, number], labels=like.voxels, spacing_mm=like.spacing_mm)
-        else:
-            image, mask, spacing = make_case([seed, number])
-        image_path = out / name / "imaging.nii.gz"
-        write_image(image_path, image, spacing)
-        write_image(out / name / "segmentation.nii.gz", mask, spacing)
-        scores.append(best_threshold_dice(image, mask))
-        litres = np.prod(spacing) / 1000
-        print(f"{name}: {'x'.join(map(str, image.shape))} voxels of {'x'.join(f'{s:.3g}' for s in spacing)} mm, kidney "
-              f"{np.count_nonzero(mask) * litres:.0f} ml, tumor {np.count_nonzero(mask == 2) * litres:.0f} ml", flush=True)
-    kidney, tumor = np.mean(scores, axis=0)
-    print(f"best global threshold, mean Dice: kidney {kidney:.2f}, tumor {tumor:.2f}; largest {np.max(scores, 0).round(2)}")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from minikits.paper import CLASSES, WINDOW_SD, WINDOW_STEP
 from minikits.resampling import labels_on_native_grid, prepare_image
 
-FLIPS = [tuple(axis for axis in (2, 3, 4) if flips[axis - 2]) for flips in product((False, True), repeat=3)]
+FLIPS = [tuple(axis for axis in range(3) if flips[axis]) for flips in product((False, True), repeat=3)]
+AT_ONCE = 2  # torch runs small convolutions of a single sample on CPUs by a path that is several times slower
 
 
 def predict_volume(networks, volume, recipe, *, mirroring=True, on_window=None):
@@ -35,25 +36,23 @@ def predict_probabilities(networks, image, recipe, mirroring=True, *, on_window=
     total = torch.zeros((len(CLASSES), *padded.shape), device=device)
     weights = torch.zeros(padded.shape, device=device)
     starts = list(product(*map(window_starts, padded.shape, recipe.patch)))
-    for done, start in enumerate(starts, 1):
-        window = tuple(slice(s, s + p) for s, p in zip(start, recipe.patch))
+    windows = [tuple(slice(s, s + p) for s, p in zip(start, recipe.patch)) for start in starts]
+    flips = FLIPS if mirroring else FLIPS[:1]
+    looks = list(product(windows, flips))
+    for first in range(0, len(looks), AT_ONCE):
+        group = looks[first:first + AT_ONCE]
+        x = torch.stack([padded[window].flip(axes) for window, axes in group])[:, None]
         for network in networks:
-            total[(slice(None), *window)] += weight * _mean_softmax(network, padded[window][None, None], mirroring)
-        weights[window] += weight * len(networks)
+            logits = network(x.contiguous(memory_format=torch.channels_last_3d))
+            softmax = (logits[0] if isinstance(logits, (list, tuple)) else logits).float().softmax(dim=1)
+            for (window, axes), seen in zip(group, softmax):
+                total[(slice(None), *window)] += weight * seen.flip([axis + 1 for axis in axes])
+        for window, _ in group:
+            weights[window] += weight * len(networks)
         if on_window:
-            on_window(done, len(starts))
+            on_window((first + len(group)) // len(flips), len(windows))
     inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape))
     return (total / weights)[(slice(None), *inside)]
-
-
-def _mean_softmax(network, x, mirroring):
-    """(1, 1, Z, Y, X) -> (K, Z, Y, X): the softmax, averaged over the eight flips."""
-    total = 0
-    for axes in FLIPS if mirroring else FLIPS[:1]:
-        logits = network(x.flip(axes))
-        logits = logits[0] if isinstance(logits, (list, tuple)) else logits
-        total = total + logits.float().softmax(dim=1).flip(axes)
-    return total[0] / (len(FLIPS) if mirroring else 1)
 
 
 def window_starts(size, patch):

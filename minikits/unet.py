@@ -4,30 +4,21 @@ Axes: (B, C, Z, Y, X). The three differ in the encoder's block, in the stem, in 
 rows of the table `build_unet`; the skeleton is the same.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 
 from minikits.paper import CLASSES, KERNEL, NEGATIVE_SLOPE
 
-
-def conv(channels, features, stride=1, *, bias):
-    return nn.Conv3d(channels, features, KERNEL, stride, padding=KERNEL // 2, bias=bias)
-
-
-def norm(features):
-    return nn.InstanceNorm3d(features, affine=True)
-
-
-def leaky():
-    return nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
-
-
-def relu():
-    return nn.ReLU(inplace=True)
+conv = partial(nn.Conv3d, kernel_size=KERNEL, padding=KERNEL // 2)
+norm = partial(nn.InstanceNorm3d, affine=True)
+relu = partial(nn.ReLU, inplace=True)
+leaky = partial(nn.LeakyReLU, NEGATIVE_SLOPE, inplace=True)
 
 
 def conv_norm(channels, features, stride, *, bias, nonlinearity):
-    return nn.Sequential(conv(channels, features, stride, bias=bias), norm(features), nonlinearity())
+    return nn.Sequential(conv(channels, features, stride=stride, bias=bias), norm(features), nonlinearity())
 
 
 def plain_block(channels, features, stride):
@@ -46,7 +37,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels, features, stride):
         super().__init__()
-        self.body = nn.Sequential(conv(channels, features, stride, bias=False), norm(features), relu(),
+        self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
                                   conv(features, features, bias=False), norm(features))
         self.skip = nn.Identity()
         if reshapes(channels, features, stride):
@@ -63,7 +54,7 @@ class PreactivationBlock(nn.Module):
     def __init__(self, channels, features, stride):
         super().__init__()
         self.activation = nn.Sequential(norm(channels), relu())
-        self.body = nn.Sequential(conv(channels, features, stride, bias=False), norm(features), relu(),
+        self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
                                   conv(features, features, bias=False))
         self.skip = None
         if reshapes(channels, features, stride):
@@ -92,8 +83,8 @@ class UNet(nn.Module):
         self.encoder, self.skips = nn.ModuleList(), nn.ModuleList()
         channels = stem_features
         for stage, (width, stride) in enumerate(zip(features, strides)):
-            first = block(channels, width, stride)
-            self.encoder.append(nn.Sequential(first, *[block(width, width, (1, 1, 1)) for _ in range(blocks[stage] - 1)]))
+            more = [block(width, width, (1, 1, 1)) for _ in range(blocks[stage] - 1)]
+            self.encoder.append(nn.Sequential(block(channels, width, stride), *more))
             channels = width
         self.upsampling, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for width, stride in zip(features[-2::-1], strides[:0:-1]):

@@ -143,8 +143,10 @@ def _read(path):
 def _header(start, path):
     """The NIfTI-1 or NIfTI-2 header that the file starts with; refuses by it what is not a 3D volume of numbers."""
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        if len(start) < kind.sizeof_hdr:
+            continue
         try:
-            header = kind.from_fileobj(io.BytesIO(start), check=False)
+            header = kind.from_fileobj(io.BytesIO(start[: kind.sizeof_hdr]), check=False)
             if bytes(header["magic"])[:3] not in (b"n+1", b"n+2") or header["sizeof_hdr"] != kind.sizeof_hdr:
                 continue
             shape, dtype = header.get_data_shape(), header.get_data_dtype()

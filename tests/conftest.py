@@ -1,0 +1,59 @@
+"""What several tests share: small recipes, phantoms on disk, and the real data beside the checkout, if it is there."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minikits.paper import PAPER
+from minikits.phantoms import make_case
+from minikits.volumes import write_image
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("MINIKITS_SHARED", ROOT.parent / "shared"))
+
+TINY = dataclasses.replace(
+    PAPER, spacing_mm=(8.0, 6.0, 6.0), patch=(16, 32, 32), plain_features=4, residual_features=4, max_features=8,
+    epochs=2, batches_per_epoch=3, validation_batches=1)
+
+
+@pytest.fixture(scope="session")
+def kits19():
+    if not (SHARED / "kits19").is_dir():
+        pytest.skip("the KiTS19 label volumes are not here (kits19/ beside the checkout, in ../shared)")
+    return SHARED / "kits19"
+
+
+@pytest.fixture(scope="session")
+def real_ct():
+    path = SHARED / "ct" / "example_ct_sm.nii.gz"
+    if not path.is_file():
+        pytest.skip("the example CT is not here (ct/example_ct_sm.nii.gz in ../shared)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory):
+    """A KiTS19 folder of six small cases."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    for number in range(6):
+        image, labels, spacing = make_case(number, shape=(30, 64, 70), spacing_mm=(6.0, 5.5, 5.5))
+        write_image(folder / f"phantom_{number}" / "imaging.nii.gz", image, spacing)
+        write_image(folder / f"phantom_{number}" / "segmentation.nii.gz", labels, spacing)
+    return folder
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(7)
+
+
+def run_script(*arguments, expect=0, cwd=ROOT):
+    """Runs a script of ours as a user does; returns its output, both streams."""
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
+    assert done.returncode == expect, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr

@@ -1,0 +1,88 @@
+"""Whole or not at all; what is not a checkpoint of ours is refused in one line, and nothing in it runs."""
+
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from minikits.checkpoints import find_checkpoints, load_checkpoint, load_weights, save_checkpoint
+from minikits.unet import build_unet
+
+
+def content(**changes):
+    return {"arch": "plain", "recipe": asdict(TINY), "cases": {"train": ["a"], "validation": []}, "seed": 0, "epoch": 1,
+            "network": build_unet("plain", TINY).state_dict(), **changes}
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "fold0" / "checkpoint.pt"
+    saved = content()
+    save_checkpoint(path, **saved)
+    loaded = load_checkpoint(path)
+    assert loaded["recipe"] == TINY and loaded["cases"] == saved["cases"]
+    network = load_weights(build_unet("plain", TINY), loaded, path)
+    assert all(torch.equal(value, saved["network"][name]) for name, value in network.state_dict().items())
+    assert find_checkpoints(tmp_path) == [path] and [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+class Payload:
+    def __init__(self, witness):
+        self.witness = witness
+
+    def __reduce__(self):
+        return Path.touch, (self.witness,)
+
+
+def test_a_payload_is_refused_and_does_not_run(tmp_path):
+    witness, path = tmp_path / "it_ran", tmp_path / "checkpoint.pt"
+    torch.save(content(extra=Payload(witness)), path)
+    with pytest.raises(ValueError, match="damaged, or holds more than plain tensors"):
+        load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Payload(witness)))
+    with pytest.raises(ValueError, match="damaged, or holds more than plain tensors"):
+        load_checkpoint(path)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize("changes, complaint", [
+    ({"arch": "dense"}, "architecture 'dense'"), ({"format": 99}, "format 99"), ({"network": None}, "no 'network'"),
+    ({"recipe": {"layers": 3}}, "no field of a recipe"), ({"epoch": "last"}, "no 'epoch'")])
+def test_wrong_content_is_named(tmp_path, changes, complaint):
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"format": 1, **content(), **changes}, path)
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        load_checkpoint(path)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_damaged_and_absent_files(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, **content())
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="holds no 'format'"):
+        load_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint; train one with train\.py"):
+        load_checkpoint(tmp_path / "absent.pt")
+    with pytest.raises(FileNotFoundError, match=r"fold3/checkpoint\.pt: no such checkpoint"):
+        find_checkpoints(tmp_path, [3])
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    loaded = {"arch": "plain", "network": build_unet("residual", TINY).state_dict()}
+    with pytest.raises(ValueError, match=r"weight .* for the plain network"):
+        load_weights(build_unet("plain", TINY), loaded, tmp_path)
+
+
+def test_a_save_that_fails_keeps_the_last_good_file(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, **content(epoch=4))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, **content(epoch=5))
+    assert load_checkpoint(path)["epoch"] == 4 and list(tmp_path.iterdir()) == [path]
