@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minikits.cases import find_scans, nifti_name
+from minikits.cases import find_scans
 from minikits.checkpoints import find_checkpoints, load_checkpoint, load_weights
 from minikits.devices import pick_device
 from minikits.paper import FOLDS
@@ -42,7 +42,7 @@ def main():
 
 def predict(arguments):
     """Predicts every scan that has no mask yet; returns a line for each that failed."""
-    scans = find_inputs(arguments.scans)
+    scans = find_scans(arguments.scans)
     masks = {name: arguments.out / mask_name(name, path) for name, path in scans.items()}
     for name, path in scans.items():
         if masks[name].resolve() == path.resolve():
@@ -71,19 +71,6 @@ def predict(arguments):
         print(f"{name}: kidney {kidney:.0f} ml, tumor {tumor:.0f} ml, "
               f"{time.monotonic() - began:.1f} s ({number} of {len(waiting)}, {left:.0f} s left)", flush=True)
     return failed
-
-
-def find_inputs(path):
-    """{name: path} of the scans to predict; none at all is an error."""
-    if path.is_file():
-        name = nifti_name(path)
-        if name is None:
-            raise ValueError(f"{path}: wanted a NIfTI file (.nii or .nii.gz)")
-        return {name: path}
-    scans = find_scans(path)
-    if not scans:
-        raise ValueError(f"{path}: no scans found, wanted *.nii, *.nii.gz or case_00000/imaging.nii.gz")
-    return scans
 
 
 def mask_name(name, path):

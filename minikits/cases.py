@@ -7,7 +7,6 @@ Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -54,18 +53,22 @@ def nifti_name(path):
     return None
 
 
-def find_scans(folder):
-    """{name: path} of a folder's scans: its own NIfTI files, else its KiTS19 cases' images, sorted."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
+def find_scans(source):
+    """{name: path}, sorted: a NIfTI file itself, or a folder's NIfTI files, else its KiTS19 cases' images."""
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder")
     found = {}
-    for path in sorted(folder.iterdir()):
+    for path in [source] if source.is_file() else sorted(source.iterdir()):
         if path.is_file() and (name := nifti_name(path)):
             if name in found:
                 raise ValueError(f"{path}: {found[name].name} has the same name {name}; rename one of them")
             found[name] = path
-    return found or {case.id: case.image for case in find_cases(folder) if case.image}
+    if source.is_dir() and not found:
+        found = {case.id: case.image for case in find_cases(source) if case.image}
+    if not found:
+        raise ValueError(f"{source}: no scan found, wanted *.nii, *.nii.gz or case_00000/imaging.nii.gz")
+    return found
 
 
 def find_cases(folder):
@@ -90,7 +93,8 @@ def find_cases(folder):
 
 def training_cases(folder, recipe):
     """The labelled cases of a folder less those the recipe leaves out; refuses labels without an image."""
-    cases = [case for case in find_cases(folder) if case.labels and not _excluded(case.id, recipe)]
+    left_out = {f"case_{number:05d}" for number in recipe.excluded_cases}
+    cases = [case for case in find_cases(folder) if case.labels and case.id not in left_out]
     missing = [case.id for case in cases if not case.image]
     if missing:
         raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])}, ...); "
@@ -98,11 +102,6 @@ def training_cases(folder, recipe):
     if not cases:
         raise ValueError(f"{folder}: no labelled cases found, wanted case_00000/segmentation.nii.gz")
     return cases
-
-
-def _excluded(id, recipe):
-    number = re.fullmatch(r"case_(\d{5})", id)
-    return number is not None and int(number[1]) in recipe.excluded_cases
 
 
 def five_folds(case_ids):
@@ -121,14 +120,14 @@ def five_folds(case_ids):
             for block in blocks]
 
 
-def prepare(folder, cache, recipe, ids=None):
-    """The PreparedCases of a folder's training cases (or of `ids` among them), in order, memory-mapped.
+def prepare(folder, cache, recipe):
+    """The PreparedCases of a folder's training cases, sorted by id, memory-mapped.
 
     What is not in `cache` yet is read, resampled and put there, a line each. A case is prepared again when its
     files (name, size, time of change) or the numbers of its preparation change. Raises as `read_volume`,
     `read_labels` and `check_same_grid` do, before anything of the case is kept.
     """
-    cases = [case for case in training_cases(folder, recipe) if ids is None or case.id in set(ids)]
+    cases = training_cases(folder, recipe)
     folders = [_cached(case, Path(cache), recipe) for case in cases]
     waiting = [(case, kept) for case, kept in zip(cases, folders) if not kept.exists()]
     started = time.monotonic()

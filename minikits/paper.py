@@ -135,19 +135,14 @@ def recipe_from(values, source="recipe"):
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{source}: {name!r} is no field of a recipe; the fields are {', '.join(known)}")
-        if not _fits(value, known[name], name):
+        several = isinstance(known[name], tuple)
+        numbers, models = (value, known[name]) if several else ([value], [known[name]])
+        kinds = (int,) if isinstance(models[0], int) else (int, float)
+        if (not isinstance(numbers, (list, tuple)) or any(type(number) not in kinds for number in numbers)
+                or (len(numbers) != len(models) and name != "excluded_cases")):
             raise ValueError(f"{source}: {name} is {value!r}; expected the form of {known[name]!r}")
-        checked[name] = tuple(value) if isinstance(value, (list, tuple)) else value
+        checked[name] = tuple(value) if several else value
     return Recipe(**checked)
-
-
-def _fits(value, default, name):
-    if isinstance(default, tuple):
-        number = (int,) if isinstance(default[0], int) else (int, float)
-        return (isinstance(value, (list, tuple)) and (len(value) == len(default) or name == "excluded_cases")
-                and all(isinstance(v, number) and not isinstance(v, bool) for v in value))
-    number = (int,) if isinstance(default, int) else (int, float)
-    return isinstance(value, number) and not isinstance(value, bool)
 
 
 PAPER = Recipe()

@@ -23,6 +23,7 @@ from minikits.volumes import read_labels, write_image
 
 SLICES_AT_ONCE = 32
 TEXTURE_MM = 9.0  # grain of what a tumor looks like inside
+FAT_MM = 12.0  # the box around the kidneys is this much larger, for the fat that lies around them
 CORTEX_MM = 15.0  # width of the window that tells the cortex from what is deeper
 
 
@@ -47,7 +48,7 @@ def make_case(seed, *, shape=None, spacing_mm=None, labels=None):
         places = _places(labels.shape, spacing_mm)
         places[0] = places[0][slab]
         hu = _paint_body(body, places)
-        _paint_kidneys(hu, kidneys, labels, slab, places)
+        _paint_kidneys(hu, body, kidneys, labels, slab, places)
         image[slab] = _scanned(hu, body["noise_sd"], random)
     return image, labels, tuple(spacing_mm)
 
@@ -87,7 +88,7 @@ def _draw_labels(random, shape, spacing_mm):
     labels = np.zeros(shape, dtype=np.uint8)
     places = _places(shape, spacing_mm)
     tumors = []
-    count = random.choice([0, 1, 2], p=[0.06, 0.82, 0.12])
+    count = random.choice([0, 1, 2], p=[0.05, 0.8, 0.15])
     bearers = random.permutation([-1, 1])[:count]
     for side in (-1, 1):
         centre = np.array([random.uniform(-15, 15) - 8 * side, random.uniform(12, 34), side * random.uniform(56, 70)])
@@ -105,7 +106,7 @@ def _draw_labels(random, shape, spacing_mm):
             outwards = random.uniform(0.75, 1.1)  # above 1 it grows out of the kidney
             place = towards / np.linalg.norm(towards) * radii * outwards
             place[2] += lean * place[0]
-            tumors.append((centre + place, random.uniform(13, 33)))
+            tumors.append((centre + place, random.uniform(14, 28)))
     for centre, radius in tumors:
         box, squared = _near(places, centre, [1.4 * radius] * 3)
         z, y, x = (np.take(place, np.arange(s.start, s.stop), axis) for axis, (place, s) in enumerate(zip(places, box)))
@@ -117,7 +118,9 @@ def _draw_labels(random, shape, spacing_mm):
 def _draw_kidneys(random, labels, spacing_mm, synthetic):
     """What is inside the kidneys. In the box around the labels: depth below the surface and texture."""
     spans = [np.flatnonzero(labels.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    box = tuple(slice(int(span[0]), int(span[-1]) + 1) if len(span) else slice(0, 1) for span in spans)
+    margin = [int(FAT_MM // step) for step in spacing_mm]
+    box = tuple(slice(max(0, int(span[0]) - m), min(n, int(span[-1]) + 1 + m)) if len(span) else slice(0, 1)
+                for span, m, n in zip(spans, margin, labels.shape))
     cysts, places, inside = [], _places(labels.shape, spacing_mm), np.flatnonzero(labels == 1)
     for _ in range(random.integers(0, 3) if len(inside) else 0):
         voxel = np.unravel_index(random.choice(inside), labels.shape)
@@ -161,12 +164,7 @@ def _draw_body(random, labels, spacing_mm, kidneys):
     spine = y0 + 0.55 * depth
     cortex = kidneys["cortex_hu"]  # blood, liver, spleen and bowel come close to it
     blood, veins = cortex + random.uniform(-10, 70), cortex + random.uniform(-50, 10)
-    ellipsoids = [
-        ((zk - 75, y0 - 15, x0 - 75), (95, 80, 75), cortex - random.uniform(15, 75)),  # liver
-        ((zk - 70, y0 + 25, x0 + 0.66 * width), (50, 38, 26), cortex - random.uniform(0, 45)),  # spleen
-        ((zk - 80, y0 - 45, x0 + 50), (45, 32, 48), random.choice([25, 70, 220])),  # stomach
-        ((zk - 80, y0 - 68, x0 + 50), (30, 10, 30), -850),  # its air
-    ]
+    ellipsoids = []
     for side in (-1, 1):
         ellipsoids += [
             ((zk + 60, spine - 2, x0 + side * 38), (170, 22, 17), 60),  # psoas
@@ -179,6 +177,12 @@ def _draw_body(random, labels, spacing_mm, kidneys):
         radii, wall = random.uniform(12, 27, size=3), 3
         inside = random.choice([cortex + random.uniform(-40, 60), random.uniform(5, 40), random.uniform(60, 120), -700])
         ellipsoids += [(centre, radii, random.uniform(70, 130)), (centre, radii - wall, inside)]
+    ellipsoids += [
+        ((zk - 75, y0 - 15, x0 - 75), (95, 80, 75), cortex - random.uniform(15, 75)),  # liver
+        ((zk - 70, y0 + 25, x0 + 0.66 * width), (50, 38, 26), cortex - random.uniform(0, 45)),  # spleen
+        ((zk - 80, y0 - 45, x0 + 50), (45, 32, 48), random.choice([25, 70, 220])),  # stomach
+        ((zk - 80, y0 - 68, x0 + 50), (30, 10, 30), -850),  # its air
+    ]
     ellipsoids += [
         ((zk, spine - 34, x0 + 9), (900, 11, 11), blood),  # aorta
         ((zk, spine - 32, x0 - 19), (900, 13, 12), veins),  # cava
@@ -218,8 +222,8 @@ def _paint_body(body, places):
     return hu
 
 
-def _paint_kidneys(hu, kidneys, labels, slab, places):
-    """Kidneys, cysts and tumors over a slab of HU, in place."""
+def _paint_kidneys(hu, body, kidneys, labels, slab, places):
+    """Kidneys, the fat around them, cysts and tumors over a slab of HU, in place."""
     box = kidneys["box"]
     rows = slice(max(slab.start, box[0].start), min(slab.stop, box[0].stop))
     if rows.start >= rows.stop:
@@ -228,6 +232,7 @@ def _paint_kidneys(hu, kidneys, labels, slab, places):
     label = labels[rows, box[1], box[2]]
     own = slice(rows.start - box[0].start, rows.stop - box[0].start)
     depth, tumor_depth, texture = (kidneys[name][own] for name in ("depth", "tumor_depth", "texture"))
+    part[(label == 0) & (depth > 0.1)] = body["fat_hu"]
     part[label == 1] = kidneys["cortex_hu"]
     part[(label == 1) & (depth > 0.85) & (texture > -0.4)] = kidneys["medulla_hu"]
     for centre, radius in kidneys["cysts"]:

@@ -116,8 +116,7 @@ def labels_on_native_grid(probabilities, volume):
     """
     probabilities = torch.as_tensor(probabilities)
     coarse = _largest(probabilities).cpu().numpy()
-    thick = thick_axis(volume.spacing_mm)
-    orders = [0 if axis == thick else LABEL_ORDER for axis in range(3)]
+    orders = label_orders(volume.spacing_mm)
     return _winners(lambda z, y, x: probabilities[:, z, y, x].float(), coarse, volume.voxels.shape, orders)
 
 
@@ -173,6 +172,10 @@ def thick_axis(spacing_mm):
     return thickest[0] if max(spacing_mm) / min(spacing_mm) > SEPARATE_Z_ABOVE and len(thickest) == 1 else None
 
 
+def label_orders(spacing_mm):
+    return tuple(0 if axis == thick_axis(spacing_mm) else LABEL_ORDER for axis in range(3))
+
+
 def resampled_shape(shape, spacing_mm, recipe):
     """Voxels per axis at the recipe's spacing: half to even, at least 1."""
     return tuple(max(1, int(np.round(n * old / new))) for n, old, new in zip(shape, spacing_mm, recipe.spacing_mm))
@@ -198,6 +201,5 @@ def prepare_image(volume, recipe):
 
 def prepare_labels(volume, recipe):
     """A label Volume -> uint8 (Z, Y, X) on the grid of `prepare_image`."""
-    thick = thick_axis(volume.spacing_mm)
-    orders = [0 if axis == thick else LABEL_ORDER for axis in range(3)]
-    return resample_labels(volume.voxels, resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe), orders)
+    shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe)
+    return resample_labels(volume.voxels, shape, label_orders(volume.spacing_mm))

@@ -7,7 +7,7 @@ X towards the patient's left (orientation code I P L). Masks go back in the fram
 import gzip
 import io
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -67,7 +67,7 @@ def read_labels(path):
     elif whole.min() < 0 or whole.max() > 2:
         strange = np.unique(whole[(whole < 0) | (whole > 2)])
     else:
-        return Volume(volume.path, whole.astype(np.uint8), volume.spacing_mm, volume.affine, volume.header)
+        return replace(volume, voxels=whole.astype(np.uint8))
     shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")
     raise ValueError(f"{path}: label values {shown} found, wanted only 0 (background), 1 (kidney) and 2 (tumor); "
                      "is this the segmentation file?")

@@ -144,7 +144,7 @@ def test_complaints_are_one_line_and_exit_with_2(trained, phantoms, recipe, tmp_
         (("train.py", "--data", phantoms, "--recipe", "other"), "other: no such recipe"),
         (("predict.py", "--in", tmp_path / "empty", "--out", tmp_path, *model), "empty: no"),
         (("predict.py", "--in", phantoms, "--out", tmp_path / "m", *model, "--folds", 3), "fold3/checkpoint.pt: no"),
-        (("predict.py", "--in", recipe, "--out", tmp_path / "m", *model), "wanted a NIfTI file"),
+        (("predict.py", "--in", recipe, "--out", tmp_path / "m", *model), "no scan found"),
         (("evaluate.py", "--pred", tmp_path / "empty", "--ref", phantoms), "empty: no"),
     ]:
         printed = run_script(*arguments, expect=2)
