@@ -27,6 +27,8 @@ def segmentation_loss(logits, target):
     logits = [logits] if isinstance(logits, torch.Tensor) else logits
     loss = 0
     for weight, head in zip(head_weights(len(logits)), logits):
+        if not weight:  # not even weight decay reaches an unweighted head [nnU-Net v1 deep_supervision.py]
+            continue
         coarse = downsampled(target, head.shape[2:])
         loss = loss + weight * (F.cross_entropy(at_least_float32(head), coarse.long()) + soft_dice_loss(head, coarse))
     return loss

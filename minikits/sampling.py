@@ -32,16 +32,18 @@ def draw_start(case, patch, generator, *, forced):
 
     Uniform among the patches inside the case. Forced: centred on a random voxel of a random structure that the case
     has, clamped at the low edge, so that it may overhang the high edge. A case smaller than the patch lies in its
-    middle, so that the start is negative. A case without foreground is never forced.
+    middle, so that the start is negative; an odd difference has two middles. A case without foreground is never
+    forced.
     """
     size = case.labels.shape
-    low = [-((p - n) // 2) if n < p else 0 for n, p in zip(size, patch)]
+    low = [min(0, (n - p) // 2) for n, p in zip(size, patch)]
+    high = [n - p if n > p else -((p - n) // 2) for n, p in zip(size, patch)]
     present = [voxels for voxels in case.foreground if len(voxels)]
     if forced and present:
         voxels = present[_integer(0, len(present) - 1, generator)]
         voxel = np.unravel_index(int(voxels[_integer(0, len(voxels) - 1, generator)]), size)
         return tuple(max(lowest, int(v) - p // 2) for lowest, v, p in zip(low, voxel, patch))
-    return tuple(_integer(lowest, max(lowest, n - p), generator) for lowest, n, p in zip(low, size, patch))
+    return tuple(_integer(*ends, generator) for ends in zip(low, high))
 
 
 def generator_for(*key):

@@ -52,7 +52,8 @@ def test_without_foreground_a_forced_patch_is_uniform():
 
 def test_a_small_case_lies_in_the_middle_of_its_patch():
     case = case_of((5, 20, 3), [(4, 10, 2)])
-    assert set(starts(case, (10, 20, 8), False, 20)) == {(-2, 0, -2)}
+    assert set(starts(case, (11, 20, 7), False, 50)) == {(-3, 0, -2)}
+    assert set(starts(case, (10, 20, 8), False, 200)) == {(z, 0, x) for z in (-3, -2) for x in (-3, -2)}
     assert set(starts(case, (10, 20, 8), True, 20)) == {(-1, 0, -2)}
 
 
