@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint parity clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -20,10 +20,20 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 
+# nnU-Net v1 would bring 23 packages and another torch: only what it imports here, in an environment of its own.
+parity: $(VENV)-parity/installed
+	$(VENV)-parity/bin/python -W ignore benchmarks/parity.py
+
+$(VENV)-parity/installed: setup.py constraints.txt benchmarks/parity.txt
+	$(PYTHON) -m venv $(VENV)-parity
+	$(VENV)-parity/bin/pip install --quiet --constraint constraints.txt --editable '.[figures,test]'
+	$(VENV)-parity/bin/pip install --quiet --no-deps --requirement benchmarks/parity.txt
+	touch $@
+
 $(VENV)/installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[figures,test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(VENV)-parity $(DEMO)

@@ -41,9 +41,6 @@ class PreparedCase:
     labels: torch.Tensor
     foreground: tuple
 
-    def to(self, device):
-        return PreparedCase(self.id, self.image.to(device), self.labels.to(device), self.foreground)
-
 
 def nifti_name(path):
     """A scan's name without folder, `.nii`, `.nii.gz` and nnU-Net's `_0000`; None where it is no NIfTI file."""
