@@ -71,9 +71,11 @@ class Recipe:
     mirroring_probability: float = 0.5  # of each axis [nnU-Net v1 data_augmentation_moreDA.py]
 
     def __post_init__(self):
-        if min(self.spacing_mm) <= 0 or min(self.patch) < 1 or min(self.batch_size, self.epochs) < 1:
-            raise ValueError(f"recipe: spacing {self.spacing_mm}, patch {self.patch}, batch size {self.batch_size} "
-                             f"and epochs {self.epochs} must be positive")
+        for name in ("spacing_mm", "patch", "sd_hu", "batch_size", "epochs", "batches_per_epoch", "plain_features",
+                     "residual_features", "max_features"):
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,)) <= 0:
+                raise ValueError(f"recipe: {name} is {value}, wanted it positive")
         if len(self.strides) < 2:
             raise ValueError(f"recipe: no axis of patch {self.patch} can be halved evenly and stay at least "
                              f"{SMALLEST_SIDE} voxels long; use multiples of {2 * SMALLEST_SIDE}")

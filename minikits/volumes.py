@@ -46,7 +46,7 @@ def read_volume(path):
     affine = _frame(header, path)
     slope, intercept = header.get_slope_inter()
     if slope is not None and (slope, intercept or 0) != (1, 0):
-        stored = stored * np.float32(slope) + np.float32(intercept or 0)
+        stored = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept or 0)
     if stored.dtype.kind == "f":
         bad = stored.size - np.count_nonzero(np.isfinite(stored))
         if bad:

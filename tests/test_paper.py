@@ -81,7 +81,8 @@ def test_recipe_survives_json():
 @pytest.mark.parametrize("values, complaint", [
     ({"epoch": 5}, "no field"), ({"epochs": 2.5}, "expected the form"), ({"epochs": "many"}, "expected the form"),
     ({"epochs": True}, "expected the form"), ({"patch": [80, 160]}, "expected the form"), ([1], "expected an object"),
-    ({"patch": [5, 5, 5]}, "can be halved"), ({"spacing_mm": [0, 1, 1]}, "must be positive"),
+    ({"patch": [5, 5, 5]}, "can be halved"), ({"spacing_mm": [0, 1, 1]}, "wanted it positive"),
+    ({"sd_hu": 0.0}, "sd_hu is 0.0, wanted it positive"),
     ({"patch": [80.0, 160, 160]}, "expected the form"),
 ])
 def test_recipes_that_do_not_fit_are_refused(values, complaint):
