@@ -1,4 +1,4 @@
-# Each target makes its own .venv from setup.py and constraints.txt, the versions that CI tested.
+# The targets make their .venv from setup.py and constraints.txt, the versions that CI tested.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python

@@ -76,7 +76,7 @@ def predict(arguments):
 def mask_name(name, path):
     """The scan's own name; for a KiTS19 case the one that the challenge takes."""
     kits = re.fullmatch(r"case_(\d{5})", name)
-    return f"prediction_{kits[1]}.nii.gz" if kits and path.parent.name == name else f"{name}.nii.gz"
+    return f"prediction_{kits[1]}.nii.gz" if kits and path.resolve().parent.name == name else f"{name}.nii.gz"
 
 
 def load_networks(runs, folds, device):
@@ -102,7 +102,7 @@ def progress(what):
 
     def show(done, total):
         left = (time.monotonic() - began) / done * (total - done)
-        print(f"\r{what}: window {done} of {total}, {left:.0f} s left ", end="\r", flush=True)
+        print(f"\r{what}: {100 * done / total:.0f}% of {total} windows, {left:.0f} s left ", end="\r", flush=True)
 
     return show if sys.stdout.isatty() else None
 

@@ -1,4 +1,4 @@
-"""The eight transforms, in their order, as pairs: change_x does, random_x draws and then calls change_x.
+"""The eight transforms, in their order, in six pairs: change_x does, random_x draws and then calls change_x.
 
 Images are float tensors (Z, Y, X), normalised; labels integer tensors (Z, Y, X); on any device. Draws come from a
 CPU generator, so that they are the same on every device. [paper 2.3] lists the transforms except mirroring, which

@@ -57,7 +57,8 @@ def find_scans(source):
         raise FileNotFoundError(f"{source}: no such file or folder")
     found = {}
     for path in [source] if source.is_file() else sorted(source.iterdir()):
-        if path.is_file() and (name := nifti_name(path)):
+        if path.is_file() and (name := nifti_name(path)) and name != "segmentation":
+            name = path.resolve().parent.name if name == "imaging" else name  # a KiTS19 case by itself
             if name in found:
                 raise ValueError(f"{path}: {found[name].name} has the same name {name}; rename one of them")
             found[name] = path
@@ -75,12 +76,16 @@ def find_cases(folder):
         raise FileNotFoundError(f"{folder}: no such folder; give a KiTS19 folder (case_00000/imaging.nii.gz, ...)")
     files = {}
     for path in sorted(folder.glob("*/*")):
-        if path.name in ("imaging.nii", "imaging.nii.gz"):
-            files.setdefault(path.parent.name, {})["image"] = path
-        elif path.name in ("segmentation.nii", "segmentation.nii.gz"):
-            files.setdefault(path.parent.name, {})["labels"] = path
-        elif path.parent.name in ("images", "labels") and nifti_name(path):
-            files.setdefault(nifti_name(path), {})["image" if path.parent.name == "images" else "labels"] = path
+        name = nifti_name(path)
+        if name in ("imaging", "segmentation"):
+            name, kind = path.parent.name, {"imaging": "image", "segmentation": "labels"}[name]
+        elif name and path.parent.name in ("images", "labels"):
+            kind = {"images": "image", "labels": "labels"}[path.parent.name]
+        else:
+            continue
+        if kind in files.setdefault(name, {}):
+            raise ValueError(f"{path}: {files[name][kind].name} beside it is the same of case {name}; remove one")
+        files[name][kind] = path
     if not files:
         seen = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
         raise ValueError(f"{folder}: no cases found, wanted case_00000/imaging.nii.gz and segmentation.nii.gz, or "
@@ -94,7 +99,7 @@ def training_cases(folder, recipe):
     cases = [case for case in find_cases(folder) if case.labels and case.id not in left_out]
     missing = [case.id for case in cases if not case.image]
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])}, ...); "
+        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])}); "
                          "download their imaging.nii.gz")
     if not cases:
         raise ValueError(f"{folder}: no labelled cases found, wanted case_00000/segmentation.nii.gz")

@@ -5,7 +5,6 @@ A checkpoint is a dictionary of plain data and tensors: arch, recipe (its fields
 environment (versions). Loading is torch's `weights_only=True`, with no way around it.
 """
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -14,7 +13,8 @@ from minikits.files import written_whole
 from minikits.paper import ARCHITECTURES, recipe_from
 
 FORMAT = 1
-KEYS = {"format": int, "arch": str, "recipe": dict, "cases": dict, "seed": int, "epoch": int, "network": dict}
+KEYS = {"format": int, "arch": str, "recipe": dict, "cases": dict, "seed": int, "epoch": int, "network": dict,
+        "optimizer": dict, "scaler": dict, "log": list}
 
 
 def save_checkpoint(path, **content):
@@ -29,7 +29,7 @@ def load_checkpoint(path):
         raise FileNotFoundError(f"{path}: no such checkpoint; train one with train.py")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # damage can surface anywhere in the reader
         raise ValueError(f"{path}: damaged, or holds more than plain tensors and data, which is not loaded "
                          f"({type(error).__name__}); wanted a checkpoint that train.py wrote") from None
     for key, kind in KEYS.items():

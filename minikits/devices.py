@@ -10,7 +10,10 @@ def pick_device(name):
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name}: this torch ({torch.__version__}) sees no GPU; use --device cpu, or install a "
                          "CUDA build of torch")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name}: unknown; use auto, cpu, cuda or cuda:1") from None
 
 
 def pick_precision(name, device):

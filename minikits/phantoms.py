@@ -274,8 +274,9 @@ def write_cases(out, count=None, seed=0, labels=None):
         kidney, tumor = (np.count_nonzero(m) * np.prod(spacing) / 1000 for m in (mask, mask == 2))
         print(f"{name}: {'x'.join(map(str, mask.shape))} voxels of {'x'.join(f'{s:.3g}' for s in spacing)} mm, "
               f"kidney {kidney:.0f} ml, tumor {tumor:.0f} ml", flush=True)
-    (kidney, tumor), (most, more) = np.mean(scores, axis=0), np.max(scores, axis=0)
-    print(f"best global threshold: Dice {kidney:.2f} kidney, {tumor:.2f} tumor; at most {most:.2f} and {more:.2f}")
+    (kidney, tumor), (best_kidney, best_tumor) = np.mean(scores, axis=0), np.max(scores, axis=0)
+    print(f"best global threshold: Dice {kidney:.2f} kidney, {tumor:.2f} tumor; at most {best_kidney:.2f}, "
+          f"{best_tumor:.2f}")
 
 
 def main():

@@ -25,7 +25,8 @@ def predict_probabilities(networks, image, recipe, mirroring=True, *, on_window=
     """Mean softmax of all networks: (Z, Y, X) normalised image -> (K, Z, Y, X) float32, on the networks' device.
 
     The image may have any size: one smaller than the patch is padded with 0 on both sides, and cropped back.
-    on_window(done, of) is called after each window. A network in training mode gives its finest head.
+    on_window(done, of) is told the windows done, in fractions where they are mirrored. A network in training mode
+    gives its finest head.
     """
     device = next((parameter.device for network in networks for parameter in network.parameters()), "cpu")
     image = torch.as_tensor(image).to(device, torch.float32)
@@ -50,7 +51,7 @@ def predict_probabilities(networks, image, recipe, mirroring=True, *, on_window=
         for window, _ in group:
             weights[window] += weight * len(networks)
         if on_window:
-            on_window((first + len(group)) // len(flips), len(windows))
+            on_window((first + len(group)) / len(flips), len(windows))
     inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape))
     return (total / weights)[(slice(None), *inside)]
 

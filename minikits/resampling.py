@@ -54,7 +54,7 @@ def resample(volume, shape, order):
     """
     orders = (order,) * 3 if isinstance(order, int) else tuple(order)
     volume = np.asarray(volume)
-    # the axis that shrinks most goes first: the others then have less to do
+    # nearest neighbour first, then the axis that shrinks most: the others have less to do
     for axis in sorted(range(3), key=lambda axis: (orders[axis] > 0, shape[axis] / volume.shape[axis])):
         size, new_size = volume.shape[axis], shape[axis]
         if size == new_size:

@@ -44,7 +44,10 @@ def read_volume(path):
     path = Path(path)
     stored, header = _read(path)
     affine = _frame(header, path)
-    slope, intercept = header.get_slope_inter()
+    try:
+        slope, intercept = header.get_slope_inter()
+    except nib.spatialimages.HeaderDataError as error:
+        raise ValueError(f"{path}: {error}; is the header damaged?") from None
     if slope is not None and (slope, intercept or 0) != (1, 0):
         stored = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept or 0)
     if stored.dtype.kind == "f":
@@ -106,6 +109,7 @@ def write_image(path, voxels, spacing_mm):
 def _write(path, array, header):
     """`array` in the file's own axes; compressed where the name says so; equal input gives equal bytes."""
     header = nib.Nifti1Header.from_header(header, check=False)
+    header["sizeof_hdr"], header["magic"] = 348, b"n+1"  # whatever the scan's header was
     header.set_data_shape(array.shape)
     header.set_data_dtype(array.dtype)
     header.set_slope_inter(1, 0)
@@ -160,6 +164,9 @@ def _header(start, path):
             raise ValueError(f"{path}: shape {shape} found, more than {MAX_VOXELS} voxels; is the header damaged?")
         if dtype.kind not in "iuf":
             raise ValueError(f"{path}: voxels of type {dtype} found, wanted real numbers; export it as int16")
+        if not kind.sizeof_hdr <= float(header["vox_offset"]) < 1 << 31:
+            raise ValueError(f"{path}: voxels begin at byte {header['vox_offset']}, wanted {kind.sizeof_hdr} or more; "
+                             "is the header damaged?")
         header.set_data_shape(shape)
         return header
     raise ValueError(f"{path}: starts with {start[:12]!r}, which is no NIfTI file (.nii or .nii.gz); "
@@ -187,7 +194,10 @@ def _frame(header, path):
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:
         raise ValueError(f"{path}: neither sform nor qform is set, so spacing and orientation are unknown; "
                          "convert it again from DICOM")
-    affine = header.get_best_affine()
+    try:
+        affine = header.get_best_affine()
+    except (nib.spatialimages.HeaderDataError, ValueError) as error:
+        raise ValueError(f"{path}: no affine ({error}); convert it again from DICOM") from None
     sizes = nib.affines.voxel_sizes(affine)
     if not np.isfinite(affine).all() or min(sizes) <= 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
         raise ValueError(f"{path}: its affine {affine[:3].tolist()} is not invertible; convert it again from DICOM")

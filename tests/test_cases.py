@@ -135,3 +135,15 @@ def test_image_and_labels_that_differ_are_refused_by_name(phantoms, tmp_path):
     shutil.copy(tmp_path / "data/phantom_1/imaging.nii.gz", tmp_path / "data/phantom_0/segmentation.nii.gz")
     with pytest.raises(ValueError, match=r"phantom_0/segmentation\.nii\.gz: label values"):
         prepare(tmp_path / "data", tmp_path / "cache", TINY)
+
+
+def test_a_kits19_case_by_itself_bears_its_cases_name(tmp_path):
+    touch(tmp_path, "case_00210/imaging.nii.gz", "case_00210/segmentation.nii.gz")
+    assert list(find_scans(tmp_path / "case_00210" / "imaging.nii.gz")) == ["case_00210"]
+    assert list(find_scans(tmp_path / "case_00210")) == ["case_00210"]
+
+
+def test_two_files_for_one_case_are_refused(tmp_path):
+    touch(tmp_path, "case_00001/imaging.nii.gz", "case_00001/imaging.nii")
+    with pytest.raises(ValueError, match=r"imaging\.nii beside it is the same of case case_00001"):
+        find_cases(tmp_path)

@@ -101,3 +101,12 @@ def test_a_real_network_in_either_mode_and_small_volumes(generator):
     evaluating = predict_probabilities([network.eval()], image, TINY)
     assert torch.allclose(training, evaluating) and torch.allclose(training.sum(0), torch.ones(image.shape), atol=1e-5)
     assert seen[-1] == (4, 4) and seen == sorted(seen)
+
+
+def test_progress_on_a_terminal_begins_with_the_first_pair_of_flips(monkeypatch, capsys):
+    import predict
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show = predict.progress("scan")
+    predict_probabilities([Pointwise()], torch.zeros(8, 8, 12), SMALL, on_window=show)
+    printed = capsys.readouterr().out
+    assert "scan: 12% of 2 windows" in printed and "100% of 2 windows" in printed

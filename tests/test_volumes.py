@@ -92,6 +92,7 @@ def test_nifti_2_extensions_and_a_trailing_axis(tmp_path, voxels):
     assert np.array_equal(volume.voxels, voxels)
     write_labels(tmp_path / "mask.nii.gz", np.zeros(voxels.shape), volume)
     assert nib.load(tmp_path / "mask.nii.gz").shape == voxels.shape
+    assert not read_labels(tmp_path / "mask.nii.gz").voxels.any()
 
 
 def test_equal_masks_are_equal_files_and_nothing_else_is_left(tmp_path, voxels):
@@ -138,6 +139,13 @@ def damage(path, position=-1000, bit=4):
     return path
 
 
+def patched(path, position, values):
+    content = bytearray(path.read_bytes())
+    content[position:position + values.nbytes] = values.tobytes()
+    path.write_bytes(content)
+    return path
+
+
 def test_refusals_name_the_file_and_the_fault(tmp_path):
     voxels = np.random.default_rng(1).integers(-1000, 1000, (20, 30, 30)).astype(np.int16)
     nan = voxels.astype(np.float32)
@@ -153,6 +161,9 @@ def test_refusals_name_the_file_and_the_fault(tmp_path):
         (tmp_path, "a folder"),
         (page, "no NIfTI file"), (empty, "empty"), (short, "damaged"), (plain, "ends after"),
         (damage(save(tmp_path / "rotten.nii.gz", voxels)), "damaged"),
+        (patched(save(tmp_path / "slope.nii", voxels), 112, np.array([1, np.nan], "<f4")), "header damaged"),
+        (patched(save(tmp_path / "offset.nii", voxels), 108, np.array([np.inf], "<f4")), "begin at byte inf"),
+        (patched(save(tmp_path / "zero.nii", voxels), 108, np.array([0], "<f4")), "begin at byte 0"),
         (save(tmp_path / "four.nii", np.zeros((3, 3, 3, 2), np.int16)), r"shape \(3, 3, 3, 2\)"),
         (save(tmp_path / "two.nii", np.zeros((3, 3), np.int16)), r"shape \(3, 3\)"),
         (save(tmp_path / "nan.nii", nan), "2 voxels are NaN"),
