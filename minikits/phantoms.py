@@ -132,11 +132,13 @@ def _draw_kidneys(random, labels, spacing_mm, synthetic):
     coarse = [max(2, round(n * step / TEXTURE_MM)) for n, step in zip(labels[box].shape, spacing_mm)]
     texture = torch.from_numpy(random.normal(size=coarse).astype(np.float32))
     cortex = random.uniform(140, 215)
+    # real kidneys can fill a short scan: there the darker medulla keeps a threshold from finding them
+    medulla = cortex - random.uniform(10, 75) - (0 if synthetic else 30)
     return {
         "box": box, "cysts": cysts,
         "depth": _depth(labels[box] > 0, spacing_mm), "tumor_depth": _depth(labels[box] == 2, spacing_mm),
         "texture": F.interpolate(texture[None, None], labels[box].shape, mode="trilinear")[0, 0].numpy(),
-        "cortex_hu": cortex, "medulla_hu": cortex - random.uniform(10, 75), "cyst_hu": random.uniform(0, 18),
+        "cortex_hu": cortex, "medulla_hu": medulla, "cyst_hu": random.uniform(0, 18),
         "tumor_hu": random.uniform(50, 125), "tumor_texture_hu": random.uniform(12, 32),
         "necrotic": random.random() < 0.4, "necrosis_hu": random.uniform(15, 35),
     }
