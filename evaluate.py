@@ -21,7 +21,7 @@ def main():
     parser.add_argument("--allow-missing", action="store_true", help="score the cases that both have")
     arguments = parser.parse_args()
     try:
-        if len({folder.resolve().name for folder in arguments.pred}) < len(arguments.pred):
+        if arguments.out and len({folder.resolve().name for folder in arguments.pred}) < len(arguments.pred):
             raise ValueError("--pred: folders of one name would share a report; evaluate them one by one")
         for folder in arguments.pred:
             out = arguments.out and (arguments.out / folder.name if len(arguments.pred) > 1 else arguments.out)
@@ -35,9 +35,11 @@ def evaluate(folder, reference_folder, out, allow_missing):
     masks, (references, images) = find_labels(folder)[0], find_labels(reference_folder)
     both = sorted(masks.keys() & references.keys())
     for kind, only in (("reference", masks.keys() - references.keys()), ("mask", references.keys() - masks.keys())):
-        if (only or not both) and not (allow_missing and both):
+        if only and not (allow_missing and both):
             raise ValueError(f"{folder}: {len(only)} cases have no {kind} ({', '.join(sorted(only)[:5])}), wanted one "
                              "for each; --allow-missing scores the cases that have both")
+    if not both:
+        raise ValueError(f"{folder}: no masks to score, wanted *.nii.gz as predict.py writes them")
     rows = []
     for name in both:
         mask, reference = read_labels(masks[name]), read_labels(references[name])

@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--model", type=Path, nargs="+", default=[Path("runs/residual")],
                         help="run folders; all their folds are averaged")
     parser.add_argument("--folds", type=int, nargs="+", choices=range(FOLDS), metavar="N", help="only these folds")
-    parser.add_argument("--no-mirroring", action="store_true", help="8 times faster, slightly less accurate")
+    parser.add_argument("--no-mirroring", action="store_true", help="an eighth of the work, slightly less accurate")
     parser.add_argument("--overwrite", action="store_true", help="predict scans again that have a mask")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     arguments = parser.parse_args()

@@ -219,8 +219,9 @@ def _paint_body(body, places):
     hu[(vertebra < 22**2) & (level < 28)] = body["bone_hu"] + 160
     hu[(vertebra < 19**2) & (level < 28)] = body["bone_hu"]
     hu[(vertebra < 20**2) & (level >= 28)] = 85
-    hu[((down - 31) ** 2 + across**2 < 13**2) & (z == z)] = body["bone_hu"] + 160
-    hu[((down - 30) ** 2 + across**2 < 9**2) & (z == z)] = 30
+    every_slice = np.ones_like(z, dtype=bool)
+    hu[((down - 31) ** 2 + across**2 < 13**2) & every_slice] = body["bone_hu"] + 160
+    hu[((down - 30) ** 2 + across**2 < 9**2) & every_slice] = 30
     return hu
 
 
