@@ -92,7 +92,7 @@ def load_networks(runs, folds, device):
         network = load_weights(build_unet(checkpoint["arch"], checkpoint["recipe"]), checkpoint, path)
         networks.append(network.eval().to(device, memory_format=torch.channels_last_3d))
         print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs on "
-              f"{len(checkpoint['cases']['train'])} cases")
+              f"{len(checkpoint['cases']['train']) or 'unknown'} cases")
     return networks, recipe
 
 

@@ -69,11 +69,4 @@ def as_csv(rows):
 
 def as_json(content):
     """Strict JSON: NaN becomes null."""
-    def plain(value):
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and np.isnan(value) else value
-
-    return json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+    return json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=1) + "\n"

@@ -9,6 +9,7 @@ The constants are what no run may change; a `Recipe` is what a run may, and then
 """
 
 from dataclasses import asdict, dataclass, fields, replace
+from math import prod
 
 ARCHITECTURES = ("plain", "residual", "preactivation")  # [paper 2.2]
 CLASSES = ("background", "kidney", "tumor")  # label values 0, 1, 2 [paper 3]
@@ -41,6 +42,8 @@ class Recipe:
     plain_features: int = 30  # at the highest resolution [paper 2.2]
     residual_features: int = 24  # residual and pre-activation [paper 2.2]
     max_features: int = 320  # [paper 2.2]
+    residual_blocks: tuple = (1, 2, 3, 4, 5, 6)  # per stage; 1 2 3 4 4 4 in public code of December 2019 [paper 2.2]
+    stage_strides: tuple = ()  # as `strides`; empty: derived from the patch [ours: imported networks differ]
 
     epochs: int = 1000  # [paper 2.3]
     batches_per_epoch: int = 250  # [paper 2.3]
@@ -76,7 +79,13 @@ class Recipe:
             value = getattr(self, name)
             if min(value if isinstance(value, tuple) else (value,)) <= 0:
                 raise ValueError(f"recipe: {name} is {value}, wanted it positive")
-        if len(self.strides) < 2:
+        strides, shrunk = self.strides, [prod(axis) for axis in zip(*self.strides)]
+        if strides[0] != (1, 1, 1) or 0 in shrunk or any(side % by for side, by in zip(self.patch, shrunk)):
+            raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first and products {shrunk} that divide the "
+                             f"patch {self.patch}")
+        if len(strides) > len(self.residual_blocks):
+            raise ValueError(f"recipe: residual_blocks {self.residual_blocks} for {len(strides)} stages; name more")
+        if len(strides) < 2:
             raise ValueError(f"recipe: no axis of patch {self.patch} can be halved evenly and stay at least "
                              f"{SMALLEST_SIDE} voxels long; use multiples of {2 * SMALLEST_SIDE}")
 
@@ -88,6 +97,8 @@ class Recipe:
         axis alone: the first [nnU-Net v1, the planner of July 2019]. An odd length is not halved [ours: it would
         not come back the same on the way up].
         """
+        if self.stage_strides:
+            return self.stage_strides
         halvings = []
         for side in self.patch:
             count = 0
@@ -117,6 +128,10 @@ class Recipe:
                 for name, value in asdict(self).items() if value != getattr(PAPER, name)]
 
 
+# fields that may have any number of items, and the form of one
+_any_length = {"excluded_cases": 0, "residual_blocks": 0, "stage_strides": (0, 0, 0)}
+
+
 def head_weights(heads):
     """Weight of each supervised resolution, finest first: halved each time, the coarsest (of several) 0, sum 1.
 
@@ -137,14 +152,22 @@ def recipe_from(values, source="recipe"):
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{source}: {name!r} is no field of a recipe; the fields are {', '.join(known)}")
-        several = isinstance(known[name], tuple)
-        numbers, models = (value, known[name]) if several else ([value], [known[name]])
-        kinds = (int,) if isinstance(models[0], int) else (int, float)
-        if (not isinstance(numbers, (list, tuple)) or any(type(number) not in kinds for number in numbers)
-                or (len(numbers) != len(models) and name != "excluded_cases")):
-            raise ValueError(f"{source}: {name} is {value!r}; expected the form of {known[name]!r}")
-        checked[name] = tuple(value) if several else value
+        several = name in _any_length and isinstance(value, (list, tuple))
+        model = (_any_length[name],) * len(value) if several else known[name]
+        try:
+            checked[name] = _formed(value, model)
+        except TypeError:
+            raise ValueError(f"{source}: {name} is {value!r}; expected the form of {model!r}") from None
     return Recipe(**checked)
+
+
+def _formed(value, model):
+    """`value`, its lists as tuples, where it has the form of `model`; else a TypeError."""
+    if isinstance(model, tuple) and isinstance(value, (list, tuple)) and len(value) == len(model):
+        return tuple(_formed(*pair) for pair in zip(value, model))
+    if type(value) is not type(model) and not (type(value) is int and type(model) is float):
+        raise TypeError
+    return value
 
 
 PAPER = Recipe()

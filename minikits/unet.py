@@ -118,8 +118,7 @@ def build_unet(arch, recipe):
     global generator draws them.
     """
     features, strides = recipe.features(arch), recipe.strides
-    one_more_each_stage = tuple(range(1, len(strides) + 1))  # [paper 2.2]
-    shared = dict(blocks=one_more_each_stage, stem_features=features[0], decoder_convs=1, bias=False,
+    shared = dict(blocks=recipe.residual_blocks, stem_features=features[0], decoder_convs=1, bias=False,
                   nonlinearity=relu, head_bias=True)
     if arch == "plain":
         network = UNet(features, strides, block=plain_block, blocks=(1,) * len(strides), stem=nn.Identity(),

@@ -75,6 +75,9 @@ def test_median_shape_of_the_206_cases(kits19):
 def test_recipe_survives_json():
     assert recipe_from(json.loads(json.dumps(dataclasses.asdict(DEMO)))) == DEMO
     assert recipe_from({}) == PAPER and not PAPER.departures()
+    imported = recipe_from({"stage_strides": [[1, 1, 1], [2, 2, 2], [1, 2, 2]], "residual_blocks": [1, 2, 2]})
+    assert imported.strides == ((1, 1, 1), (2, 2, 2), (1, 2, 2)) and imported.features("plain") == (30, 60, 120)
+    assert recipe_from(json.loads(json.dumps(dataclasses.asdict(imported)))) == imported
     assert recipe_from({"epochs": 5}).departures() == ["epochs: 5 (paper: 1000)"]
 
 
@@ -83,7 +86,9 @@ def test_recipe_survives_json():
     ({"epochs": True}, "expected the form"), ({"patch": [80, 160]}, "expected the form"), ([1], "expected an object"),
     ({"patch": [5, 5, 5]}, "can be halved"), ({"spacing_mm": [0, 1, 1]}, "wanted it positive"),
     ({"sd_hu": 0.0}, "sd_hu is 0.0, wanted it positive"),
-    ({"patch": [80.0, 160, 160]}, "expected the form"),
+    ({"patch": [80.0, 160, 160]}, "expected the form"), ({"stage_strides": [[1, 1], [2, 2]]}, "expected the form"),
+    ({"stage_strides": [[1, 1, 1], [2, 2, 3]]}, "divide the patch"), ({"stage_strides": [[2, 2, 2]]}, "1, 1, 1. first"),
+    ({"residual_blocks": [1, 2]}, "for 6 stages"), ({"residual_blocks": 3}, "expected the form"),
 ])
 def test_recipes_that_do_not_fit_are_refused(values, complaint):
     with pytest.raises(ValueError, match=complaint):

@@ -2,9 +2,23 @@
 
 import numpy as np
 import pytest
+from conftest import run_script
 
-from minikits.phantoms import best_threshold_dice, make_case
-from minikits.volumes import read_labels
+from minikits.phantoms import make_case
+from minikits.volumes import read_labels, read_volume
+
+
+def best_threshold_dice(image, labels):
+    """(kidney, tumor): the best Dice of any global rule "from a to b HU" or "from a HU", a and b multiples of 10."""
+    edges = np.append(np.arange(-200, 500, 10), 1 << 15)
+    everything = np.histogram(image, edges)[0]
+    scores = []
+    for truth in (labels > 0, labels == 2):
+        hits = np.histogram(image[truth], edges)[0]
+        hit, chosen = (np.subtract.outer(n.cumsum(), n.cumsum() - n) for n in (hits, everything))
+        dice = 2 * hit / np.maximum(chosen + np.count_nonzero(truth), 1)
+        scores.append(float(np.tril(dice).max()))
+    return tuple(scores)
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +66,17 @@ def test_real_labels_are_kept_and_the_body_is_built_around_them(kits19):
 def test_labels_without_foreground_give_a_body():
     image, labels, _ = make_case(1, labels=np.zeros((8, 60, 60), np.uint8), spacing_mm=(5.0, 6.0, 6.0))
     assert not labels.any() and image.max() > 100
+
+
+def test_the_command_line_writes_cases_and_complains_in_one_line(tmp_path):
+    arguments = ("-m", "minikits.phantoms", "--out", tmp_path)
+    assert "phantom_000: " in run_script(*arguments, "--cases", 1)
+    image, labels, spacing = make_case([0, 0])
+    written = read_labels(tmp_path / "phantom_000" / "segmentation.nii.gz")
+    assert np.array_equal(written.voxels, labels) and written.spacing_mm == pytest.approx(spacing)
+    assert np.array_equal(read_volume(tmp_path / "phantom_000" / "imaging.nii.gz").voxels, image)
+    run_script(*arguments, "--out", tmp_path / "around", "--labels", tmp_path)
+    around = read_labels(tmp_path / "around" / "phantom_000" / "segmentation.nii.gz")
+    assert np.array_equal(around.voxels, labels)
+    complaint = run_script(*arguments, "--labels", tmp_path / "none", expect=2)
+    assert "none: no label volumes found" in complaint and complaint.count("\n") == 1
