@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minikits.cases import find_cases, find_scans, nifti_name
+from minikits.cases import find_cases
 from minikits.evaluation import as_csv, as_json, score_case, summarise, table
 from minikits.files import write_text, written_whole
 from minikits.volumes import check_same_grid, read_labels, read_volume
@@ -38,8 +38,6 @@ def evaluate(folder, reference_folder, out, allow_missing):
         if only and not (allow_missing and both):
             raise ValueError(f"{folder}: {len(only)} cases have no {kind} ({', '.join(sorted(only)[:5])}), wanted one "
                              "for each; --allow-missing scores the cases that have both")
-    if not both:
-        raise ValueError(f"{folder}: no masks to score, wanted *.nii.gz as predict.py writes them")
     rows = []
     for name in both:
         mask, reference = read_labels(masks[name]), read_labels(references[name])
@@ -54,12 +52,11 @@ def evaluate(folder, reference_folder, out, allow_missing):
 
 
 def find_labels(folder):
-    """({case: label file}, {case: image}) of a flat folder of label files, without images, or of a KiTS19 folder."""
-    if folder.is_dir() and not any(nifti_name(path) for path in folder.iterdir() if path.is_file()):
-        cases = find_cases(folder)
-        return ({case.id: case.labels for case in cases if case.labels},
-                {case.id: case.image for case in cases if case.image})
-    return {name.replace("prediction_", "case_"): path for name, path in find_scans(folder).items()}, {}
+    """({case: label file}, {case: image}) of a folder of cases; of a flat folder, every file is a label file."""
+    cases = find_cases(folder)
+    if not any(case.labels for case in cases):
+        return {case.id.replace("prediction_", "case_"): case.image for case in cases}, {}
+    return {case.id: case.labels for case in cases if case.labels}, {case.id: case.image for case in cases}
 
 
 def draw_overlay(path, row, image_path, mask, reference):

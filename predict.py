@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minikits.cases import find_scans
+from minikits.cases import find_cases
 from minikits.checkpoints import find_checkpoints, load_checkpoint, load_weights
 from minikits.devices import pick_device
 from minikits.paper import FOLDS
@@ -42,7 +42,9 @@ def main():
 
 def predict(arguments):
     """Predicts every scan that has no mask yet; returns a line for each that failed."""
-    scans = find_scans(arguments.scans)
+    scans = {case.id: case.image for case in find_cases(arguments.scans) if case.image}
+    if not scans:
+        raise ValueError(f"{arguments.scans}: no scan found, only labels; wanted imaging.nii.gz or images/")
     masks = {name: arguments.out / mask_name(name, path) for name, path in scans.items()}
     for name, path in scans.items():
         if masks[name].resolve() == path.resolve():

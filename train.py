@@ -1,7 +1,6 @@
 """Train one network of one fold: python train.py --arch residual --fold 0"""
 
 import argparse
-import json
 import platform
 import time
 from dataclasses import asdict
@@ -13,10 +12,10 @@ import torch
 from minikits.cases import five_folds, prepare, training_cases
 from minikits.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from minikits.devices import pick_device, pick_precision
-from minikits.evaluation import as_csv, as_json, score_case, summarise, table
-from minikits.files import write_text, written_whole
+from minikits.evaluation import as_csv, as_json, kits_dice, score_case, summarise, table
+from minikits.files import read_json, write_text, written_whole
 from minikits.losses import segmentation_loss
-from minikits.paper import ARCHITECTURES, CLASSES, DEMO, FOLDS, PAPER, recipe_from
+from minikits.paper import ARCHITECTURES, DEMO, FOLDS, PAPER, recipe_from
 from minikits.prediction import predict_volume
 from minikits.sampling import draw_batch, fetch_ahead
 from minikits.unet import build_unet
@@ -110,13 +109,7 @@ def train_epoch(network, batches, optimizer, scaler, recipe, epoch, precision):
 def read_recipe(name):
     if name in ("paper", "demo"):
         return PAPER if name == "paper" else DEMO
-    path = Path(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"{name}: no such recipe; give paper, demo or a JSON file of Recipe fields")
-    try:
-        return recipe_from(json.loads(path.read_text()), source=name)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}: not JSON ({error}); wanted an object of Recipe fields") from None
+    return recipe_from(read_json(name), source=name)
 
 
 def split(arguments, recipe):
@@ -167,14 +160,12 @@ def patch_dice(network, cases, recipe, seed, device):
     if not cases:
         return float("nan"), float("nan")
     network.eval()
-    counts = torch.zeros(2, 2, device=device)  # structure; overlap, sum of sizes
+    predictions, targets = [], []
     for iteration in range(recipe.validation_batches):
-        image, target = (t.to(device) for t in draw_batch(cases, recipe, seed, iteration, augmented=False))
-        prediction = network(image).argmax(dim=1)
-        for row, structure in enumerate(CLASSES[1:]):
-            ours, truth = (x > 0 if structure == "kidney" else x == 2 for x in (prediction, target))
-            counts[row] += torch.stack([(ours & truth).sum(), ours.sum() + truth.sum()])
-    return tuple((2 * counts[:, 0] / counts[:, 1]).tolist())
+        image, target = draw_batch(cases, recipe, seed, iteration, augmented=False)
+        predictions.append(network(image.to(device)).argmax(dim=1).byte().cpu())
+        targets.append(target)
+    return kits_dice(torch.cat(predictions), torch.cat(targets))
 
 
 def report(run, log, recipe, first_epoch):

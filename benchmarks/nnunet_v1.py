@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from minikits.phantoms import make_case
+
 for name in ("nnUNet_raw_data_base", "nnUNet_preprocessed", "RESULTS_FOLDER"):
     os.environ.setdefault(name, tempfile.gettempdir())
 
@@ -31,6 +33,7 @@ def quiet():
 
 with quiet():  # they print on import
     from batchgenerators.augmentations import color_augmentations, noise_augmentations, spatial_transformations
+    from batchgenerators.utilities.file_and_folder_operations import save_pickle
     from nnunet.inference.segmentation_export import save_segmentation_nifti_from_softmax
     from nnunet.network_architecture.generic_modular_preact_residual_UNet import FabiansPreActUNet
     from nnunet.network_architecture.generic_modular_residual_UNet import FabiansUNet
@@ -56,9 +59,7 @@ with quiet():  # they print on import
     from nnunet.training.network_training.nnUNetTrainerV2 import nnUNetTrainerV2
     from nnunet.utilities.nd_softmax import softmax_helper
 
-from batchgenerators.utilities.file_and_folder_operations import save_pickle
-
-__all__ = ["DataLoader3D", "SegmentationNetwork", "color_augmentations", "noise_augmentations", "poly_lr", "spatial_transformations"]
+__all__ = ["DataLoader3D", "SegmentationNetwork", "poly_lr"]  # called as they are
 
 
 def intensities(recipe):
@@ -71,8 +72,11 @@ def preprocess(voxels, labels, spacing_mm, recipe):
     preprocessor = GenericPreprocessor({0: "CT"}, {0: False}, [0, 1, 2], intensities(recipe))
     with quiet():
         image, seg, _ = preprocessor.resample_and_normalize(
-            voxels[None].astype(np.float32), np.array(recipe.spacing_mm), {"original_spacing": np.array(spacing_mm)},
-            labels[None].astype(np.float32))
+            voxels[None].astype(np.float32),
+            np.array(recipe.spacing_mm),
+            {"original_spacing": np.array(spacing_mm)},
+            labels[None].astype(np.float32),
+        )
     return image[0], seg[0]
 
 
@@ -88,14 +92,47 @@ def network(arch, recipe):
     strides = [list(stride) for stride in recipe.strides]
     kernels, first = [[3, 3, 3]] * len(strides), recipe.features(arch)[0]
     if arch == "plain":
-        return Generic_UNet(1, first, 3, len(strides) - 1, 2, 2, nn.Conv3d, nn.InstanceNorm3d,
-                            {"eps": 1e-5, "affine": True}, nn.Dropout3d, {"p": 0, "inplace": True}, nn.LeakyReLU,
-                            {"negative_slope": 1e-2, "inplace": True}, True, False, lambda x: x, InitWeights_He(1e-2),
-                            strides[1:], kernels, False, True, True, recipe.max_features)
+        return Generic_UNet(
+            1,
+            first,
+            3,
+            len(strides) - 1,
+            2,
+            2,
+            nn.Conv3d,
+            nn.InstanceNorm3d,
+            {"eps": 1e-5, "affine": True},
+            nn.Dropout3d,
+            {"p": 0, "inplace": True},
+            nn.LeakyReLU,
+            {"negative_slope": 1e-2, "inplace": True},
+            True,
+            False,
+            lambda x: x,
+            InitWeights_He(1e-2),
+            strides[1:],
+            kernels,
+            False,
+            True,
+            True,
+            recipe.max_features,
+        )
     kind = FabiansUNet if arch == "residual" else FabiansPreActUNet
-    return kind(1, first, list(recipe.residual_blocks[:len(strides)]), 2, strides, kernels,
-                get_default_network_config(3, 0, "ReLU", "in"), 3, [1] * (len(strides) - 1), True, False,
-                recipe.max_features, InitWeights_He(1e-2))
+    return kind(
+        1,
+        first,
+        list(recipe.residual_blocks[: len(strides)]),
+        2,
+        strides,
+        kernels,
+        get_default_network_config(3, 0, "ReLU", "in"),
+        3,
+        [1] * (len(strides) - 1),
+        True,
+        False,
+        recipe.max_features,
+        InitWeights_He(1e-2),
+    )
 
 
 def modules_in_order(net, x):
@@ -119,8 +156,9 @@ def matched(ours, theirs, patch):
     norms = mine[("InstanceNorm3d", None)]
     lazy = [m for skip in ours.skips for m in skip.modules() if isinstance(m, nn.InstanceNorm3d)][::-1]
     late = set(ours.decoder.modules())  # theirs runs the norms of all skips before the decoder
-    mine[("InstanceNorm3d", None)] = ([m for m in norms if m not in late and m not in lazy] + lazy
-                                      + [m for m in norms if m in late])
+    mine[("InstanceNorm3d", None)] = (
+        [m for m in norms if m not in late and m not in lazy] + lazy + [m for m in norms if m in late]
+    )
     pairs = [pair for kind in yours for pair in zip(mine[kind], yours[kind], strict=True)]
     with torch.no_grad():
         for one, other in pairs:
@@ -133,7 +171,8 @@ def matched(ours, theirs, patch):
 
 
 def matched_fresh(ours, theirs):
-    """Pairs of modules of two fresh networks, in the order of their weights in the file, by kind; nothing is changed."""
+    """Pairs of modules of two fresh networks, by kind and shape of weights; nothing is changed."""
+
     def kinds(net):
         found = collections.defaultdict(list)
         for module in net.modules():  # each once
@@ -141,6 +180,7 @@ def matched_fresh(ours, theirs):
                 shape = tuple(module.weight.shape)
                 found[(type(module).__name__, shape)].append(module)
         return found
+
     mine, yours = kinds(ours), kinds(theirs)
     assert {k: len(v) for k, v in mine.items()} == {k: len(v) for k, v in yours.items()}
     return [pair for kind in yours for pair in zip(mine[kind], yours[kind])]
@@ -149,8 +189,9 @@ def matched_fresh(ours, theirs):
 def loss(heads):
     weights = np.array([0.5**i for i in range(heads)])
     weights[-1] = 0
-    return MultipleOutputLoss2(DC_and_CE_loss({"batch_dice": False, "smooth": 1e-5, "do_bg": False}, {}),
-                               weights / weights.sum())
+    return MultipleOutputLoss2(
+        DC_and_CE_loss({"batch_dice": False, "smooth": 1e-5, "do_bg": False}, {}), weights / weights.sum()
+    )
 
 
 def downsampled(target, recipe):
@@ -161,8 +202,13 @@ def downsampled(target, recipe):
 
 def transforms(patch):
     """Their training transforms, by name of class, as the trainer sets them up: what we leave out is in it too."""
-    trainer = SimpleNamespace(net_num_pool_op_kernel_sizes=[[2, 2, 2]] * 2, threeD=True, do_dummy_2D_aug=False,
-                              patch_size=np.array(patch), use_mask_for_norm={0: False})
+    trainer = SimpleNamespace(
+        net_num_pool_op_kernel_sizes=[[2, 2, 2]] * 2,
+        threeD=True,
+        do_dummy_2D_aug=False,
+        patch_size=np.array(patch),
+        use_mask_for_norm={0: False},
+    )
     nnUNetTrainerV2.setup_DA_params(trainer)
     augmenter, _ = get_moreDA_augmentation(None, None, trainer.patch_size, trainer.data_aug_params, pin_memory=False)
     return [(type(transform).__name__, transform) for transform in augmenter.transform.transforms]
@@ -187,11 +233,28 @@ def turn(image, labels, angles, scale, order):
     """(image, labels), (Z, Y, X), rotated by `angles` and scaled; `order` of the image's spline."""
     with drawing(scale if scale != 1 else None):
         turned, seg = spatial_transformations.augment_spatial(
-            image[None, None], labels[None, None].astype(np.float32), image.shape, None, do_elastic_deform=False,
-            do_rotation=any(angles), angle_x=(angles[0],) * 2, angle_y=(angles[1],) * 2, angle_z=(angles[2],) * 2,
-            do_scale=scale != 1, scale=(scale, scale), border_mode_data="constant", border_cval_data=0, order_data=order,
-            border_mode_seg="constant", border_cval_seg=0, order_seg=1, random_crop=False, p_el_per_sample=0,
-            p_scale_per_sample=1, p_rot_per_sample=1)
+            image[None, None],
+            labels[None, None].astype(np.float32),
+            image.shape,
+            None,
+            do_elastic_deform=False,
+            do_rotation=any(angles),
+            angle_x=(angles[0],) * 2,
+            angle_y=(angles[1],) * 2,
+            angle_z=(angles[2],) * 2,
+            do_scale=scale != 1,
+            scale=(scale, scale),
+            border_mode_data="constant",
+            border_cval_data=0,
+            order_data=order,
+            border_mode_seg="constant",
+            border_cval_seg=0,
+            order_seg=1,
+            random_crop=False,
+            p_el_per_sample=0,
+            p_scale_per_sample=1,
+            p_rot_per_sample=1,
+        )
     return turned[0, 0], seg[0, 0]
 
 
@@ -202,7 +265,8 @@ def colour(name, image, factor):
             return color_augmentations.augment_contrast(x, (factor, factor))[0]
         if name == "brightness":
             return color_augmentations.augment_brightness_multiplicative(x, (factor, factor))[0]
-        return color_augmentations.augment_gamma(x, (factor, factor), invert_image=name != "gamma", retain_stats=True)[0]
+        inverted = name == "inverted gamma"
+        return color_augmentations.augment_gamma(x, (factor, factor), invert_image=inverted, retain_stats=True)[0]
 
 
 def noise(image, sd):
@@ -233,8 +297,19 @@ class SlidingWindow(SegmentationNetwork):
 
     def predict(self, image, recipe, mirroring=True):
         with quiet():
-            return self.eval().predict_3D(image[None], mirroring, (0, 1, 2), True, 0.5, recipe.patch, None, True,
-                                          all_in_gpu=False, verbose=False, mixed_precision=False)[1]
+            return self.eval().predict_3D(
+                image[None],
+                mirroring,
+                (0, 1, 2),
+                True,
+                0.5,
+                recipe.patch,
+                None,
+                True,
+                all_in_gpu=False,
+                verbose=False,
+                mixed_precision=False,
+            )[1]
 
 
 def folds(case_ids):
@@ -242,8 +317,12 @@ def folds(case_ids):
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for fold in range(5):
-            trainer = SimpleNamespace(dataset=dict.fromkeys(case_ids, {}), dataset_directory=folder, fold=fold,
-                                      print_to_log_file=lambda *_: None)
+            trainer = SimpleNamespace(
+                dataset={id: {} for id in case_ids},
+                dataset_directory=folder,
+                fold=fold,
+                print_to_log_file=lambda *_: None,
+            )
             nnUNetTrainerV2.do_split(trainer)
             found.append([str(id) for id in trainer.dataset_val])
     return found
@@ -262,21 +341,38 @@ class TrainedNetwork:
                 self.network.inference_apply_nonlin = softmax_helper
 
         strides = [list(stride) for stride in recipe.strides]
-        stage = {"batch_size": 2, "num_pool_per_axis": [2, 2, 2], "patch_size": list(recipe.patch),
-                 "do_dummy_2D_data_aug": False, "current_spacing": np.array(recipe.spacing_mm),
-                 "pool_op_kernel_sizes": strides[1:] if arch == "plain" else strides,
-                 "conv_kernel_sizes": [[3, 3, 3]] * len(strides)}
-        plans = {"plans_per_stage": {0: stage}, "dataset_properties": {"intensityproperties": intensities(recipe)},
-                 "normalization_schemes": {0: "CT"}, "base_num_features": recipe.features(arch)[0],
-                 "num_modalities": 1, "num_classes": 2, "all_classes": [1, 2], "use_mask_for_norm": {0: False},
-                 "keep_only_largest_region": None, "min_region_size_per_class": None, "data_identifier": "data",
-                 "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "conv_per_stage": 2,
-                 "preprocessor_name": "GenericPreprocessor"}
+        stage = {
+            "batch_size": 2,
+            "num_pool_per_axis": [2, 2, 2],
+            "patch_size": list(recipe.patch),
+            "do_dummy_2D_data_aug": False,
+            "current_spacing": np.array(recipe.spacing_mm),
+            "pool_op_kernel_sizes": strides[1:] if arch == "plain" else strides,
+            "conv_kernel_sizes": [[3, 3, 3]] * len(strides),
+        }
+        plans = {
+            "plans_per_stage": {0: stage},
+            "dataset_properties": {"intensityproperties": intensities(recipe)},
+            "normalization_schemes": {0: "CT"},
+            "base_num_features": recipe.features(arch)[0],
+            "num_modalities": 1,
+            "num_classes": 2,
+            "all_classes": [1, 2],
+            "use_mask_for_norm": {0: False},
+            "keep_only_largest_region": None,
+            "min_region_size_per_class": None,
+            "data_identifier": "data",
+            "transpose_forward": [0, 1, 2],
+            "transpose_backward": [0, 1, 2],
+            "conv_per_stage": 2,
+            "preprocessor_name": "GenericPreprocessor",
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         save_pickle(plans, str(self.folder / "plans.pkl"))
         with quiet():
-            self.trainer = Trainer(str(self.folder / "plans.pkl"), 0, str(self.folder), str(self.folder), False, 0,
-                                   False, True, False)
+            self.trainer = Trainer(
+                str(self.folder / "plans.pkl"), 0, str(self.folder), str(self.folder), False, 0, False, True, False
+            )
             self.trainer.initialize(False)
 
     def train(self, scan, labels, steps, learning_rate):
@@ -314,9 +410,9 @@ class TrainedNetwork:
         with quiet():
             data, _, properties = self.trainer.preprocess_patient([str(scan)])
             softmax = self.trainer.predict_preprocessed_data_return_seg_and_softmax(
-                data, do_mirroring=True, mirror_axes=(0, 1, 2), mixed_precision=False, verbose=False)[1]
-            save_segmentation_nifti_from_softmax(softmax, str(out), properties, 1, None, None, None, None, None, None, 0,
-                                                 verbose=False)
+                data, do_mirroring=True, mirror_axes=(0, 1, 2), mixed_precision=False, verbose=False
+            )[1]
+            save_segmentation_nifti_from_softmax(softmax, str(out), properties, interpolation_order_z=0, verbose=False)
         return softmax
 
 
@@ -330,6 +426,12 @@ def write_nifti(path, voxels, spacing_mm, axes="ZYX"):
     nib.save(nib.Nifti1Image(np.transpose(voxels, order), affine), path)
 
 
+def easy_case(seed, shape, spacing_mm):
+    """A phantom whose kidneys are much brighter and tumors darker, so that a few steps of training find something."""
+    image, labels, _ = make_case(seed, shape=shape, spacing_mm=spacing_mm)
+    return (image + 150 * (labels > 0) - 250 * (labels == 2)).astype(np.int16), labels, spacing_mm
+
+
 def trained_and_predicted(arch, folder, cases, recipe, *, axes="ZYX", steps=150):
     """A network that their trainer trained on the first of some phantoms, and its masks of them all.
 
@@ -337,9 +439,11 @@ def trained_and_predicted(arch, folder, cases, recipe, *, axes="ZYX", steps=150)
     "scans" (folder), "masks": {name: file}, "losses"}.
     """
     turn = ["ZYX".index(axis) for axis in axes]
-    own = dataclasses.replace(recipe, **{name: tuple(getattr(recipe, name)[a] for a in turn)
-                                         for name in ("spacing_mm", "patch")},
-                              stage_strides=tuple(tuple(stride[a] for a in turn) for stride in recipe.strides))
+    own = dataclasses.replace(
+        recipe,
+        **{name: tuple(getattr(recipe, name)[a] for a in turn) for name in ("spacing_mm", "patch")},
+        stage_strides=tuple(tuple(stride[a] for a in turn) for stride in recipe.strides),
+    )
     torch.manual_seed(0)
     trained = TrainedNetwork(arch, own, folder / "nnunet")
     scans = folder / "scans"
@@ -353,9 +457,13 @@ def trained_and_predicted(arch, folder, cases, recipe, *, axes="ZYX", steps=150)
     for name, mask in masks.items():
         trained.predict(scans / f"{name}.nii.gz", mask)
     geometry = {name: getattr(own, name) for name in ("spacing_mm", "patch", "window_hu", "mean_hu", "sd_hu")}
-    return {"model": folder / "nnunet" / "model_final_checkpoint.model", "scans": scans,
-            "geometry": json.dumps(geometry | ({"axes": axes} if axes != "ZYX" else {})),
-            "masks": masks, "losses": losses}
+    return {
+        "model": folder / "nnunet" / "model_final_checkpoint.model",
+        "scans": scans,
+        "geometry": json.dumps(geometry | ({"axes": axes} if axes != "ZYX" else {})),
+        "masks": masks,
+        "losses": losses,
+    }
 
 
 def kits19_evaluator(folder):

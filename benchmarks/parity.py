@@ -14,13 +14,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 
 import nnunet_v1 as theirs
 import numpy as np
 import torch
-from scipy.stats import chi2_contingency, kstest, ks_2samp
+from scipy.stats import chi2_contingency, ks_2samp, kstest
 from skimage.transform import resize
 
 from minikits import augmentation as ours
@@ -40,7 +41,7 @@ from minikits.resampling import (
 )
 from minikits.sampling import draw_start, generator_for
 from minikits.unet import build_unet
-from minikits.volumes import Volume, read_labels, write_image
+from minikits.volumes import Volume, read_labels
 
 ROOT = Path(__file__).parent.parent
 KITS19 = Path(os.environ.get("MINIKITS_SHARED", ROOT.parent / "shared")) / "kits19"
@@ -63,16 +64,25 @@ def small(patch, **fields):
 
 
 def whole_cases():
-    """(name, image, labels, spacing) of cases with real labels, else of synthetic ones, one geometry after the other."""
-    for case, what in (("case_00061", "29 slices of 5 mm"), ("case_00011", "5 mm, separate z"),
-                       ("case_00133", "2.5 mm, no separate z"), ("case_00160", "512x796")):
+    """(name, image, labels, spacing) of cases, one geometry after the other: around real labels, then synthetic."""
+    for case, what in (
+        ("case_00061", "29 slices of 5 mm"),
+        ("case_00011", "5 mm, separate z"),
+        ("case_00133", "2.5 mm, no separate z"),
+        ("case_00160", "512x796"),
+    ):
         if KITS19.is_dir():
             reference = read_labels(KITS19 / case / "segmentation.nii.gz")
             image, labels, spacing = make_case([7], labels=reference.voxels, spacing_mm=reference.spacing_mm)
             yield f"{case} ({what})", image, labels, spacing
-    for number, (shape, spacing, what) in enumerate([
-            ((60, 90, 100), (1.0, 1.9, 1.9), "synthetic, nearly cubes"), ((130, 90, 80), (0.5, 2.4, 2.4), "thin slices"),
-            ((24, 150, 130), (3.0, 0.9, 0.9), "smaller than the patch"), ((30, 180, 190), (3.0, 1.9, 1.9), "coarse")]):
+    for number, (shape, spacing, what) in enumerate(
+        [
+            ((60, 90, 100), (1.0, 1.9, 1.9), "synthetic, nearly cubes"),
+            ((130, 90, 80), (0.5, 2.4, 2.4), "thin slices"),
+            ((24, 150, 130), (3.0, 0.9, 0.9), "smaller than the patch"),
+            ((30, 180, 190), (3.0, 1.9, 1.9), "coarse"),
+        ]
+    ):
         image, labels, _ = make_case(number, shape=shape, spacing_mm=spacing)
         yield what, image, labels, spacing
 
@@ -90,13 +100,22 @@ def preprocessing():
         ordered = np.sort(native, axis=0)
         clear = ordered[-1] - ordered[-2] > 1e-6
         apart = np.count_nonzero((native.argmax(0) != labels_on_native_grid(soft, scan)) & clear)
-        row("export", f"{name}: native labels, voxels that differ, {np.count_nonzero(~clear):,} ties apart", 1, apart, 0)
+        row(
+            "export",
+            f"{name}: native labels, voxels that differ ({np.count_nonzero(~clear):,} ties apart)",
+            1,
+            apart,
+            0,
+        )
 
 
 def networks():
-    sets = {"the paper's": small((32, 64, 64), stage_strides=PAPER.strides), "(16, 32, 32)": small((16, 32, 32)),
-            "(8, 64, 32)": small((8, 64, 32)),
-            "last axis alone": small((16, 32, 32), stage_strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2)))}
+    sets = {
+        "the paper's": small((32, 64, 64), stage_strides=PAPER.strides),
+        "(16, 32, 32)": small((16, 32, 32)),
+        "(8, 64, 32)": small((8, 64, 32)),
+        "last axis alone": small((16, 32, 32), stage_strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2))),
+    }
     for arch in ARCHITECTURES:
         for name, recipe in sets.items():
             torch.manual_seed(0)
@@ -104,15 +123,32 @@ def networks():
             pairs = theirs.matched(mine, yours, recipe.patch)
             x = torch.randn(2, 1, *recipe.patch, dtype=torch.float64)
             heads = list(zip(mine(x), yours(x), strict=True))
-            row(f"{arch} network", f"all heads, float64, strides {name}", 1,
-                max((a - b).abs().max().item() for a, b in heads), 1e-10)
+            row(
+                f"{arch} network",
+                f"all heads, float64, strides {name}",
+                1,
+                max((a - b).abs().max().item() for a, b in heads),
+                1e-10,
+            )
             for side in (0, 1):
                 sum(head[side].square().mean() for head in heads).backward()
-            row(f"{arch} network", f"gradient of every weight, relative, strides {name}", 1,
-                max((p.grad - q.grad).abs().max().item() / (1e-12 + q.grad.abs().max().item())
-                    for one, other in pairs for p, q in zip(one.parameters(), other.parameters())), 1e-8)
-        counts = [sum(p.numel() for p in n.parameters()) for n in (build_unet(arch, PAPER), theirs.network(arch, PAPER))]
-        row(f"{arch} network", f"number of weights at the paper's size, {counts[0]:,}", 1, abs(counts[0] - counts[1]), 0)
+            row(
+                f"{arch} network",
+                f"gradient of every weight, relative, strides {name}",
+                1,
+                max(
+                    (p.grad - q.grad).abs().max().item() / (1e-12 + q.grad.abs().max().item())
+                    for one, other in pairs
+                    for p, q in zip(one.parameters(), other.parameters())
+                ),
+                1e-8,
+            )
+        counts = [
+            sum(p.numel() for p in n.parameters()) for n in (build_unet(arch, PAPER), theirs.network(arch, PAPER))
+        ]
+        row(
+            f"{arch} network", f"number of weights at the paper's size, {counts[0]:,}", 1, abs(counts[0] - counts[1]), 0
+        )
 
 
 def initial_weights():
@@ -138,19 +174,35 @@ def loss():
     torch.manual_seed(1)
     recipe = small((8, 16, 16))
     shape = (2, *recipe.patch)
-    for name, target in {"mixed": torch.randint(0, 3, shape), "no foreground": torch.zeros(shape).long(),
-                         "all tumor": torch.full(shape, 2)}.items():
-        mine = [head.detach().double().requires_grad_() for head in build_unet("plain", recipe)(torch.randn(2, 1, 8, 16, 16))]
+    for name, target in {
+        "mixed": torch.randint(0, 3, shape),
+        "no foreground": torch.zeros(shape).long(),
+        "all tumor": torch.full(shape, 2),
+    }.items():
+        mine = [
+            head.detach().double().requires_grad_()
+            for head in build_unet("plain", recipe)(torch.randn(2, 1, 8, 16, 16))
+        ]
         yours = [head.detach().clone().requires_grad_() for head in mine]
         targets = theirs.downsampled(target, recipe)
-        row("loss", f"{name}: targets of all heads, voxels that differ", 1, sum(
-            int((downsampled(target, head.shape[2:]) != t[:, 0]).sum()) for head, t in zip(mine, targets)), 0)
+        row(
+            "loss",
+            f"{name}: targets of all heads, voxels that differ",
+            1,
+            sum(int((downsampled(target, head.shape[2:]) != t[:, 0]).sum()) for head, t in zip(mine, targets)),
+            0,
+        )
         a, b = segmentation_loss(mine, target), theirs.loss(len(yours))(yours, targets)
         a.backward(), b.backward()
         row("loss", f"{name}: value", 1, abs(a.item() - b.item()), 1e-6)
         assert mine[-1].grad is None and yours[-1].grad is None  # the coarsest head weighs nothing
-        row("loss", f"{name}: gradient", 1,
-            max((p.grad - q.grad).abs().max().item() for p, q in zip(mine[:-1], yours[:-1])), 1e-8)
+        row(
+            "loss",
+            f"{name}: gradient",
+            1,
+            max((p.grad - q.grad).abs().max().item() for p, q in zip(mine[:-1], yours[:-1])),
+            1e-8,
+        )
 
 
 def training():
@@ -159,24 +211,41 @@ def training():
         recipe = small((16, 32, 32))
         mine, yours = build_unet(arch, recipe).double(), theirs.network(arch, recipe).double().train()
         pairs = theirs.matched(mine, yours, recipe.patch)
-        optimizers = [torch.optim.SGD(n.parameters(), PAPER.learning_rate, PAPER.momentum, nesterov=True,
-                                      weight_decay=PAPER.weight_decay) for n in (mine, yours)]
+        optimizers = [
+            torch.optim.SGD(
+                n.parameters(), PAPER.learning_rate, PAPER.momentum, nesterov=True, weight_decay=PAPER.weight_decay
+            )
+            for n in (mine, yours)
+        ]
         for step in range(1, 11):
             x, target = torch.randn(2, 1, *recipe.patch, dtype=torch.float64), torch.randint(0, 3, (2, *recipe.patch))
             heads = yours(x)
-            losses = (segmentation_loss(mine(x), target), theirs.loss(len(heads))(heads, theirs.downsampled(target, recipe)))
+            losses = (
+                segmentation_loss(mine(x), target),
+                theirs.loss(len(heads))(heads, theirs.downsampled(target, recipe)),
+            )
             for net, optimizer, value in zip((mine, yours), optimizers, losses):
                 optimizer.zero_grad()
                 value.backward()
                 torch.nn.utils.clip_grad_norm_(net.parameters(), PAPER.max_gradient_norm)
                 optimizer.step()
             if step in (1, 10):
-                row("training", f"{arch}: weights after {step} steps, float64", step,
-                    max((p - q).abs().max().item() for a, b in pairs for p, q in zip(a.parameters(), b.parameters())), 1e-7)
+                row(
+                    "training",
+                    f"{arch}: weights after {step} steps, float64",
+                    step,
+                    max((p - q).abs().max().item() for a, b in pairs for p, q in zip(a.parameters(), b.parameters())),
+                    1e-7,
+                )
     rates = [abs(PAPER.learning_rate_at(e) - theirs.poly_lr(e, 1000, 0.01, 0.9)) for e in range(1000)]
     row("training", "learning rate of every epoch", 1000, max(rates), 1e-12)
-    row("training", "weights of the five heads", 1, np.abs(np.array(head_weights(5)) - np.array([8, 4, 2, 1, 0]) / 15).max(),
-        1e-12)
+    row(
+        "training",
+        "weights of the five heads",
+        1,
+        np.abs(np.array(head_weights(5)) - np.array([8, 4, 2, 1, 0]) / 15).max(),
+        1e-12,
+    )
 
 
 def sampler():
@@ -193,8 +262,14 @@ def sampler():
                 values = np.union1d(mine[:, axis], yours[kind][:, axis])
                 counts = [[np.count_nonzero(x[:, axis] == v) for v in values] for x in (mine, yours[kind])]
                 p = chi2_contingency(counts).pvalue if len(values) > 1 else 1
-                row("sampler", f"{'forced' if forced else 'uniform'} starts along {'ZYX'[axis]}, case {name}: -log10 p, "
-                    "chi-square", DRAWS, -np.log10(max(p, 1e-300)), 5)
+                row(
+                    "sampler",
+                    f"{'forced' if forced else 'uniform'} starts along {'ZYX'[axis]}, case {name}: -log10 p, "
+                    "chi-square",
+                    DRAWS,
+                    -np.log10(max(p, 1e-300)),
+                    5,
+                )
 
 
 def their_starts(labels, patch):
@@ -203,10 +278,20 @@ def their_starts(labels, patch):
     found = [[], []]
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/case.npy", np.concatenate([index, labels[None]]).astype(np.float32))
-        source = {"data_file": f"{folder}/case.npz",
-                  "properties": {"class_locations": {v: np.argwhere(labels == v) for v in (1, 2)}}}
-        loader = theirs.DataLoader3D({"case": source}, patch, patch, 2, False, oversample_foreground_percent=0.33,
-                                     pad_mode="constant", memmap_mode="r")  # as nnUNetTrainerV2 calls it
+        source = {
+            "data_file": f"{folder}/case.npz",
+            "properties": {"class_locations": {v: np.argwhere(labels == v) for v in (1, 2)}},
+        }
+        loader = theirs.DataLoader3D(
+            {"case": source},
+            patch,
+            patch,
+            2,
+            False,
+            oversample_foreground_percent=0.33,
+            pad_mode="constant",
+            memmap_mode="r",
+        )  # as nnUNetTrainerV2 calls it
         np.random.seed(0)
         for _ in range(DRAWS):
             for kind, data in enumerate(loader.generate_train_batch()["data"]):
@@ -218,26 +303,49 @@ def their_starts(labels, patch):
 def augmentation():
     """change_x against batchgenerators with the same draw."""
     random = np.random.default_rng(0)
-    x, labels = random.normal(size=(30, 40, 36)).astype(np.float32), random.integers(0, 3, (30, 40, 36)).astype(np.uint8)
+    x, labels = (
+        random.normal(size=(30, 40, 36)).astype(np.float32),
+        random.integers(0, 3, (30, 40, 36)).astype(np.uint8),
+    )
     mine, inner = torch.from_numpy(x), (slice(10, -10), slice(14, -14), slice(12, -12))
     for angles, scale in [((0.3, -0.2, 0.4), 1.0), ((0, 0, 0), 1.25), ((0.1, 0.2, -0.5), 0.8)]:
         image, seg = theirs.turn(x, labels, angles, scale, order=1)
         turned, turned_labels = ours.change_geometry(mine, torch.from_numpy(labels), angles, scale)
-        what = f"rotation {angles}, scale {scale}"
-        row("augmentation", f"{what}: image, linear, away from the border", 1, np.abs(image - turned.numpy())[inner].max(), 1e-4)
-        row("augmentation", f"{what}: labels, voxels that differ", 1,
-            np.count_nonzero((seg != turned_labels.numpy())[inner]), 0)
+        what, apart = f"rotation {angles}, scale {scale}", np.abs(image - turned.numpy())[inner].max()
+        row("augmentation", f"{what}: image, linear, away from the border", 1, apart, 1e-4)
+        row(
+            "augmentation",
+            f"{what}: labels, voxels that differ",
+            1,
+            np.count_nonzero((seg != turned_labels.numpy())[inner]),
+            0,
+        )
     for factor in (0.8, 1.3):
-        for name, change in (("gamma", ours.change_gamma), ("contrast", ours.change_contrast),
-                             ("brightness", ours.change_brightness),
-                             ("inverted gamma", lambda image, f: ours.change_gamma(image, f, inverted=True))):
-            row("augmentation", f"{name} {factor}", 1,
-                np.abs(theirs.colour(name, x, factor) - change(mine, factor).numpy()).max(), 1e-5)
-    noisy = [ours.change_noise(torch.zeros(60, 60, 60), 0.07, seed=0).numpy(),
-             theirs.noise(np.zeros((60, 60, 60), dtype=np.float32), 0.07)]
+        for name, change in (
+            ("gamma", ours.change_gamma),
+            ("contrast", ours.change_contrast),
+            ("brightness", ours.change_brightness),
+            ("inverted gamma", lambda image, f: ours.change_gamma(image, f, inverted=True)),
+        ):
+            row(
+                "augmentation",
+                f"{name} {factor}",
+                1,
+                np.abs(theirs.colour(name, x, factor) - change(mine, factor).numpy()).max(),
+                1e-5,
+            )
+    noisy = [
+        ours.change_noise(torch.zeros(60, 60, 60), 0.07, seed=0).numpy(),
+        theirs.noise(np.zeros((60, 60, 60), dtype=np.float32), 0.07),
+    ]
     for who, noise in zip(("ours", "theirs"), noisy):
-        row("augmentation", f"noise of 0.07, {who}: -log10 p of a normal with that sd, Kolmogorov-Smirnov", noise.size,
-            -np.log10(max(kstest(noise.ravel() / 0.07, "norm").pvalue, 1e-300)), 5)
+        row(
+            "augmentation",
+            f"noise of 0.07, {who}: -log10 p of a normal with that sd, Kolmogorov-Smirnov",
+            noise.size,
+            -np.log10(max(kstest(noise.ravel() / 0.07, "norm").pvalue, 1e-300)),
+            5,
+        )
     flips = 0
     for axes in ((), (0,), (1, 2), (0, 1, 2)):
         a, b = ours.change_mirroring(mine, torch.from_numpy(labels), axes)
@@ -250,10 +358,22 @@ def draws():
     """How often and how far: each transform of theirs and random_x of ours, 20,000 times, told from what comes out."""
     transforms = theirs.transforms((6, 6, 6))
     names = [name for name, _ in transforms]
-    wanted = ["SpatialTransform", "GaussianNoiseTransform", "BrightnessMultiplicativeTransform",
-              "ContrastAugmentationTransform", "GammaTransform", "GammaTransform", "MirrorTransform"]
-    row("draws", "order of the transforms that both have, places that differ", len(wanted),
-        sum(a != b for a, b in zip([n for n in names if n in wanted], wanted, strict=True)), 0)
+    wanted = [
+        "SpatialTransform",
+        "GaussianNoiseTransform",
+        "BrightnessMultiplicativeTransform",
+        "ContrastAugmentationTransform",
+        "GammaTransform",
+        "GammaTransform",
+        "MirrorTransform",
+    ]
+    row(
+        "draws",
+        "order of the transforms that both have, places that differ",
+        len(wanted),
+        sum(a != b for a, b in zip([n for n in names if n in wanted], wanted, strict=True)),
+        0,
+    )
     table = [transform for name, transform in transforms if name in wanted]
     ramp = np.linspace(0, 1, 6**3, dtype=np.float32).reshape(6, 6, 6)
     places = np.stack(np.meshgrid(*[np.arange(24.0)] * 3, indexing="ij")).astype(np.float32) - 11.5
@@ -271,13 +391,26 @@ def draws():
         matrix = points[:, 1:] - points[:, :1]
         scale = np.cbrt(np.linalg.det(matrix))
         a = matrix / scale
-        return {"scale": scale, "angle 1": np.arctan2(a[1, 2], a[2, 2]), "angle 2": np.arcsin(-np.clip(a[0, 2], -1, 1)),
-                "angle 3": np.arctan2(a[0, 1], a[0, 0])}
+        return {
+            "scale": scale,
+            "angle 1": np.arctan2(a[1, 2], a[2, 2]),
+            "angle 2": np.arcsin(-np.clip(a[0, 2], -1, 1)),
+            "angle 3": np.arctan2(a[0, 1], a[0, 0]),
+        }
 
     def geometry(generator):
         angles, scale = drawn_geometry(generator)
-        return [ours.change_geometry(torch.from_numpy(c), torch.zeros(c.shape, dtype=torch.uint8), angles, scale,
-                                     start=start, patch=ramp.shape)[0].numpy() for c in places]
+        return [
+            ours.change_geometry(
+                torch.from_numpy(c),
+                torch.zeros(c.shape, dtype=torch.uint8),
+                angles,
+                scale,
+                start=start,
+                patch=ramp.shape,
+            )[0].numpy()
+            for c in places
+        ]
 
     def drawn_geometry(generator):
         kept, change = [], ours.change_geometry
@@ -292,18 +425,25 @@ def draws():
         return lambda generator: function(torch.from_numpy(x), PAPER, generator, **arguments).numpy()
 
     zeros, ones = np.zeros((6, 6, 6), np.float32), np.ones((6, 6, 6), np.float32)
-    flips = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+    corners = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
+
+    def mirrored(generator):
+        return ours.random_mirroring(torch.from_numpy(corners), torch.from_numpy(corners), PAPER, generator)[0].numpy()
+
     for name, transform, x, mine, tell in (
         ("rotation and scaling", table[0], places, geometry, turned),
         ("noise", table[1], zeros, plain(ours.random_noise, zeros), spread),
         ("brightness", table[2], ones, plain(ours.random_brightness, ones), lambda x: {"factor": x[0, 0, 0]}),
-        ("contrast", table[3], ramp, plain(ours.random_contrast, ramp),
-         lambda x: {"factor": (x[3, 0, 0] - x.mean()) / (ramp[3, 0, 0] - 0.5)}),
+        (
+            "contrast",
+            table[3],
+            ramp,
+            plain(ours.random_contrast, ramp),
+            lambda x: {"factor": (x[3, 0, 0] - x.mean()) / (ramp[3, 0, 0] - 0.5)},
+        ),
         ("inverted gamma", table[4], ramp, plain(ours.random_gamma, ramp, inverted=True), lambda x: bent(-x, 1 - ramp)),
         ("gamma", table[5], ramp, plain(ours.random_gamma, ramp, inverted=False), bent),
-        ("mirroring", table[6], flips,
-         lambda generator: ours.random_mirroring(torch.from_numpy(flips), torch.from_numpy(flips), PAPER, generator)[0].numpy(),
-         lambda x: {"corner": x[0, 0, 0]}),
+        ("mirroring", table[6], corners, mirrored, lambda x: {"corner": x[0, 0, 0]}),
     ):
         compare_draws(name, transform, x, mine, tell)
 
@@ -325,18 +465,33 @@ def compare_draws(name, transform, x, mine, tell):
         counts = [[np.count_nonzero(c), np.count_nonzero(~c)] for c in changed]
         if name == "mirroring":
             counts = [[np.count_nonzero(v == corner) for corner in range(8)] for v in (a, b)]
-        row("draws", f"{name}: how often the {key} changes, {counts[0][0] / DRAWS:.3f} and {counts[1][0] / DRAWS:.3f}: "
-            "-log10 p, chi-square", DRAWS, -np.log10(max(chi2_contingency(counts).pvalue, 1e-300)), 5)
+        row(
+            "draws",
+            f"{name}: how often the {key} changes, {counts[0][0] / DRAWS:.3f} and {counts[1][0] / DRAWS:.3f}: "
+            "-log10 p, chi-square",
+            DRAWS,
+            -np.log10(max(chi2_contingency(counts).pvalue, 1e-300)),
+            5,
+        )
         if name != "mirroring":
             a, b = a[changed[0]], b[changed[1]]
-            row("draws", f"{name}: {key} where it changes, {a.min():.3f}..{a.max():.3f} and {b.min():.3f}..{b.max():.3f}: "
-                "-log10 p, Kolmogorov-Smirnov", len(a), -np.log10(max(ks_2samp(a, b).pvalue, 1e-300)), 5)
+            ranges = " and ".join(f"{v.min():.3f}..{v.max():.3f}" for v in (a, b))
+            row(
+                "draws",
+                f"{name}: {key} where it changes, {ranges}: -log10 p, Kolmogorov-Smirnov",
+                len(a),
+                -np.log10(max(ks_2samp(a, b).pvalue, 1e-300)),
+                5,
+            )
 
 
 def prediction():
     sizes = [((128, 248, 248), (80, 160, 160)), ((93, 290, 291), (80, 160, 160)), ((81, 161, 170), (80, 160, 160))]
-    wrong = sum(theirs.SegmentationNetwork._compute_steps_for_sliding_window(patch, size, 0.5)
-                != [window_starts(n, p) for n, p in zip(size, patch)] for size, patch in sizes)
+    wrong = sum(
+        theirs.SegmentationNetwork._compute_steps_for_sliding_window(patch, size, 0.5)
+        != [window_starts(n, p) for n, p in zip(size, patch)]
+        for size, patch in sizes
+    )
     row("prediction", "starts of the windows, sizes that differ", len(sizes), wrong, 0)
     gaussian = theirs.SegmentationNetwork._get_gaussian(PAPER.patch, 1 / 8)
     row("prediction", "importance map", 1, np.abs(gaussian - importance_map(PAPER.patch).numpy()).max(), 1e-6)
@@ -347,14 +502,24 @@ def prediction():
         for what, shape in (("smaller than", (10, 20, 31)), ("equal to", (16, 32, 32)), ("larger than", (23, 50, 70))):
             image = np.random.default_rng(3).normal(size=shape).astype(np.float32)
             yours = theirs.SlidingWindow(network).predict(image, recipe)
-            row("prediction", f"{arch}: mirrored, weighted probabilities of a volume {what} the patch", 1,
-                np.abs(yours - predict_probabilities([network], image, recipe).numpy()).max(), 1e-5)
+            row(
+                "prediction",
+                f"{arch}: mirrored, weighted probabilities of a volume {what} the patch",
+                1,
+                np.abs(yours - predict_probabilities([network], image, recipe).numpy()).max(),
+                1e-5,
+            )
 
 
 def folds():
     ids = [f"case_{number:05d}" for number in range(210) if number not in PAPER.excluded_cases]
-    row("folds", "cases in another fold", len(ids), sum(
-        len(set(mine) ^ set(yours)) for (_, mine), yours in zip(five_folds(ids), theirs.folds(ids), strict=True)), 0)
+    row(
+        "folds",
+        "cases in another fold",
+        len(ids),
+        sum(len(set(mine) ^ set(yours)) for (_, mine), yours in zip(five_folds(ids), theirs.folds(ids), strict=True)),
+        0,
+    )
 
 
 def evaluation():
@@ -371,26 +536,57 @@ def evaluation():
     row("evaluation", "kidney and tumor Dice of real labels, moved, without tumor, empty", count, apart, 1e-12)
     empty, kidney = np.zeros((2, 3, 4), np.uint8), np.ones((2, 3, 4), np.uint8)
     pairs = [(empty, empty), (kidney, kidney), (kidney, empty), (empty, kidney), (2 * kidney, kidney)]
-    row("evaluation", "degenerate cases, NaN where both are empty", len(pairs), sum(
-        not np.array_equal(kits_dice(*pair), evaluate(*pair), equal_nan=True) for pair in pairs), 0)
+    row(
+        "evaluation",
+        "degenerate cases, NaN where both are empty",
+        len(pairs),
+        sum(not np.array_equal(kits_dice(*pair), evaluate(*pair), equal_nan=True) for pair in pairs),
+        0,
+    )
 
 
 def importer():
     """Checkpoints that their trainer wrote, imported and used from the command line as the README says."""
+    recipe = dataclasses.replace(
+        PAPER, spacing_mm=(8.0, 6.0, 6.5), patch=(16, 32, 24), plain_features=8, residual_features=8, max_features=32
+    )
+    cases = {
+        "seen": theirs.easy_case(1, (40, 64, 70), (6.0, 5.5, 5.5)),
+        "unseen": theirs.easy_case(2, (36, 60, 75), (6.0, 5.0, 5.2)),
+        "thick slices": theirs.easy_case(3, (20, 90, 96), (12.0, 3.9, 3.9)),
+    }
     with tempfile.TemporaryDirectory() as folder:
         for arch, axes in zip(ARCHITECTURES, ("ZYX", "ZYX", "ZXY")):
-            found = theirs.trained_and_predicted(arch, Path(folder) / arch, axes)
+            found = theirs.trained_and_predicted(arch, Path(folder) / arch, cases, recipe, axes=axes)
             model, run, scans = found["model"], Path(folder) / arch / "run", found["scans"]
             (Path(folder) / "geometry.json").write_text(found["geometry"])
-            for command in (["-m", "minikits.checkpoints", "import-nnunet", model, "--arch", arch, "--geometry",
-                             f"{folder}/geometry.json", "--out", run / "fold0" / "checkpoint.pt"],
-                            ["predict.py", "--in", scans, "--out", run / "masks", "--model", run]):
+            for command in (
+                [
+                    "-m",
+                    "minikits.checkpoints",
+                    "import-nnunet",
+                    model,
+                    "--arch",
+                    arch,
+                    "--geometry",
+                    f"{folder}/geometry.json",
+                    "--out",
+                    run / "fold0" / "checkpoint.pt",
+                ],
+                ["predict.py", "--in", scans, "--out", run / "masks", "--model", run],
+            ):
                 subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
             for name, mask in found["masks"].items():
                 a, b = (read_labels(path).voxels for path in (run / "masks" / f"{name}.nii.gz", mask))
                 dice = [score for score in kits_dice(a, b) if not np.isnan(score)]
-                row("import", f"{arch}, axes {axes}, {name}: 1 - Dice of the masks, {np.count_nonzero(b):,} voxels of "
-                    f"foreground, {np.count_nonzero(a != b)} differ", 1, 1 - min(dice, default=0), 1e-3)
+                row(
+                    "import",
+                    f"{arch}, axes {axes}, {name}: 1 - Dice of the masks, {np.count_nonzero(b):,} voxels of "
+                    f"foreground, {np.count_nonzero(a != b)} differ",
+                    1,
+                    1 - min(dice, default=0),
+                    1e-3,
+                )
 
 
 def departures():
@@ -410,8 +606,11 @@ def departures():
             cubic.append([apart.mean(), np.percentile(apart, 99)])
         count += 1
     mean, high = np.mean(cubic, axis=0)
-    print(f"| linear, not cubic, in rotation and scaling | {count} cases, 3 draws each | mean absolute difference "
-          f"{mean:.1f} HU, 99th percentile {high:.0f} HU (scanner's noise included) |", flush=True)
+    print(
+        f"| linear, not cubic, in rotation and scaling | {count} cases, 3 draws each | mean absolute difference "
+        f"{mean:.1f} HU, 99th percentile {high:.0f} HU (scanner's noise included) |",
+        flush=True,
+    )
     if not KITS19.is_dir():
         return
     for path in sorted(KITS19.glob("case_*/segmentation.nii.gz")):
@@ -420,30 +619,53 @@ def departures():
         if reference.voxels.size > 130_000_000 or new == reference.voxels.shape:
             continue
         orders = label_orders(reference.spacing_mm)
-        voxels = resample_labels(reference.voxels, (new[0], *reference.voxels.shape[1:]), (0, 0, 0)) if 0 in orders else (
-            reference.voxels)
+        voxels = reference.voxels
+        if 0 in orders:
+            voxels = resample_labels(voxels, (new[0], *voxels.shape[1:]), 0)
         half = np.zeros(new, dtype=np.uint8)
         for value in (1, 2):  # nearest along the thick axis beforehand, so that one linear resize is left
             half[resize((voxels == value).astype(np.float32), new, 1, mode="edge", anti_aliasing=False) >= 0.5] = value
         mine = prepare_labels(reference, PAPER)
         label.append([np.count_nonzero(half != mine), np.count_nonzero(mine), *(1 - np.array(kits_dice(half, mine)))])
     changed, foreground, kidney, tumor = np.array(label).T
-    print(f"| the largest mask, not each mask of at least 1/2, in labels | {len(label)} cases of KiTS19 | "
-          f"{int(changed.sum()):,} of {int(foreground.sum()):,} foreground voxels ({changed.sum() / foreground.sum():.2%}); "
-          f"Dice between both at least {1 - kidney.max():.5f} kidney, {1 - np.nanmax(tumor):.5f} tumor |", flush=True)
+    share = changed.sum() / foreground.sum()
+    print(
+        f"| the largest mask, not each mask of at least 1/2, in labels | {len(label)} cases of KiTS19 | "
+        f"{int(changed.sum()):,} of {int(foreground.sum()):,} foreground voxels ({share:.3%}); Dice between both at "
+        f"least {1 - kidney.max():.5f} kidney, {1 - np.nanmax(tumor):.5f} tumor |",
+        flush=True,
+    )
 
 
-STAGES = (preprocessing, networks, initial_weights, loss, training, sampler, augmentation, draws, prediction, folds,
-          evaluation, importer, departures)
+STAGES = (
+    preprocessing,
+    networks,
+    initial_weights,
+    loss,
+    training,
+    sampler,
+    augmentation,
+    draws,
+    prediction,
+    folds,
+    evaluation,
+    importer,
+    departures,
+)
 
 
 def main():
-    print(f"nnunet {version('nnunet')}, batchgenerators {version('batchgenerators')}, torch {torch.__version__}, "
-          f"numpy {np.__version__}\n\n| stage | compared | inputs | largest difference | tolerance | verdict |\n"
-          "|---|---|---|---|---|---|", flush=True)
+    print(
+        f"nnunet {version('nnunet')}, batchgenerators {version('batchgenerators')}, torch {torch.__version__}, "
+        f"numpy {np.__version__}\n\n| stage | compared | inputs | largest difference | tolerance | verdict |\n"
+        "|---|---|---|---|---|---|",
+        flush=True,
+    )
     for stage in STAGES:
         if len(sys.argv) == 1 or stage.__name__ in sys.argv[1:]:
+            began = time.monotonic()
             stage()
+            print(f"{stage.__name__}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     sys.exit(1 if "DIFFERS" in ROWS else 0)
 
 

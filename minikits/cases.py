@@ -20,6 +20,8 @@ from minikits.paper import CLASSES, FOLD_SEED, FOLDS
 from minikits.resampling import prepare_image, prepare_labels
 from minikits.volumes import SUFFIXES, check_same_grid, read_labels, read_volume
 
+KITS19 = {"imaging": "image", "segmentation": "labels"}  # the files of a case's folder
+FOLDERS = {"images": "image", "labels": "labels"}  # of the other layout
 CACHE_FORMAT = 1  # raised when what is written to the cache changes
 
 
@@ -50,46 +52,32 @@ def nifti_name(path):
     return None
 
 
-def find_scans(source):
-    """{name: path}, sorted: a NIfTI file itself, or a folder's NIfTI files, else its KiTS19 cases' images."""
+def find_cases(source):
+    """The cases of a NIfTI file, a flat folder of them (all images), or a folder of either layout; sorted by id.
+
+    FileNotFoundError where there is no `source`; ValueError where it has no case, or two files for the same.
+    """
     source = Path(source)
     if not source.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder")
-    found = {}
-    for path in [source] if source.is_file() else sorted(source.iterdir()):
-        if path.is_file() and (name := nifti_name(path)) and name != "segmentation":
-            name = path.resolve().parent.name if name == "imaging" else name  # a KiTS19 case by itself
-            if name in found:
-                raise ValueError(f"{path}: {found[name].name} has the same name {name}; rename one of them")
-            found[name] = path
-    if source.is_dir() and not found:
-        found = {case.id: case.image for case in find_cases(source) if case.image}
-    if not found:
-        raise ValueError(f"{source}: no scan found, wanted *.nii, *.nii.gz or case_00000/imaging.nii.gz")
-    return found
-
-
-def find_cases(folder):
-    """The cases of a folder, sorted by id, with or without their image or labels. None at all is a ValueError."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give a KiTS19 folder (case_00000/imaging.nii.gz, ...)")
+        raise FileNotFoundError(f"{source}: no such file or folder; wanted a scan, scans, or a KiTS19 folder")
+    paths = sorted(source.iterdir()) if source.is_dir() else [source]
+    flat = [path for path in paths if path.is_file() and nifti_name(path)]
     files = {}
-    for path in sorted(folder.glob("*/*")):
-        name = nifti_name(path)
-        if name in ("imaging", "segmentation"):
-            name, kind = path.parent.name, {"imaging": "image", "segmentation": "labels"}[name]
-        elif name and path.parent.name in ("images", "labels"):
-            kind = {"images": "image", "labels": "labels"}[path.parent.name]
+    for path in flat or sorted(source.glob("*/*")):
+        name, folder = nifti_name(path), path.resolve().parent.name
+        if name in KITS19:
+            name, kind = folder, KITS19[name]  # also where one case's folder is the source
+        elif name and (flat or folder in FOLDERS):
+            kind = "image" if flat else FOLDERS[folder]
         else:
             continue
         if kind in files.setdefault(name, {}):
-            raise ValueError(f"{path}: {files[name][kind].name} beside it is the same of case {name}; remove one")
+            raise ValueError(f"{path}: {files[name][kind].name} has the same name {name}; rename or remove one of them")
         files[name][kind] = path
     if not files:
-        seen = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
-        raise ValueError(f"{folder}: no cases found, wanted case_00000/imaging.nii.gz and segmentation.nii.gz, or "
-                         f"images/ and labels/; the folder holds {seen}")
+        seen = ", ".join(path.name for path in paths[:5]) or "nothing"
+        raise ValueError(f"{source}: no scans or cases found, wanted *.nii.gz, case_00000/imaging.nii.gz and "
+                         f"segmentation.nii.gz, or images/ and labels/; found {seen}")
     return [Case(id, found.get("image"), found.get("labels")) for id, found in sorted(files.items())]
 
 

@@ -9,14 +9,14 @@ environment (versions). Loading is torch's `weights_only=True`, with no way arou
 """
 
 import argparse
-import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from minikits.files import written_whole
+from minikits.files import read_json, written_whole
 from minikits.paper import ARCHITECTURES, recipe_from
 from minikits.unet import build_unet
 
@@ -97,9 +97,9 @@ def import_nnunet(path, arch, geometry, out):
     Strides, features and blocks are read off the weights. Those do not tell the nonlinearities: ReLU, in the plain
     network LeakyReLU. ValueError where anything is missing or does not fit; nothing is written then.
     """
-    geometry, path, out = dict(geometry), Path(path), Path(out)
+    geometry, path, out = dict(geometry) if isinstance(geometry, dict) else {}, Path(path), Path(out)
     axes, missing = geometry.pop("axes", "ZYX"), [name for name in GEOMETRY if name not in geometry]
-    if missing or sorted(axes) != ["X", "Y", "Z"]:
+    if missing or sorted(str(axes)) != ["X", "Y", "Z"]:
         raise ValueError(f"geometry: {'no ' + ', '.join(missing) if missing else f'axes {axes!r}'}; wanted "
                          f"{', '.join(GEOMETRY)} as the network was trained, and axes like ZXY if not ZYX")
     if out.exists():
@@ -136,8 +136,8 @@ def _nnunet_weights(path, arch):
     groups = [[name for name in names if name.startswith(f"{prefix}.")] for prefix in NNUNET_ORDER[arch]]
     if not all(groups) or sum(map(len, groups)) < len(names):
         found = sorted({name.split(".")[0] for name in names})
-        raise ValueError(f"{path}: holds {', '.join(found)}, wanted {', '.join(NNUNET_ORDER[arch])} of a {arch} network; "
-                         "is it of another architecture?")
+        raise ValueError(f"{path}: holds {', '.join(found)}, wanted {', '.join(NNUNET_ORDER[arch])} of a {arch} "
+                         "network; is it of another architecture?")
     if arch == "preactivation":
         groups[1].sort(key=lambda name: -int(name.split(".")[1]))  # their skips count from the top, ours from below
     epoch = content.get("epoch")
@@ -149,11 +149,10 @@ def _structure(weights, arch, path):
     up = [value.shape for name, value in weights.items() if name.startswith(("tu.", "decoder.tus."))]
     if any(len(shape) != 5 for shape in up):
         raise ValueError(f"{path}: a 2D network; wanted a 3D one")
-    blocks = [{name.split(".")[4] for name in weights if name.startswith(f"encoder.stages.{stage}.")} or {0}
-              for stage in range(len(up) + 1)]
+    blocks = set(re.findall(r"encoder\.stages\.(\d+)\.convs\.(\d+)", " ".join(weights)))
     return {"stage_strides": [(1, 1, 1), *(tuple(shape[2:]) for shape in reversed(up))],
             f"{'plain' if arch == 'plain' else 'residual'}_features": up[-1][1], "max_features": up[0][0],
-            "residual_blocks": [len(numbers) for numbers in blocks]}
+            "residual_blocks": [max(1, sum(s == str(stage) for s, _ in blocks)) for stage in range(len(up) + 1)]}
 
 
 def main():
@@ -165,8 +164,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="runs/imported/fold0/checkpoint.pt")
     arguments = parser.parse_args()
     try:
-        geometry = json.loads(arguments.geometry.read_text())
-        recipe = import_nnunet(arguments.model, arguments.arch, geometry, arguments.out)
+        recipe = import_nnunet(arguments.model, arguments.arch, read_json(arguments.geometry), arguments.out)
     except (ValueError, OSError) as error:
         parser.exit(2, f"checkpoints: {error}\n")
     print(f"{arguments.out}: {arguments.arch}, features {recipe.features(arguments.arch)}, strides {recipe.strides}; "

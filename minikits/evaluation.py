@@ -34,13 +34,9 @@ def score_case(case_id, prediction, reference):
 
 def summarise(rows):
     """{score: {"mean", "cases", "without_score"}}: NaN scores are left out of the mean, and counted."""
-    summary = {}
-    for score in SCORES:
-        values = np.array([row[score] for row in rows], dtype=float)
-        known = values[~np.isnan(values)]
-        summary[score] = {"mean": float(known.mean()) if len(known) else nan, "cases": len(known),
-                          "without_score": len(values) - len(known)}
-    return summary
+    known = {score: [row[score] for row in rows if not np.isnan(row[score])] for score in SCORES}
+    return {score: {"mean": float(np.mean(values)) if values else nan, "cases": len(values),
+                    "without_score": len(rows) - len(values)} for score, values in known.items()}
 
 
 def table(rows):

@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,3 +29,10 @@ def written_whole(path):
 def write_text(path, text):
     with written_whole(path) as file:
         file.write(text.encode())
+
+
+def read_json(path):
+    try:
+        return json.loads(Path(path).read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: no JSON file ({error})") from None

@@ -188,10 +188,9 @@ def write_cases(out, cases=None, seed=0, labels=None):
     if not sources:
         raise ValueError(f"{labels}: no label volumes found, wanted case_00000/segmentation.nii.gz")
     for number, source in enumerate(sources):
-        name, given = f"phantom_{number:03d}", {}
-        if source:
-            volume = read_labels(source)
-            name, given = source.parent.name, {"labels": volume.voxels, "spacing_mm": volume.spacing_mm}
+        volume = source and read_labels(source)
+        name = source.parent.name if source else f"phantom_{number:03d}"
+        given = {"labels": volume.voxels, "spacing_mm": volume.spacing_mm} if source else {}
         image, mask, spacing = make_case([seed, number], **given)
         write_image(out / name / "imaging.nii.gz", image, spacing)
         write_image(out / name / "segmentation.nii.gz", mask, spacing)

@@ -55,13 +55,11 @@ def generator_for(*key):
 def fetch_ahead(draw, iterations):
     """draw(i) for each i in order; one thread draws the next while the current one is used."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        following = None
-        for iteration in iterations:
-            current, following = following, thread.submit(draw, iteration)
-            if current is not None:
-                yield current.result()
-        if following is not None:
-            yield following.result()
+        drawn = (thread.submit(draw, iteration) for iteration in iterations)
+        following = next(drawn, None)
+        while following:
+            current, following = following, next(drawn, None)
+            yield current.result()
 
 
 def _integer(low, high, generator):

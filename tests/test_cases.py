@@ -10,7 +10,7 @@ import pytest
 from conftest import TINY
 from sklearn.model_selection import KFold
 
-from minikits.cases import find_cases, find_scans, five_folds, prepare, training_cases
+from minikits.cases import find_cases, five_folds, prepare, training_cases
 from minikits.paper import PAPER
 from minikits.resampling import prepare_image, prepare_labels
 from minikits.volumes import read_labels, read_volume
@@ -41,6 +41,10 @@ def test_too_few_cases_for_five_folds():
         five_folds("abcd")
 
 
+def find_scans(folder):
+    return [case.id for case in find_cases(folder) if case.image]
+
+
 def touch(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,18 +67,18 @@ def test_a_flat_pair_of_folders(tmp_path):
 
 def test_scans_of_both_layouts(tmp_path):
     touch(tmp_path, "flat/one_0000.nii.gz", "flat/two.nii", "flat/notes.txt", "kits/case_00210/imaging.nii.gz")
-    assert list(find_scans(tmp_path / "flat")) == ["one", "two"]
-    assert list(find_scans(tmp_path / "kits")) == ["case_00210"]
+    assert find_scans(tmp_path / "flat") == ["one", "two"]
+    assert find_scans(tmp_path / "kits") == ["case_00210"]
     touch(tmp_path, "flat/one.nii")
     with pytest.raises(ValueError, match="same name one"):
         find_scans(tmp_path / "flat")
 
 
 def test_folders_without_cases_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
         find_cases(tmp_path / "absent")
     touch(tmp_path, "notes.txt")
-    with pytest.raises(ValueError, match=r"no cases found.*holds notes\.txt"):
+    with pytest.raises(ValueError, match=r"no scans or cases found.*found notes\.txt"):
         find_cases(tmp_path)
     touch(tmp_path, "case_00001/segmentation.nii.gz")
     with pytest.raises(ValueError, match=r"1 labelled cases have no image \(case_00001"):
@@ -139,11 +143,11 @@ def test_image_and_labels_that_differ_are_refused_by_name(phantoms, tmp_path):
 
 def test_a_kits19_case_by_itself_bears_its_cases_name(tmp_path):
     touch(tmp_path, "case_00210/imaging.nii.gz", "case_00210/segmentation.nii.gz")
-    assert list(find_scans(tmp_path / "case_00210" / "imaging.nii.gz")) == ["case_00210"]
-    assert list(find_scans(tmp_path / "case_00210")) == ["case_00210"]
+    assert find_scans(tmp_path / "case_00210" / "imaging.nii.gz") == ["case_00210"]
+    assert find_scans(tmp_path / "case_00210") == ["case_00210"]
 
 
 def test_two_files_for_one_case_are_refused(tmp_path):
     touch(tmp_path, "case_00001/imaging.nii.gz", "case_00001/imaging.nii")
-    with pytest.raises(ValueError, match=r"imaging\.nii beside it is the same of case case_00001"):
+    with pytest.raises(ValueError, match=r"imaging\.nii has the same name case_00001"):
         find_cases(tmp_path)

@@ -67,7 +67,7 @@ def test_damaged_and_absent_files(tmp_path):
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="holds no 'format'"):
         load_checkpoint(path)
-    with pytest.raises(FileNotFoundError, match=r"no such checkpoint; train one with train\.py"):
+    with pytest.raises(FileNotFoundError, match=r"no such file; wanted a checkpoint"):
         load_checkpoint(tmp_path / "absent.pt")
     with pytest.raises(FileNotFoundError, match=r"fold3/checkpoint\.pt: no such checkpoint"):
         find_checkpoints(tmp_path, [3])

@@ -138,13 +138,13 @@ def test_complaints_are_one_line_and_exit_with_2(trained, phantoms, recipe, tmp_
     (tmp_path / "broken.json").write_text("{")
     model = ("--model", trained[0] / "residual")
     for arguments, complaint in [
-        (("train.py", "--data", tmp_path / "absent"), "absent: no such folder"),
+        (("train.py", "--data", tmp_path / "absent"), "absent: no such file or folder"),
         (("train.py", "--data", tmp_path / "empty"), "empty: no cases found"),
-        (("train.py", "--data", phantoms, "--recipe", tmp_path / "broken.json"), "broken.json: not JSON"),
-        (("train.py", "--data", phantoms, "--recipe", "other"), "other: no such recipe"),
+        (("train.py", "--data", phantoms, "--recipe", tmp_path / "broken.json"), "broken.json: no JSON file"),
+        (("train.py", "--data", phantoms, "--recipe", "other"), "other: no JSON file"),
         (("predict.py", "--in", tmp_path / "empty", "--out", tmp_path, *model), "empty: no"),
         (("predict.py", "--in", phantoms, "--out", tmp_path / "m", *model, "--folds", 3), "fold3/checkpoint.pt: no"),
-        (("predict.py", "--in", recipe, "--out", tmp_path / "m", *model), "no scan found"),
+        (("predict.py", "--in", recipe, "--out", tmp_path / "m", *model), "no scans or cases found"),
         (("evaluate.py", "--pred", tmp_path / "empty", "--ref", phantoms), "empty: no"),
     ]:
         printed = run_script(*arguments, expect=2)

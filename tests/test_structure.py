@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "volumes": {"files"},
     "cases": {"volumes", "resampling"},
     "sampling": {"cases", "augmentation"},
-    "checkpoints": {"files"},
+    "checkpoints": {"files", "unet"},  # the importer tells by a network what belongs into it
     "prediction": {"resampling"},
     "phantoms": {"volumes"},
 }
