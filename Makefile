@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo
 
-.PHONY: demo test lint parity clean
+.PHONY: demo test lint parity golden clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -23,6 +23,10 @@ lint: $(VENV)/installed
 # nnU-Net v1 would bring 23 packages and another torch: only what it imports here, in an environment of its own.
 parity: $(VENV)-parity/installed
 	$(VENV)-parity/bin/python -W ignore benchmarks/parity.py
+
+# needs KITS19_STARTER_CODE, a checkout of neheller/kits19
+golden: $(VENV)-parity/installed
+	$(VENV)-parity/bin/python -W ignore benchmarks/golden.py
 
 $(VENV)-parity/installed: setup.py constraints.txt benchmarks/parity.txt
 	$(PYTHON) -m venv $(VENV)-parity

@@ -139,7 +139,7 @@ def test_complaints_are_one_line_and_exit_with_2(trained, phantoms, recipe, tmp_
     model = ("--model", trained[0] / "residual")
     for arguments, complaint in [
         (("train.py", "--data", tmp_path / "absent"), "absent: no such file or folder"),
-        (("train.py", "--data", tmp_path / "empty"), "empty: no cases found"),
+        (("train.py", "--data", tmp_path / "empty"), "empty: no scans or cases found"),
         (("train.py", "--data", phantoms, "--recipe", tmp_path / "broken.json"), "broken.json: no JSON file"),
         (("train.py", "--data", phantoms, "--recipe", "other"), "other: no JSON file"),
         (("predict.py", "--in", tmp_path / "empty", "--out", tmp_path, *model), "empty: no"),
