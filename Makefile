@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo
 
-.PHONY: demo test lint parity golden clean
+.PHONY: demo test lint parity golden bench clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -28,6 +28,15 @@ parity: $(VENV)-parity/installed
 golden: $(VENV)-parity/installed
 	$(VENV)-parity/bin/python -W ignore benchmarks/golden.py
 
+bench: $(VENV)-bench/installed
+	$(VENV)-bench/bin/python -W ignore benchmarks/training.py
+
+$(VENV)-bench/installed: setup.py constraints.txt benchmarks/bench.txt
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/pip install --quiet --constraint constraints.txt --editable '.[figures,test]'
+	$(VENV)-bench/bin/pip install --quiet --no-deps --requirement benchmarks/bench.txt
+	touch $@
+
 $(VENV)-parity/installed: setup.py constraints.txt benchmarks/parity.txt
 	$(PYTHON) -m venv $(VENV)-parity
 	$(VENV)-parity/bin/pip install --quiet --constraint constraints.txt --editable '.[figures,test]'
@@ -40,4 +49,4 @@ $(VENV)/installed: setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-parity $(DEMO)
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-bench $(DEMO)

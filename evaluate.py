@@ -10,8 +10,6 @@ from minikits.evaluation import as_csv, as_json, score_case, summarise, table
 from minikits.files import write_text, written_whole
 from minikits.volumes import check_same_grid, read_labels, read_volume
 
-SHOWN_HU = (-160, 300)
-
 
 def main():
     parser = argparse.ArgumentParser(description="Score masks against references as the KiTS19 challenge does.")
@@ -67,12 +65,11 @@ def draw_overlay(path, row, image_path, mask, reference):
         return
     truth = reference.voxels
     image = read_volume(image_path).voxels if image_path else np.zeros(truth.shape, dtype=np.int16)
-    most = "tumor" if (truth == 2).any() else "kidney"
-    chosen = [(f"most {most}", (truth == 2 if most == "tumor" else truth > 0).sum(axis=(1, 2)).argmax()),
-              ("most voxels wrong", (mask != truth).sum(axis=(1, 2)).argmax())]
+    most = ("most tumor", truth == 2) if (truth == 2).any() else ("most kidney", truth > 0)
     figure = Figure(figsize=(11, 5.4), layout="constrained")
-    for axes, (why, z) in zip(figure.subplots(1, 2), chosen):
-        axes.imshow(image[z], cmap="gray", vmin=SHOWN_HU[0], vmax=SHOWN_HU[1],
+    for axes, (why, voxels) in zip(figure.subplots(1, 2), (most, ("most voxels wrong", mask != truth))):
+        z = voxels.sum(axis=(1, 2)).argmax()
+        axes.imshow(image[z], cmap="gray", vmin=-160, vmax=300,  # HU, for soft tissue
                     aspect=reference.spacing_mm[1] / reference.spacing_mm[2])
         for labels, line in ((truth[z], "solid"), (mask[z], "dashed")):
             for structure, colour in ((labels > 0, "tab:cyan"), (labels == 2, "tab:red")):

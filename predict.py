@@ -42,14 +42,14 @@ def main():
 
 def predict(arguments):
     """Predicts every scan that has no mask yet; returns a line for each that failed."""
-    scans = {case.id: case.image for case in find_cases(arguments.scans) if case.image}
+    scans = [(case.id, case.image, arguments.out / mask_name(case.id, case.image))
+             for case in find_cases(arguments.scans) if case.image]
     if not scans:
         raise ValueError(f"{arguments.scans}: no scan found, only labels; wanted imaging.nii.gz or images/")
-    masks = {name: arguments.out / mask_name(name, path) for name, path in scans.items()}
-    for name, path in scans.items():
-        if masks[name].resolve() == path.resolve():
+    for _, path, mask in scans:
+        if mask.resolve() == path.resolve():
             raise ValueError(f"{path}: its mask would replace it; choose another folder with --out")
-    waiting = [name for name in scans if arguments.overwrite or not masks[name].exists()]
+    waiting = [scan for scan in scans if arguments.overwrite or not scan[-1].exists()]
     if len(waiting) < len(scans):
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans have a mask already; --overwrite predicts them again")
     if not waiting:
@@ -57,21 +57,21 @@ def predict(arguments):
     device = pick_device(arguments.device)
     networks, recipe = load_networks(arguments.model, arguments.folds, device)
     failed, started = [], time.monotonic()
-    for number, name in enumerate(waiting, 1):
-        began = time.monotonic()
+    for number, (name, path, mask) in enumerate(waiting, 1):
+        began, count = time.monotonic(), f"{number} of {len(waiting)}"
         try:
-            volume = read_volume(scans[name])
+            volume = read_volume(path)
             labels = predict_volume(networks, volume, recipe, mirroring=not arguments.no_mirroring,
-                                    on_window=progress(f"{name} ({number} of {len(waiting)})"))
-            write_labels(masks[name], labels, volume)
+                                    on_window=progress(f"{name} ({count})"))
+            write_labels(mask, labels, volume)
         except (ValueError, OSError) as error:
             failed.append(str(error))
-            print(f"{name}: failed ({number} of {len(waiting)}): {error}", flush=True)
+            print(f"{name}: failed ({count}): {error}", flush=True)
             continue
         kidney, tumor = (np.count_nonzero(labels == value) * np.prod(volume.spacing_mm) / 1000 for value in (1, 2))
         left = (time.monotonic() - started) / number * (len(waiting) - number)
         print(f"{name}: kidney {kidney:.0f} ml, tumor {tumor:.0f} ml, "
-              f"{time.monotonic() - began:.1f} s ({number} of {len(waiting)}, {left:.0f} s left)", flush=True)
+              f"{time.monotonic() - began:.1f} s ({count}, {left:.0f} s left)", flush=True)
     return failed
 
 

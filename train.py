@@ -2,20 +2,26 @@
 
 import argparse
 import platform
-import time
+import shutil
+import signal
+import subprocess
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from minikits.cases import five_folds, prepare, training_cases
 from minikits.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from minikits.devices import pick_device, pick_precision
+from minikits.devices import join_processes, over_processes, pick_device, pick_precision, signals_noted
 from minikits.evaluation import as_csv, as_json, kits_dice, score_case, summarise, table
 from minikits.files import read_json, write_text, written_whole
 from minikits.losses import segmentation_loss
-from minikits.paper import ARCHITECTURES, DEMO, FOLDS, PAPER, recipe_from
+from minikits.paper import ARCHITECTURES, DEMO, PAPER, recipe_from
 from minikits.prediction import predict_volume
 from minikits.sampling import draw_batch, fetch_ahead
 from minikits.unet import build_unet
@@ -25,117 +31,156 @@ from minikits.volumes import check_same_grid, read_labels, read_volume, write_la
 def main():
     parser = argparse.ArgumentParser(description="Train one network of one fold, then predict and score the fold.")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="residual")
-    parser.add_argument("--fold", choices=[*map(str, range(FOLDS)), "all"], default="0")
+    parser.add_argument("--fold", default="0", help="0 to 4, or all")
+    parser.add_argument("--folds", help='a split of your own: JSON list of {"train": [ids], "validation": [ids]}')
     parser.add_argument("--data", type=Path, default=Path("data"), help="KiTS19 folder, or images/ and labels/")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="the run goes to OUT/ARCH/foldN")
     parser.add_argument("--recipe", default="paper", help="paper, demo, or a JSON file of Recipe fields to override")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=("auto", "fp32"), default="auto", help="fp32 is the paper's")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="paper: fp32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on where the run's checkpoint ends")
     arguments = parser.parse_args()
     try:
-        train(arguments)
+        stopped = train(arguments)
     except (ValueError, OSError) as error:
         parser.exit(2, f"train.py: {error}\n")
+    except torch.OutOfMemoryError as error:
+        parser.exit(2, f"train.py: {str(error).split('. ')[0]}; a recipe with a smaller patch needs less\n")
+    if stopped:
+        parser.exit(128 + stopped, "train.py: stopped; --resume goes on\n")
 
 
 def train(arguments):
-    recipe, device = read_recipe(arguments.recipe), pick_device(arguments.device)
-    precision = pick_precision(arguments.precision, device)
+    """Trains to the end and scores the fold, or until told to stop: then the signal's number."""
+    recipe = {"paper": PAPER, "demo": DEMO}.get(name := arguments.recipe) or recipe_from(read_json(name), source=name)
+    device = pick_device(arguments.device)
+    precision, (rank, world) = pick_precision(arguments.precision, device), join_processes(device)
+    if recipe.batch_size % world:
+        raise ValueError(f"recipe: batch_size {recipe.batch_size}, wanted a multiple of the {world} processes")
     run = arguments.out / arguments.arch / f"fold{arguments.fold}"
     train_ids, validation_ids = split(arguments, recipe)
     about = {"arch": arguments.arch, "recipe": asdict(recipe), "fold": arguments.fold, "seed": arguments.seed,
              "cases": {"train": train_ids, "validation": validation_ids}}
-    checkpoint = earlier_checkpoint(run, arguments.resume, about)
-
+    network, optimizer, scaler, state = start_or_resume(run, arguments.resume, about, recipe, device, precision)
+    surroundings = environment(device, precision, world)
+    if rank == 0:
+        introduce(run, about, network, recipe, surroundings, state)
+        prepare(arguments.data, arguments.out / "prepared", recipe)
+    if world > 1:
+        distributed.barrier()  # the first has prepared the cases for all
     cases = {case.id: case for case in prepare(arguments.data, arguments.out / "prepared", recipe)}
     train_cases, validation_cases = ([cases[id] for id in ids] for ids in (train_ids, validation_ids))
-    torch.manual_seed(arguments.seed)  # of the initial weights; every later draw has a generator of its own
-    network = build_unet(arguments.arch, recipe).to(device, memory_format=torch.channels_last_3d)
+    model = DistributedDataParallel(network) if world > 1 else network
+    share = range(rank, recipe.batch_size, world)  # of each batch's samples
+
+    def draw(iteration):
+        batch = draw_batch(train_cases, recipe, arguments.seed, iteration, samples=share)
+        return [part.to(device, non_blocking=True) for part in batch]
+
+    with signals_noted() as noted:
+        while state["epoch"] < recipe.epochs:
+            row = train_epoch(model, draw, optimizer, scaler, recipe, precision, state, noted=noted)
+            stopped = state["batch"] < recipe.batches_per_epoch
+            if not stopped:
+                row |= patch_dice(network, validation_cases, recipe, arguments.seed, device)
+                state |= {"epoch": row["epoch"], "batch": 0, "loss_sum": 0.0, "log": [*state["log"], row]}
+            if rank == 0:
+                save_checkpoint(run / "checkpoint.pt", **about, **state, environment=surroundings,
+                                network=network.state_dict(), optimizer=optimizer.state_dict(),
+                                scaler=scaler.state_dict())
+            if stopped:
+                return noted[0] if noted else signal.SIGTERM
+            if rank == 0:
+                report(run, state["log"], recipe)
+    if rank == 0:
+        score_fold(run, network, arguments.data, validation_ids, recipe)
+
+
+def start_or_resume(run, resume, about, recipe, device, precision):
+    """(network, optimizer, scaler, state): new, or the run's, which is never overwritten or continued as another."""
+    path = run / "checkpoint.pt"
+    if path.exists() and not resume:
+        raise ValueError(f"{path}: this run exists; go on with --resume, or choose another --out")
+    checkpoint = load_checkpoint(path) if path.exists() else {}
+    for name, value in about.items() if checkpoint else ():
+        if (asdict(checkpoint[name]) if name == "recipe" else checkpoint[name]) != value:
+            raise ValueError(f"{path}: was trained with another {name}; resume with the same, or choose another --out")
+    torch.manual_seed(about["seed"])  # of the initial weights; every later draw has a generator of its own
+    network = build_unet(about["arch"], recipe).to(device, memory_format=torch.channels_last_3d)
+    network.heads[0].requires_grad_(len(network.heads) == 1)  # the coarsest of several has no weight in the loss
     optimizer = torch.optim.SGD(network.parameters(), recipe.learning_rate, recipe.momentum, nesterov=True,
                                 weight_decay=recipe.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    first_epoch, log = 0, []
+    state = {"epoch": 0, "batch": 0, "loss_sum": 0.0, "log": []}  # epochs done; of the next one: batches, their losses
     if checkpoint:
-        load_weights(network, checkpoint, run / "checkpoint.pt")
+        load_weights(network, checkpoint, path)
         optimizer.load_state_dict(checkpoint["optimizer"])
         scaler.load_state_dict(checkpoint["scaler"])
-        first_epoch, log = checkpoint["epoch"], checkpoint["log"]
-    introduce(run, about, network, recipe, device, precision, first_epoch)
-
-    def draw(iteration):
-        return [t.to(device, non_blocking=True) for t in draw_batch(train_cases, recipe, arguments.seed, iteration)]
-
-    for epoch in range(first_epoch, recipe.epochs):
-        began = time.monotonic()
-        batches = fetch_ahead(draw, range(epoch * recipe.batches_per_epoch, (epoch + 1) * recipe.batches_per_epoch))
-        loss, waited = train_epoch(network, batches, optimizer, scaler, recipe, epoch, precision)
-        if not np.isfinite(loss):
-            raise ValueError(f"{run}: the loss of epoch {epoch + 1} is {loss}, wanted a finite one; the checkpoint of "
-                             "the epoch before is kept; try --precision fp32, or look at the data")
-        kidney, tumor = patch_dice(network, validation_cases, recipe, arguments.seed, device)
-        log.append({"epoch": epoch + 1, "loss": loss, "learning_rate": recipe.learning_rate_at(epoch),
-                    "patch_dice_kidney": kidney, "patch_dice_tumor": tumor,
-                    "seconds_computing": time.monotonic() - began - waited, "seconds_waiting": waited})
-        save_checkpoint(run / "checkpoint.pt", **about, epoch=epoch + 1, log=log, network=network.state_dict(),
-                        optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), environment=environment(device))
-        report(run, log, recipe, first_epoch)
-    score_fold(run, network, arguments.data, validation_ids, recipe)
+        state = {name: checkpoint.get(name, value) for name, value in state.items()}
+    return network, optimizer, scaler, state
 
 
-def train_epoch(network, batches, optimizer, scaler, recipe, epoch, precision):
-    """One pass over the epoch's batches: (mean loss, seconds spent waiting for data)."""
+def train_epoch(model, draw, optimizer, scaler, recipe, precision, state, *, noted):
+    """What is left of the epoch after state's batches, or until a process notes a signal: its row of the log."""
+    epoch = state["epoch"]
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate_at(epoch)
-    network.train()
-    total, waited, asked = 0, 0.0, time.monotonic()
-    for image, target in batches:  # (B, 1, Z, Y, X), (B, Z, Y, X)
-        waited += time.monotonic() - asked
+    model.train()
+    began = asked = monotonic()
+    total, waited, start = state["loss_sum"], 0.0, epoch * recipe.batches_per_epoch
+    for image, target in fetch_ahead(draw, range(start + state["batch"], start + recipe.batches_per_epoch)):
+        waited += monotonic() - asked  # (B, 1, Z, Y, X), (B, Z, Y, X)
         with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
-            logits = network(image.contiguous(memory_format=torch.channels_last_3d))
+            logits = model(image.contiguous(memory_format=torch.channels_last_3d))
         loss = segmentation_loss(logits, target)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.max_gradient_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
         scaler.step(optimizer)
         scaler.update()
         total = total + loss.detach()  # stays on the device: no waiting for it before the epoch's end
-        asked = time.monotonic()
-    return total.item() / recipe.batches_per_epoch, waited
-
-
-def read_recipe(name):
-    if name in ("paper", "demo"):
-        return PAPER if name == "paper" else DEMO
-    return recipe_from(read_json(name), source=name)
+        state["batch"] += 1
+        ask = state["batch"] % 10 == 0 or not distributed.is_initialized()  # asking, processes wait for each other
+        if ask and over_processes(len(noted), image.device, "max"):
+            break
+        asked = monotonic()
+    state["loss_sum"] = over_processes(total, image.device, "mean")
+    mean = state["loss_sum"] / state["batch"]
+    if not np.isfinite(mean):
+        raise ValueError(f"epoch {epoch + 1}: the loss is {mean}, wanted a finite one; the checkpoint of the epoch "
+                         "before is kept; try --precision fp32, or look at the data")
+    return {"epoch": epoch + 1, "loss": mean, "learning_rate": recipe.learning_rate_at(epoch),
+            "seconds_computing": monotonic() - began - waited, "seconds_waiting": waited}
 
 
 def split(arguments, recipe):
     """(train, validation) ids of the fold."""
     ids = [case.id for case in training_cases(arguments.data, recipe)]
-    return (ids, []) if arguments.fold == "all" else five_folds(ids)[int(arguments.fold)]
+    if arguments.fold == "all":
+        return ids, []
+    folds = read_folds(arguments.folds, ids) if arguments.folds else five_folds(ids)
+    if arguments.fold not in map(str, range(len(folds))):
+        raise ValueError(f"--fold {arguments.fold}: no such fold, wanted 0 to {len(folds) - 1}, or all")
+    return folds[int(arguments.fold)]
 
 
-def earlier_checkpoint(run, resume, about):
-    """The run's checkpoint, or None for a new run. A run is neither overwritten nor continued as another one."""
-    path = run / "checkpoint.pt"
-    if not path.exists():
-        if resume:
-            print(f"{path}: nothing to resume yet, starting from the first epoch")
-        return None
-    if not resume:
-        raise ValueError(f"{path}: this run exists; go on with --resume, or choose another --out")
-    checkpoint = load_checkpoint(path)
-    checkpoint["recipe"] = asdict(checkpoint["recipe"])
-    for name, value in about.items():
-        if checkpoint[name] != value:
-            raise ValueError(f"{path}: was trained with another {name}; resume with the same, or choose another --out")
-    return checkpoint
+def read_folds(path, known):
+    """(train, validation) pairs of ids from a JSON list of objects, as nnU-Net's splits_final.json is too."""
+    try:
+        folds = [(sorted(fold["train"]), sorted(fold.get("validation", fold.get("val")))) for fold in read_json(path)]
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f'{path}: wanted a JSON list of {{"train": [ids], "validation": [ids]}}') from None
+    for train_ids, validation_ids in folds:
+        strange = {*train_ids, *validation_ids} - {*known} or {*train_ids} & {*validation_ids}
+        if strange or not train_ids:
+            raise ValueError(f"{path}: {sorted(strange)[:5] or 'nothing to train on'} in a fold, wanted cases of the "
+                             "data, each in one list")
+    return folds
 
 
-def introduce(run, about, network, recipe, device, precision, first_epoch):
+def introduce(run, about, network, recipe, environment, state):
     departures = recipe.departures()
     print(f"{about['arch']} U-Net, fold {about['fold']}, seed {about['seed']}: "
           f"{sum(p.numel() for p in network.parameters()):,} weights, patch {'x'.join(map(str, recipe.patch))}, "
@@ -143,39 +188,44 @@ def introduce(run, about, network, recipe, device, precision, first_epoch):
     print("recipe: the paper's" if not departures else f"recipe: {len(departures)} departures from the paper\n  "
           + "\n  ".join(departures))
     print(f"cases: {len(about['cases']['train'])} to train on, {len(about['cases']['validation'])} held out; "
-          f"{', '.join(f'{k} {v}' for k, v in environment(device).items())}, {str(precision).removeprefix('torch.')}")
-    if first_epoch:
-        print(f"resumed after epoch {first_epoch}", flush=True)
+          f"{', '.join(f'{name} {value}' for name, value in environment.items())}", flush=True)
+    if state["epoch"] or state["batch"]:
+        print(f"resumed after epoch {state['epoch']}, batch {state['batch']} of the next", flush=True)
 
 
-def environment(device):
+def environment(device, precision, world):
+    """What a run depends on beside its recipe."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return {"device": f"{device} ({name})", "torch": str(torch.__version__), "numpy": np.__version__,
-            "python": platform.python_version()}
+    git = subprocess.run(["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"], capture_output=True,
+                         text=True, check=False) if shutil.which("git") else None
+    return {"device": f"{device} ({name})", "precision": str(precision).removeprefix("torch."), "processes": world,
+            "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version(),
+            "revision": git.stdout.strip() or "unknown" if git else "unknown"}
 
 
 @torch.inference_mode()
 def patch_dice(network, cases, recipe, seed, device):
-    """(kidney, tumor) Dice of all voxels of the same held-out patches in each epoch. Not the Dice of the fold."""
-    if not cases:
-        return float("nan"), float("nan")
+    """Dice of all voxels of the same held-out patches in each epoch; not the Dice of the fold."""
     network.eval()
-    predictions, targets = [], []
-    for iteration in range(recipe.validation_batches):
+    predictions, targets = [torch.zeros(0)], [torch.zeros(0)]
+    for iteration in range(recipe.validation_batches if cases else 0):
         image, target = draw_batch(cases, recipe, seed, iteration, augmented=False)
         predictions.append(network(image.to(device)).argmax(dim=1).byte().cpu())
         targets.append(target)
-    return kits_dice(torch.cat(predictions), torch.cat(targets))
+    kidney, tumor = kits_dice(*(torch.cat([part.flatten() for part in parts]) for parts in (predictions, targets)))
+    return {"patch_dice_kidney": kidney, "patch_dice_tumor": tumor}
 
 
-def report(run, log, recipe, first_epoch):
+def report(run, log, recipe):
     """The epoch's line; log.csv; the learning curve where matplotlib is installed."""
-    row, timed = log[-1], log[first_epoch:]
-    left = np.mean([r["seconds_computing"] + r["seconds_waiting"] for r in timed]) * (recipe.epochs - row["epoch"])
+    row = log[-1]
+    computing, waiting = row["seconds_computing"], row["seconds_waiting"]
+    left = timedelta(seconds=round((computing + waiting) * (recipe.epochs - row["epoch"])))
     print(f"epoch {row['epoch']} of {recipe.epochs}: loss {row['loss']:.3f}, learning rate {row['learning_rate']:.4f}, "
           f"patch Dice kidney {row['patch_dice_kidney']:.3f} tumor {row['patch_dice_tumor']:.3f}, "
-          f"{row['seconds_computing']:.1f} s computing, {row['seconds_waiting']:.1f} s waiting, "
-          f"{int(left // 3600)}:{int(left // 60 % 60):02d}:{int(left % 60):02d} left", flush=True)
+          f"{computing:.1f} s computing, {waiting:.1f} s waiting, {left} left", flush=True)
+    if waiting > 0.3 * (computing + waiting):
+        print("  more than 30% of the time was spent waiting for data: is the disk of runs/prepared slow?", flush=True)
     write_text(run / "log.csv", as_csv(log))
     try:
         from matplotlib.figure import Figure
@@ -183,10 +233,10 @@ def report(run, log, recipe, first_epoch):
         return
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    epochs = [r["epoch"] for r in log]
-    axes.plot(epochs, [r["loss"] for r in log], color="black", label="training loss")
-    for structure, colour in (("kidney", "tab:blue"), ("tumor", "tab:red")):
-        axes.plot(epochs, [r[f"patch_dice_{structure}"] for r in log], color=colour, label=f"patch Dice, {structure}")
+    for name, unit in (("loss", 1), ("patch_dice_kidney", 1), ("patch_dice_tumor", 1),
+                       ("learning_rate", recipe.learning_rate)):
+        axes.plot([r["epoch"] for r in log], [r[name] / unit for r in log],
+                  label=name.replace("_", " ") + ("" if unit == 1 else f" / {unit:g}"))
     axes.set(xlabel="epoch", ylim=(-1, max(1.0, log[0]["loss"])), title=f"{run.parent.name} U-Net, {run.name}")
     axes.legend(loc="best")
     with written_whole(run / "learning_curve.png") as file:
@@ -195,22 +245,19 @@ def report(run, log, recipe, first_epoch):
 
 def score_fold(run, network, data, validation_ids, recipe):
     """Predicts the held-out cases whole, on their own grids, and prints their Dice."""
-    if not validation_ids:
-        print("no case was held out: nothing to score")
-        return
     network.eval()
-    files = {case.id: case for case in training_cases(data, recipe)}
     rows = []
-    for number, id in enumerate(validation_ids, 1):
-        volume, reference = read_volume(files[id].image), read_labels(files[id].labels)
+    for case in [case for case in training_cases(data, recipe) if case.id in validation_ids]:
+        volume, reference = read_volume(case.image), read_labels(case.labels)
         check_same_grid(volume, reference)
         labels = predict_volume([network], volume, recipe)
-        write_labels(run / "validation" / f"{id}.nii.gz", labels, volume)
-        rows.append(score_case(id, labels, reference.voxels))
-        print(f"predicted {id} ({number} of {len(validation_ids)})", flush=True)
-    print(table(rows))
-    write_text(run / "validation" / "cases.csv", as_csv(rows))
-    write_text(run / "validation" / "summary.json", as_json(summarise(rows)))
+        write_labels(run / "validation" / f"{case.id}.nii.gz", labels, volume)
+        rows.append(score_case(case.id, labels, reference.voxels))
+        print(f"predicted {case.id} ({len(rows)} of {len(validation_ids)})", flush=True)
+    if rows:
+        print(table(rows))
+        write_text(run / "validation" / "cases.csv", as_csv(rows))
+        write_text(run / "validation" / "summary.json", as_json(summarise(rows)))
 
 
 if __name__ == "__main__":

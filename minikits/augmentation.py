@@ -14,13 +14,11 @@ from minikits.paper import CLASSES
 
 
 def augment(image, labels, recipe, generator, *, start=(0, 0, 0), patch=None):
-    """One augmented patch (Z, Y, X) of an image and its labels.
+    """One augmented patch (Z, Y, X) of an image and its labels, which without `patch` are the patch itself.
 
-    Without `patch` they are the patch itself. With it they are a whole case, and the patch of that size at voxel
-    `start` (which may lie partly outside) is cut, or turned and scaled, straight from the case: what a rotation
-    brings in is then the patient, not a border.
+    With it they are a whole case: the patch of that size at voxel `start` (it may lie partly outside) is cut, or
+    turned and scaled, straight from the case, so that what a rotation brings in is the patient, not a border.
     """
-    patch = tuple(image.shape) if patch is None else tuple(patch)
     image, labels = random_geometry(image, labels, recipe, generator, start=start, patch=patch)
     image = random_noise(image, recipe, generator)
     image = random_brightness(image, recipe, generator)
@@ -47,26 +45,23 @@ def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None
     Linear; outside the case the image is 0 and the label background. Labels go through their 0/1 masks, the largest
     wins. nnU-Net v1 interpolates the image with a cubic spline, v2 linearly as here [ours: speed].
     """
-    patch = tuple(image.shape) if patch is None else tuple(patch)
+    patch = tuple(patch or image.shape)
     if not any(angles) and scale == 1:
         return cut(image, start, patch).float(), cut(labels, start, patch)
     turn = (_rotation(angles) * scale).T  # from the patch's centred voxels to the case's
-    half = torch.tensor(patch, dtype=torch.float64) / 2
-    centre = torch.tensor(start, dtype=torch.float64) + half - 0.5
+    sides, first, shape = (torch.tensor(values, dtype=torch.float64) for values in (patch, start, image.shape))
+    half = sides / 2
+    centre = first + half - 0.5
     reach = turn.abs() @ (half - 0.5)
-    low = (centre - reach).floor().long().clamp(min=0).tolist()
-    high = [min(n, int(h) + 2) for n, h in zip(image.shape, (centre + reach).floor())]
-    if any(a >= b for a, b in zip(low, high)):  # wholly outside
-        return cut(image, image.shape, patch).float(), cut(labels, labels.shape, patch)
-    box = tuple(slice(a, b) for a, b in zip(low, high))
-    size = torch.tensor([b - a for a, b in zip(low, high)], dtype=torch.float64)
+    low = (centre - reach).floor().clamp(torch.zeros(3), shape - 1)  # one voxel at the edge for a patch wholly outside
+    high = ((centre + reach).floor() + 2).clamp(low + 1, shape)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
     # in grid_sample's coordinates, where a box spans -1 to 1 from edge to edge
-    matrix = turn * half[None] * 2 / size[:, None]
-    shift = (2 * (centre - torch.tensor(low)) + 1) / size - 1
+    matrix = turn * sides / (high - low)[:, None]
+    shift = (2 * (centre - low) + 1) / (high - low) - 1
     theta = torch.cat([matrix.flip(0, 1), shift.flip(0)[:, None]], dim=1)[None]  # it counts X first
     grid = F.affine_grid(theta.to(image.device, torch.float32), (1, 1, *patch), align_corners=False)
-    part = labels[box]
-    channels = torch.stack([image[box].float(), *[(part == value).float() for value in range(1, len(CLASSES))]])
+    channels = torch.stack([image[box].float(), *[(labels[box] == value).float() for value in range(1, len(CLASSES))]])
     sampled = F.grid_sample(channels[None], grid, padding_mode="zeros", align_corners=False)[0]
     masks = torch.cat([1 - sampled[1:].sum(0, keepdim=True), sampled[1:]])
     return sampled[0], masks.argmax(0).to(labels.dtype)
@@ -74,14 +69,11 @@ def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None
 
 def cut(values, start, patch):
     """The box of size `patch` at voxel `start` of (Z, Y, X) values, filled up with 0 where it lies outside."""
-    inside = [(max(s, 0), min(s + p, n)) for s, p, n in zip(start, patch, values.shape)]
-    if all(a == s and b == s + p for (a, b), s, p in zip(inside, start, patch)):
-        return values[tuple(slice(a, b) for a, b in inside)]
-    out = values.new_zeros(patch)
-    if all(a < b for a, b in inside):
-        place = tuple(slice(a - s, b - s) for (a, b), s in zip(inside, start))
-        out[place] = values[tuple(slice(a, b) for a, b in inside)]
-    return out
+    sides = []
+    for n, s, p in zip(values.shape, start, patch):
+        s = max(-p, min(s, n))  # wholly outside is 0 however far
+        sides = [-s, s + p - n, *sides]  # F.pad counts the last axis first; a negative side is cut off
+    return F.pad(values, sides)
 
 
 def random_noise(image, recipe, generator):
@@ -98,9 +90,8 @@ def change_noise(image, sd, *, seed):
 
 
 def random_brightness(image, recipe, generator):
-    if _happens(recipe.brightness_probability, generator):
-        return change_brightness(image, _uniform(*recipe.brightness_range, generator))
-    return image
+    happens = _happens(recipe.brightness_probability, generator)
+    return change_brightness(image, _uniform(*recipe.brightness_range, generator)) if happens else image
 
 
 def change_brightness(image, factor):
@@ -108,9 +99,8 @@ def change_brightness(image, factor):
 
 
 def random_contrast(image, recipe, generator):
-    if _happens(recipe.contrast_probability, generator):
-        return change_contrast(image, _either_side_of_one(recipe.contrast_range, generator))
-    return image
+    happens = _happens(recipe.contrast_probability, generator)
+    return change_contrast(image, _either_side_of_one(recipe.contrast_range, generator)) if happens else image
 
 
 def change_contrast(image, factor):

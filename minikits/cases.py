@@ -7,7 +7,7 @@ Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a
 import hashlib
 import json
 import os
-import shutil
+import re
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch
 
 from minikits.paper import CLASSES, FOLD_SEED, FOLDS
 from minikits.resampling import prepare_image, prepare_labels
-from minikits.volumes import SUFFIXES, check_same_grid, read_labels, read_volume
+from minikits.volumes import check_same_grid, read_labels, read_volume
 
 KITS19 = {"imaging": "image", "segmentation": "labels"}  # the files of a case's folder
 FOLDERS = {"images": "image", "labels": "labels"}  # of the other layout
@@ -30,8 +30,8 @@ class Case:
     """One case's files; either may be absent (None)."""
 
     id: str
-    image: Path | None
-    labels: Path | None
+    image: Path | None = None
+    labels: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,8 @@ class PreparedCase:
 
 def nifti_name(path):
     """A scan's name without folder, `.nii`, `.nii.gz` and nnU-Net's `_0000`; None where it is no NIfTI file."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix) and not path.name.startswith("."):
-            return path.name.removesuffix(suffix).removesuffix("_0000")
-    return None
+    found = re.fullmatch(r"([^.].*?)(_0000)?\.nii(\.gz)?", path.name)
+    return found and found[1]
 
 
 def find_cases(source):
@@ -78,7 +76,7 @@ def find_cases(source):
         seen = ", ".join(path.name for path in paths[:5]) or "nothing"
         raise ValueError(f"{source}: no scans or cases found, wanted *.nii.gz, case_00000/imaging.nii.gz and "
                          f"segmentation.nii.gz, or images/ and labels/; found {seen}")
-    return [Case(id, found.get("image"), found.get("labels")) for id, found in sorted(files.items())]
+    return [Case(id, **found) for id, found in sorted(files.items())]
 
 
 def training_cases(folder, recipe):
@@ -103,19 +101,16 @@ def five_folds(case_ids):
     ids = sorted(case_ids)
     if len(ids) < FOLDS:
         raise ValueError(f"{len(ids)} cases found, wanted at least {FOLDS} for {FOLDS} folds; use --fold all")
-    order = np.arange(len(ids))
-    np.random.RandomState(FOLD_SEED).shuffle(order)
-    blocks = np.array_split(order, FOLDS)
-    return [([ids[i] for i in range(len(ids)) if i not in set(block)], [ids[i] for i in sorted(block)])
-            for block in blocks]
+    shuffled = np.random.RandomState(FOLD_SEED).permutation(ids)
+    blocks = [block.tolist() for block in np.array_split(shuffled, FOLDS)]
+    return [(sorted({*ids} - {*block}), sorted(block)) for block in blocks]
 
 
 def prepare(folder, cache, recipe):
     """The PreparedCases of a folder's training cases, sorted by id, memory-mapped.
 
-    What is not in `cache` yet is read, resampled and put there, a line each. A case is prepared again when its
-    files (name, size, time of change) or the numbers of its preparation change. Raises as `read_volume`,
-    `read_labels` and `check_same_grid` do, before anything of the case is kept.
+    What is not in `cache` yet is put there, a line each; again when a case's files (name, size, time of change) or
+    the numbers of its preparation change. Raises as `read_volume`, `read_labels` and `check_same_grid` do.
     """
     cases = training_cases(folder, recipe)
     folders = [_cached(case, Path(cache), recipe) for case in cases]
@@ -131,8 +126,8 @@ def prepare(folder, cache, recipe):
 
 def _cached(case, cache, recipe):
     """Where a case is kept: the name says all that its preparation depends on."""
-    states = [(path.resolve(), path.stat()) for path in (case.image, case.labels)]
-    sources = [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
+    files = (case.image, case.labels)
+    sources = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     numbers = [recipe.spacing_mm, recipe.window_hu, recipe.mean_hu, recipe.sd_hu]
     key = hashlib.sha256(json.dumps([CACHE_FORMAT, sources, numbers]).encode()).hexdigest()[:16]
     return cache / f"{case.id}-{key}"
@@ -143,23 +138,19 @@ def _prepare_case(case, kept, recipe):
     scan, reference = read_volume(case.image), read_labels(case.labels)
     check_same_grid(scan, reference)
     image, labels = prepare_image(scan, recipe).astype(np.float16), prepare_labels(reference, recipe)
+    foreground = {name: np.flatnonzero(labels == value).astype(np.int32) for value, name in enumerate(CLASSES) if value}
+    geometry = {"id": case.id, "image": str(case.image), "labels": str(case.labels), "shape": image.shape,
+                "native_shape": scan.voxels.shape, "native_spacing_mm": scan.spacing_mm}
     kept.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{case.id}-", dir=kept.parent))
-    try:
-        np.save(beside / "image.npy", image)
-        np.save(beside / "labels.npy", labels)
-        for value, structure in enumerate(CLASSES[1:], 1):
-            np.save(beside / f"{structure}.npy", np.flatnonzero(labels == value).astype(np.int32))
-        geometry = {"id": case.id, "image": str(case.image), "labels": str(case.labels), "shape": image.shape,
-                    "native_shape": scan.voxels.shape, "native_spacing_mm": scan.spacing_mm}
-        (beside / "case.json").write_text(json.dumps(geometry, indent=1))
+    with tempfile.TemporaryDirectory(prefix=f".{case.id}-", dir=kept.parent, ignore_cleanup_errors=True) as beside:
+        for name, array in {"image": image, "labels": labels, **foreground}.items():
+            np.save(Path(beside, f"{name}.npy"), array)
+        Path(beside, "case.json").write_text(json.dumps(geometry, indent=1))
         try:
             os.rename(beside, kept)
         except OSError:
             if not kept.exists():  # else another process was first, with the same result
                 raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return image.shape
 
 

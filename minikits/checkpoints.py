@@ -74,10 +74,8 @@ def find_checkpoints(run, folds=None):
     found = sorted(run.glob("fold*/checkpoint.pt")) or sorted(run.glob("checkpoint.pt"))
     if folds is not None:
         found = [run / f"fold{fold}" / "checkpoint.pt" for fold in folds]
-    missing = [str(path) for path in found if not path.is_file()]
-    if missing or not found:
-        raise FileNotFoundError(f"{missing[0] if missing else run / 'fold0' / 'checkpoint.pt'}: no such checkpoint; "
-                                "train one with train.py, or name another run with --model or --folds")
+    if not found:
+        raise FileNotFoundError(f"{run / 'fold0' / 'checkpoint.pt'}: no such checkpoint; wanted a run of train.py")
     return found
 
 

@@ -1,23 +1,65 @@
-"""Which device and number format a run uses."""
+"""Which device and number format a run uses, the processes that share it, and how it is stopped."""
+
+import os
+import signal
+from contextlib import contextmanager
 
 import torch
+from torch import distributed
 
 
 def pick_device(name):
-    """auto: a GPU if there is one."""
+    """auto: a GPU if there is one; of several processes on a machine (torchrun), each takes its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name}: this torch ({torch.__version__}) sees no GPU; use --device cpu, or install a "
                          "CUDA build of torch")
     try:
-        return torch.device(name)
+        return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
     except RuntimeError:
         raise ValueError(f"device {name}: unknown; use auto, cpu, cuda or cuda:1") from None
 
 
 def pick_precision(name, device):
-    """The dtype of convolutions: auto is bfloat16 on GPUs that compute in it, else float16; float32 on CPUs."""
-    if name == "fp32" or device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    """The dtype of convolutions. auto: bfloat16 where the device computes in it, else float16 on GPUs, else float32."""
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    able = torch.cpu.get_capabilities()  # elsewhere a CPU only emulates it, tens of times slower than float32
+    return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
+
+
+def join_processes(device):
+    """(rank, world): this process among those that torchrun started, (0, 1) without it."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return rank, world
+
+
+def over_processes(value, device, how):
+    """A number over all processes of the run, on each of them: how "mean" or "max"."""
+    if not distributed.is_initialized():
+        return float(value)
+    number = torch.tensor(float(value), device=device, dtype=torch.float64)
+    distributed.all_reduce(number, distributed.ReduceOp.MAX if how == "max" else distributed.ReduceOp.SUM)
+    return number.item() / (distributed.get_world_size() if how == "mean" else 1)
+
+
+@contextmanager
+def signals_noted():
+    """A list that takes the numbers of SIGTERM and Ctrl-C, once each; sent again they act as ever."""
+    noted = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number, _):
+        noted.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    yield noted
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -8,8 +8,7 @@ bases, liver, spleen, psoas, aorta, cava and bowel are simple shapes, some of dr
 kidneys have cortex, medulla and a sinus; most cases have a tumor (heterogeneous, some necrotic, some growing
 outwards), many have cysts (labelled kidney, as in KiTS19). Vessels, bowel and organs share the intensities of
 kidney and tumor, so that no threshold finds either (tests/test_phantoms.py).
-
-Lengths are mm. Places are (z, y, x) from the middle of both kidneys: z to inferior, y to posterior, x to the left.
+Places are mm (z, y, x) from the middle of both kidneys: z to inferior, y to posterior, x to the left.
 """
 
 import argparse

@@ -30,16 +30,15 @@ def predict_probabilities(networks, image, recipe, mirroring=True, *, on_window=
     """
     device = next((parameter.device for network in networks for parameter in network.parameters()), "cpu")
     image = torch.as_tensor(image).to(device, torch.float32)
-    before = [max(p - n, 0) // 2 for n, p in zip(image.shape, recipe.patch)]
-    after = [max(p - n, 0) - b for n, p, b in zip(image.shape, recipe.patch, before)]
-    padded = F.pad(image, [side for pair in zip(before[::-1], after[::-1]) for side in pair])
+    missing = [max(p - n, 0) for n, p in zip(image.shape, recipe.patch)]
+    sides = [side for m in reversed(missing) for side in (m // 2, m - m // 2)]  # F.pad counts the last axis first
+    padded = F.pad(image, sides)
     weight = importance_map(recipe.patch).to(device)
     total = torch.zeros((len(CLASSES), *padded.shape), device=device)
     weights = torch.zeros(padded.shape, device=device)
     starts = list(product(*map(window_starts, padded.shape, recipe.patch)))
     windows = [tuple(slice(s, s + p) for s, p in zip(start, recipe.patch)) for start in starts]
-    flips = FLIPS if mirroring else FLIPS[:1]
-    looks = list(product(windows, flips))
+    looks = list(product(windows, FLIPS if mirroring else FLIPS[:1]))
     for first in range(0, len(looks), AT_ONCE):
         group = looks[first:first + AT_ONCE]
         x = torch.stack([padded[window].flip(axes) for window, axes in group])[:, None]
@@ -51,9 +50,8 @@ def predict_probabilities(networks, image, recipe, mirroring=True, *, on_window=
         for window, _ in group:
             weights[window] += weight * len(networks)
         if on_window:
-            on_window((first + len(group)) / len(flips), len(windows))
-    inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape))
-    return (total / weights)[(slice(None), *inside)]
+            on_window((first + len(group)) * len(windows) / len(looks), len(windows))
+    return F.pad(total.div_(weights), [-side for side in sides])
 
 
 def window_starts(size, patch):
@@ -66,8 +64,8 @@ def window_starts(size, patch):
 
 def importance_map(patch):
     """Weight of each voxel of a window (Z, Y, X): a Gaussian about voxel patch // 2, largest 1, never 0."""
-    weight = torch.ones(tuple(patch), dtype=torch.float64)
-    for axis, side in enumerate(patch):
+    weight = torch.ones((), dtype=torch.float64)
+    for side in patch:
         distance = (torch.arange(side, dtype=torch.float64) - side // 2) / (side * WINDOW_SD)
-        weight *= torch.exp(-0.5 * distance**2).reshape([-1 if a == axis else 1 for a in range(3)])
+        weight = weight[..., None] * torch.exp(-0.5 * distance**2)  # one axis more
     return weight.float()

@@ -12,7 +12,7 @@ import torch
 
 from minikits.paper import CLASSES, IMAGE_ORDER, LABEL_ORDER, SEPARATE_Z_ABOVE
 
-SPLINE_PADDING = 12  # replicated samples at both ends; the prefilter's echo has died to 1e-7 there
+PADDING = 12  # replicated samples at both ends; the echo of the spline's prefilter has died to 1e-7 there
 SLAB_VOXELS = 1 << 24  # work on about this many at once, so that memory does not grow with the scan
 TIE = 1e-5  # scores nearer than this are a tie, which the nearest voxel's label decides
 
@@ -21,30 +21,24 @@ TIE = 1e-5  # scores nearer than this are a tie, which the nearest voxel's label
 def axis_matrix(size, new_size, order):
     """The interpolation of one axis: a float32 tensor (new_size, size). order 0 nearest, 1 linear, 3 cubic B-spline."""
     place = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
-    if order == 0:
-        taps = [(np.floor(place + 0.5), np.ones(new_size))]
-    elif order == 1:
-        t = place - np.floor(place)
-        taps = [(np.floor(place), 1 - t), (np.floor(place) + 1, t)]
-    elif order == 3:
-        t = place - np.floor(place)
-        weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3)
-        taps = [(np.floor(place) + k - 1, w / 6) for k, w in enumerate(weights)]
-    else:
+    below = np.floor(place).astype(int)
+    t = place - below
+    taps = {0: (t < 0.5, t >= 0.5), 1: (1 - t, t),
+            3: ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3)}
+    if order not in taps:
         raise ValueError(f"interpolation of order {order}; wanted 0 (nearest), 1 (linear) or 3 (cubic)")
-    pad = SPLINE_PADDING if order == 3 else 0
-    matrix = np.zeros((new_size, size + 2 * pad))
-    for index, weight in taps:
-        np.add.at(matrix, (np.arange(new_size), np.clip(index + pad, 0, size + 2 * pad - 1).astype(int)), weight)
+    padded = size + 2 * PADDING
+    matrix = np.zeros((new_size, padded))
+    for k, weight in enumerate(taps[order], PADDING - order // 2):
+        matrix[np.arange(new_size), below + k] = weight
     if order == 3:
         # samples = B-spline kernel * coefficients, mirrored at the ends; the taps weigh coefficients
-        kernel = np.diag(np.full(size + 2 * pad, 4.0)) + np.eye(size + 2 * pad, k=1) + np.eye(size + 2 * pad, k=-1)
+        kernel = np.diag(np.full(padded, 4.0)) + np.eye(padded, k=1) + np.eye(padded, k=-1)
         kernel[0, 1] = kernel[-1, -2] = 2
-        matrix = np.linalg.solve(kernel.T / 6, matrix.T).T
-        matrix[:, pad] += matrix[:, :pad].sum(1)
-        matrix[:, -pad - 1] += matrix[:, -pad:].sum(1)
-        matrix = matrix[:, pad:-pad]
-    return torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32))
+        matrix = np.linalg.solve(kernel.T, matrix.T).T
+    matrix[:, PADDING] += matrix[:, :PADDING].sum(1)
+    matrix[:, -PADDING - 1] += matrix[:, -PADDING:].sum(1)
+    return torch.from_numpy(np.ascontiguousarray(matrix[:, PADDING:-PADDING], dtype=np.float32))
 
 
 def resample(volume, shape, order):
@@ -56,28 +50,20 @@ def resample(volume, shape, order):
     volume = np.asarray(volume)
     # nearest neighbour first, then the axis that shrinks most: the others have less to do
     for axis in sorted(range(3), key=lambda axis: (orders[axis] > 0, shape[axis] / volume.shape[axis])):
-        size, new_size = volume.shape[axis], shape[axis]
-        if size == new_size:
-            continue
-        matrix = axis_matrix(size, new_size, orders[axis])
-        if orders[axis] == 0:
-            volume = np.take(volume, matrix.argmax(1).numpy(), axis=axis)
-        else:
-            volume = _along(volume, matrix, axis)
+        if volume.shape[axis] != shape[axis]:
+            matrix = axis_matrix(volume.shape[axis], shape[axis], orders[axis])
+            volume = _along(volume, matrix, axis) if orders[axis] else np.take(volume, matrix.argmax(1).numpy(), axis)
     return volume if max(orders) == 0 else np.asarray(volume, dtype=np.float32)
 
 
 def _along(volume, matrix, axis):
     """`matrix` applied to one axis of an array, slab by slab of another axis, in float32."""
-    shape = list(volume.shape)
-    shape[axis] = matrix.shape[0]
-    out = np.empty(shape, dtype=np.float32)
+    out = np.empty((*volume.shape[:axis], len(matrix), *volume.shape[axis + 1:]), dtype=np.float32)
     across = 1 if axis == 0 else 0
-    thickness = max(1, SLAB_VOXELS * volume.shape[across] // volume.size)
-    for start in range(0, volume.shape[across], thickness):
-        slab = (slice(None),) * across + (slice(start, start + thickness),)
-        part = torch.from_numpy(np.ascontiguousarray(volume[slab], dtype=np.float32))
-        out[slab] = _apply(matrix, part, axis).numpy()
+    slabs = min(volume.shape[across], 1 + volume.size // SLAB_VOXELS)
+    for part, result in zip(np.array_split(volume, slabs, across), np.array_split(out, slabs, across)):
+        part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
+        result[...] = _apply(matrix, part, axis).numpy()
     return out
 
 
@@ -97,16 +83,10 @@ def resample_labels(labels, shape, order):
     mask was at least 1/2, so that a voxel where three labels meet could fall to none of them).
     """
     orders = (order,) * 3 if isinstance(order, int) else tuple(order)
-    labels = np.asarray(labels)
-    if max(orders) == 0 or labels.shape == tuple(shape):
-        return resample(labels, shape, 0).astype(np.uint8)
-    values = range(int(labels.max()) + 1)
-
-    def masks(z, y, x):
-        part = torch.from_numpy(np.ascontiguousarray(labels[z, y, x]))
-        return torch.stack([part == value for value in values]).float()
-
-    return _winners(masks, labels, shape, orders, tie_breaker=labels)
+    labels = np.asarray(labels, dtype=np.uint8)
+    values = torch.arange(int(labels.max()) + 1, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    return _winners(lambda z, y, x: (torch.from_numpy(np.ascontiguousarray(labels[z, y, x])) == values).float(),
+                    labels, shape, orders, nearest_wins=True)
 
 
 def labels_on_native_grid(probabilities, volume):
@@ -117,44 +97,43 @@ def labels_on_native_grid(probabilities, volume):
     probabilities = torch.as_tensor(probabilities)
     coarse = _largest(probabilities).cpu().numpy()
     orders = label_orders(volume.spacing_mm)
-    return _winners(lambda z, y, x: probabilities[:, z, y, x].float(), coarse, volume.voxels.shape, orders)
+    return _winners(lambda z, y, x: probabilities[:, z, y, x].float(), coarse, volume.voxels.shape, orders,
+                    nearest_wins=False)
 
 
-def _winners(scores, coarse, shape, orders, tie_breaker=None):
-    """Scores interpolated to `shape`, and their winner: uint8, slab by slab.
+def _winners(scores, coarse, shape, orders, *, nearest_wins):
+    """Scores interpolated to `shape`, and their winner: uint8, slab by slab. A tie: the nearest voxel's, or the lower.
 
     scores(z, y, x): (K, z, y, x) floats at these input indices; coarse: the winner at every input voxel. Linear
     interpolation is a convex combination: where all the corners of a cell agree on the winner it cannot change.
     So only what takes part of a voxel that is not background is computed, and the result is exact.
     """
     out = np.zeros(shape, dtype=np.uint8)
-    matrices = [axis_matrix(size, new, order) for size, new, order in zip(coarse.shape, shape, orders)]
-    rows, columns = [], []
-    for axis, matrix in enumerate(matrices):
-        occupied = torch.from_numpy(coarse.any(axis=tuple({0, 1, 2} - {axis})))
-        touched = (matrix[:, occupied] != 0).any(1).nonzero()
-        if not len(touched):
-            return out
-        rows.append(slice(int(touched[0]), int(touched[-1]) + 1))
-        used = (matrix[rows[axis]] != 0).any(0).nonzero()
-        columns.append(slice(int(used[0]), int(used[-1]) + 1))
-    nearest = [axis_matrix(size, new, 0).argmax(1)[r] for size, new, r in zip(coarse.shape, shape, rows)]
+    matrices = [axis_matrix(*sizes) for sizes in zip(coarse.shape, shape, orders)]
+    nearest = [axis_matrix(*sizes, 0).argmax(1).numpy() for sizes in zip(coarse.shape, shape)]
+    occupied = [torch.from_numpy(coarse.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    box = [_span(matrix[:, flags].any(1)) for matrix, flags in zip(matrices, occupied)]
+    used = [_span(matrix[rows].any(0)) for matrix, rows in zip(matrices, box)]
     growth = sorted(range(3), key=lambda axis: shape[axis] / coarse.shape[axis])
-    thickness = max(1, SLAB_VOXELS // (len(CLASSES) * (rows[1].stop - rows[1].start) * (rows[2].stop - rows[2].start)))
-    for start in range(rows[0].start, rows[0].stop, thickness):
-        slab = slice(start, min(start + thickness, rows[0].stop))
-        slices = (matrices[0][slab] != 0).any(0).nonzero()[:, 0]
-        part = scores(slices.numpy(), columns[1], columns[2])
-        cut = (matrices[0][slab][:, slices], matrices[1][rows[1], columns[1]], matrices[2][rows[2], columns[2]])
+    thickness = max(1, SLAB_VOXELS // max(1, len(CLASSES) * out[0, box[1], box[2]].size))
+    for start in range(box[0].start, box[0].stop, thickness):
+        rows = (slice(start, min(start + thickness, box[0].stop)), *box[1:])
+        columns = (matrices[0][rows[0]].any(0).nonzero()[:, 0].numpy(), *used[1:])
+        part = scores(*columns)
         for axis in growth:
-            part = _apply(cut[axis].to(part.device), part, axis)
-        if tie_breaker is not None:
-            index = (nearest[0][slab.start - rows[0].start:slab.stop - rows[0].start], nearest[1], nearest[2])
-            closest = torch.from_numpy(tie_breaker[np.ix_(*[i.numpy() for i in index])])
+            part = _apply(matrices[axis][rows[axis]][:, columns[axis]].to(part.device), part, axis)
+        if nearest_wins:
+            closest = torch.from_numpy(coarse[np.ix_(*[places[r] for places, r in zip(nearest, rows)])])
             for value in range(len(part)):
                 part[value] += TIE * (closest == value)
-        out[slab, rows[1], rows[2]] = _largest(part).cpu().numpy()
+        out[rows] = _largest(part).cpu().numpy()
     return out
+
+
+def _span(flags):
+    """The slice from the first True to the last, empty where there is none."""
+    places = flags.nonzero()
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 
 
 def _largest(scores):
@@ -188,15 +167,12 @@ def prepare_image(volume, recipe):
     apart. A volume of one value stays constant.
     """
     shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe)
-    thick, voxels = thick_axis(volume.spacing_mm), volume.voxels
-    if thick is not None:
-        picked = [shape[axis] if axis == thick else n for axis, n in enumerate(voxels.shape)]
-        voxels = resample(voxels, picked, 0)
-    plane = tuple(axis for axis in range(3) if axis != thick)
+    thick = thick_axis(volume.spacing_mm)
+    picked = [shape[axis] if axis == thick else n for axis, n in enumerate(volume.voxels.shape)]
+    voxels, plane = resample(volume.voxels, picked, 0), tuple({0, 1, 2} - {thick})
     low, high = (f(axis=plane, keepdims=True).astype(np.float32) for f in (voxels.min, voxels.max))
-    image = resample(voxels, shape, IMAGE_ORDER)
-    image = np.clip(np.clip(image, low, high), *recipe.window_hu)
-    return (image - np.float32(recipe.mean_hu)) / np.float32(recipe.sd_hu)
+    image = np.clip(resample(voxels, shape, IMAGE_ORDER), low, high)
+    return (np.clip(image, *recipe.window_hu) - np.float32(recipe.mean_hu)) / np.float32(recipe.sd_hu)
 
 
 def prepare_labels(volume, recipe):

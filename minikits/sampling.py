@@ -8,22 +8,22 @@ import torch
 from minikits.augmentation import augment, cut
 
 
-def draw_batch(cases, recipe, seed, iteration, *, augmented=True):
+def draw_batch(cases, recipe, seed, iteration, *, augmented=True, samples=None):
     """(B, 1, Z, Y, X) float32 images and (B, Z, Y, X) uint8 targets from PreparedCases, on the cases' device.
 
-    Depends on nothing that was drawn before. Cases are drawn uniformly, with replacement.
+    Cases are drawn uniformly, with replacement, whatever was drawn before. samples: which of the batch, default all.
     """
-    samples = []
-    for sample in range(recipe.batch_size):
+    drawn = []
+    for sample in samples or range(recipe.batch_size):
         generator = generator_for(seed, iteration, sample, augmented)
         case = cases[_integer(0, len(cases) - 1, generator)]
         forced = sample >= recipe.batch_size - recipe.foreground_samples
         start = draw_start(case, recipe.patch, generator, forced=forced)
         if augmented:
-            samples.append(augment(case.image, case.labels, recipe, generator, start=start, patch=recipe.patch))
+            drawn.append(augment(case.image, case.labels, recipe, generator, start=start, patch=recipe.patch))
         else:
-            samples.append((cut(case.image, start, recipe.patch).float(), cut(case.labels, start, recipe.patch)))
-    images, targets = zip(*samples)
+            drawn.append((cut(case.image, start, recipe.patch).float(), cut(case.labels, start, recipe.patch)))
+    images, targets = zip(*drawn)
     return torch.stack(images)[:, None], torch.stack(targets)
 
 

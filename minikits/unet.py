@@ -1,7 +1,6 @@
 """Three blocks, one U-Net: plain, residual and pre-activation residual. [paper 2.2, figure 1]
 
-Axes: (B, C, Z, Y, X). The three differ in the encoder's block, in the stem, in what the skips pass through, and in
-rows of the table `build_unet`; the skeleton is the same.
+Axes: (B, C, Z, Y, X). `build_unet` says in what the three differ; the skeleton is the same.
 """
 
 from functools import partial
@@ -56,9 +55,8 @@ class PreactivationBlock(nn.Module):
         self.activation = nn.Sequential(norm(channels), relu())
         self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
                                   conv(features, features, bias=False))
-        self.skip = None
-        if reshapes(channels, features, stride):
-            self.skip = nn.Conv3d(channels, features, 1, stride, bias=False)
+        changes = reshapes(channels, features, stride)
+        self.skip = nn.Conv3d(channels, features, 1, stride, bias=False) if changes else None
 
     def forward(self, x):
         active = self.activation(x)
@@ -66,39 +64,35 @@ class PreactivationBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """(B, 1, Z, Y, X) -> logits (B, K, Z, Y, X).
+    """(B, 1, Z, Y, X) -> logits (B, K, Z, Y, X), in training mode a list: one per decoder resolution, finest first.
 
-    In training mode a list: one per decoder resolution, finest first; in eval mode the finest alone. The side
-    lengths must be multiples of the product of the strides.
-
-    features: feature maps per stage. strides: of each stage. block(channels, features, stride): of the encoder,
-    blocks[stage] times. stem: before the first stage, giving stem_features. activate_skips: IN-ReLU on each skip.
-    decoder_convs: conv-IN-nonlinearity after each upsampling. bias: of the decoder's convolutions; head_bias.
+    The side lengths must be multiples of the product of the strides. features, strides, blocks: one per stage, where
+    block(channels, features, stride) comes that often. stem: before the first stage, giving stem_features.
+    activate_skips: IN-ReLU on each skip. decoder_convs: conv-IN-nonlinearity after each upsampling. bias: of these;
+    the heads have one where they have none.
     """
 
     def __init__(self, features, strides, *, block, blocks, stem, stem_features, activate_skips, decoder_convs,
-                 bias, nonlinearity, head_bias):
+                 bias, nonlinearity):
         super().__init__()
         self.stem = stem
-        self.encoder, self.skips = nn.ModuleList(), nn.ModuleList()
+        self.encoder, self.skips, self.upsampling, self.decoder, self.heads = (nn.ModuleList() for _ in range(5))
         channels = stem_features
-        for stage, (width, stride) in enumerate(zip(features, strides)):
-            more = [block(width, width, (1, 1, 1)) for _ in range(blocks[stage] - 1)]
+        for width, stride, count in zip(features, strides, blocks):
+            more = [block(width, width, (1, 1, 1)) for _ in range(count - 1)]
             self.encoder.append(nn.Sequential(block(channels, width, stride), *more))
             channels = width
-        self.upsampling, self.decoder, self.heads = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for width, stride in zip(features[-2::-1], strides[:0:-1]):
             self.skips.append(nn.Sequential(norm(width), relu()) if activate_skips else nn.Identity())
             self.upsampling.append(nn.ConvTranspose3d(channels, width, stride, stride, bias=False))
             self.decoder.append(nn.Sequential(*[
                 conv_norm(width if i else 2 * width, width, 1, bias=bias, nonlinearity=nonlinearity)
                 for i in range(decoder_convs)]))
-            self.heads.append(nn.Conv3d(width, len(CLASSES), 1, bias=head_bias))
+            self.heads.append(nn.Conv3d(width, len(CLASSES), 1, bias=not bias))  # as it is in nnU-Net v1
             channels = width
 
     def forward(self, x):
-        x = self.stem(x)
-        passed = []
+        x, passed = self.stem(x), []
         for stage in self.encoder:
             x = stage(x)
             passed.append(x)
@@ -119,11 +113,10 @@ def build_unet(arch, recipe):
     """
     features, strides = recipe.features(arch), recipe.strides
     shared = dict(blocks=recipe.residual_blocks, stem_features=features[0], decoder_convs=1, bias=False,
-                  nonlinearity=relu, head_bias=True)
+                  nonlinearity=relu)
     if arch == "plain":
         network = UNet(features, strides, block=plain_block, blocks=(1,) * len(strides), stem=nn.Identity(),
-                       stem_features=1, activate_skips=False, decoder_convs=2, bias=True, nonlinearity=leaky,
-                       head_bias=False)
+                       stem_features=1, activate_skips=False, decoder_convs=2, bias=True, nonlinearity=leaky)
     elif arch == "residual":
         network = UNet(features, strides, block=ResidualBlock, activate_skips=False,
                        stem=conv_norm(1, features[0], 1, bias=False, nonlinearity=relu), **shared)

@@ -69,8 +69,10 @@ def test_damaged_and_absent_files(tmp_path):
         load_checkpoint(path)
     with pytest.raises(FileNotFoundError, match=r"no such file; wanted a checkpoint"):
         load_checkpoint(tmp_path / "absent.pt")
-    with pytest.raises(FileNotFoundError, match=r"fold3/checkpoint\.pt: no such checkpoint"):
-        find_checkpoints(tmp_path, [3])
+    with pytest.raises(FileNotFoundError, match=r"fold0/checkpoint\.pt: no such checkpoint"):
+        find_checkpoints(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match=r"fold3/checkpoint\.pt: no such file"):
+        load_checkpoint(*find_checkpoints(tmp_path, [3]))
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

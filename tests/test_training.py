@@ -1,0 +1,126 @@
+"""train.py: stopped and resumed, shared by processes, on a split of one's own."""
+
+import importlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from conftest import ROOT, TINY, run_script
+
+from minikits import devices
+from minikits.cases import prepare
+from minikits.checkpoints import load_checkpoint
+from minikits.sampling import draw_batch
+
+RECIPE = replace(TINY, epochs=2, batches_per_epoch=10)
+
+
+@pytest.fixture(scope="module")
+def whole(phantoms, tmp_path_factory):
+    """(arguments that train into `out`, out, checkpoint) of a run that nobody disturbs."""
+    out = tmp_path_factory.mktemp("whole")
+    (out / "recipe.json").write_text(json.dumps(asdict(RECIPE)))
+    arguments = ["train.py", "--arch", "plain", "--fold", "all", "--data", phantoms, "--recipe", out / "recipe.json"]
+    run_script(*arguments, "--out", out)
+    return arguments, out, load_checkpoint(out / "plain" / "foldall" / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_within_an_epoch_and_resumed_to_the_bit(whole, tmp_path, number, status):
+    arguments, _, undisturbed = whole
+    command = [sys.executable, *map(str, arguments), "--out", str(tmp_path)]
+    # the signal comes once the loop runs: a batch of this network takes longer than this test's polling
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "plain" / "foldall" / "checkpoint.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == status and errors == "train.py: stopped; --resume goes on\n"
+    stopped = load_checkpoint(checkpoint)
+    assert stopped["epoch"] == 1 and 0 < stopped["batch"] < 10 and stopped["loss_sum"] != 0
+    printed = run_script(*arguments, "--out", tmp_path, "--resume")
+    assert f"resumed after epoch 1, batch {stopped['batch']} of the next" in printed
+    resumed = load_checkpoint(checkpoint)
+    assert all(torch.equal(value, resumed["network"][name]) for name, value in undisturbed["network"].items())
+    assert [row["loss"] for row in resumed["log"]] == [row["loss"] for row in undisturbed["log"]]
+
+
+def test_two_processes_with_a_sample_each_equal_one_with_two(whole, tmp_path):
+    """20 steps, gloo, in float64: rounding grows a thousandfold over such steps of momentum 0.99."""
+    arguments, _, _ = whole
+    script = tmp_path / "double.py"
+    script.write_text("import sys, torch\n"
+                      f"sys.path.insert(0, {str(ROOT)!r})\n"
+                      "torch.set_default_dtype(torch.float64)\n"
+                      "import train\n"
+                      "single = train.draw_batch\n"
+                      "def double(*given, **named):\n"
+                      "    image, target = single(*given, **named)\n"
+                      "    return image.double(), target\n"
+                      "train.draw_batch, train.score_fold = double, lambda *_: None\n"
+                      "train.main()\n")
+    run_script(script, *arguments[1:], "--out", tmp_path / "one")
+    run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29517, script, *arguments[1:],
+               "--out", tmp_path / "two")
+    one, two = (load_checkpoint(tmp_path / n / "plain" / "foldall" / "checkpoint.pt") for n in ("one", "two"))
+    assert two["environment"]["processes"] == 2 and [row["epoch"] for row in two["log"]] == [1, 2]
+    for name, value in one["network"].items():
+        assert value.dtype == torch.float64 and (value - two["network"][name]).abs().max() < 1e-10, name
+    assert [row["loss"] for row in two["log"]] == pytest.approx([row["loss"] for row in one["log"]], abs=1e-10)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(whole, monkeypatch):
+    arguments, _, _ = whole
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    said = run_script("-m", "torch.distributed.run", "--nproc-per-node", 3, "--master-port", 29518, *arguments, "--out",
+                      "nowhere", expect=1)
+    assert "batch_size 2, wanted a multiple of the 3 processes" in said
+
+
+def test_shares_of_a_batch_are_its_samples(phantoms, tmp_path):
+    cases = prepare(phantoms, tmp_path, TINY)
+    recipe = replace(TINY, batch_size=4)
+    image, target = draw_batch(cases, recipe, 0, 5)
+    for rank in range(4):
+        part, labels = draw_batch(cases, recipe, 0, 5, samples=range(rank, 4, 4))
+        assert torch.equal(part, image[rank:rank + 1]) and torch.equal(labels, target[rank:rank + 1])
+
+
+def test_a_split_of_ones_own(phantoms, tmp_path, monkeypatch):
+    ids = sorted(path.name for path in phantoms.iterdir())
+    (tmp_path / "tiny.json").write_text(json.dumps(asdict(TINY)))
+    arguments = ["train.py", "--arch", "plain", "--data", phantoms, "--recipe", tmp_path / "tiny.json"]
+    arguments += ["--out", tmp_path]
+
+    def written(content):
+        (tmp_path / "folds.json").write_text(json.dumps(content))
+        return [*arguments, "--folds", tmp_path / "folds.json"]
+
+    run_script(*written([{"train": ids[:1], "val": ids[1:]}, {"train": ids[:4], "validation": ids[5:]}]), "--fold", 1)
+    checkpoint = load_checkpoint(tmp_path / "plain" / "fold1" / "checkpoint.pt")
+    assert checkpoint["cases"] == {"train": ids[:4], "validation": ids[5:]}
+    monkeypatch.syspath_prepend(ROOT)
+    read_folds = importlib.import_module("train").read_folds
+    for content, complaint in (({"train": ids}, "wanted a JSON list"), ([{"train": ids}], "wanted a JSON list"),
+                               ([{"train": ids, "val": ["case_9"]}], r"\['case_9'\] in a fold"),
+                               ([{"train": ids, "val": ids[:1]}], f"'{ids[0]}'.* in a fold"),
+                               ([{"train": [], "val": ids}], "nothing to train on")):
+        with pytest.raises(ValueError, match=complaint):
+            read_folds(written(content)[-1], ids)
+    said = run_script(*arguments, "--fold", 7, expect=2)
+    assert "--fold 7: no such fold, wanted 0 to 4, or all" in said
+
+
+def test_a_cpu_that_emulates_bfloat16_does_not_get_it(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert devices.pick_precision("auto", cpu) == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert devices.pick_precision("auto", cpu) == torch.bfloat16
+    assert devices.pick_precision("fp32", cpu) == torch.float32
