@@ -1,6 +1,6 @@
 """Preparing, augmenting and training beside nnU-Net v2, MONAI, torchio, scipy and SimpleITK: `make bench`.
 
-    python benchmarks/training.py [prepare] [augment] [step]
+    python benchmarks/training.py [augment] [prepare [case_00011 ...]] [step]
 
 Each figure is taken in a process of its own (so that its peak memory is its own), the tools in turn, several times; the
 median counts. Needs the packages of benchmarks/bench.txt, and for `prepare` the KiTS19 labels (see parity.py).
@@ -342,6 +342,8 @@ def main():
         )
     if "prepare" in stages:
         for case, what in CASES.items():
+            if not set(stages).isdisjoint(CASES) and case not in stages:
+                continue
             tools = ["minikits", "nnunet", "nnunet_torch", "scipy", "simpleitk"]
             compare(
                 f"Preparing {case} ({what}), image and labels", tools, 1 if case == "case_00151" else 3, "prepare", case
