@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minikits.cases import five_folds, prepare, training_cases
 from minikits.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from minikits.devices import join_processes, over_processes, pick_device, pick_precision, signals_noted
+from minikits.devices import join_processes, mean_of_processes, pick_device, pick_precision, signals_noted
 from minikits.evaluation import as_csv, as_json, kits_dice, score_case, summarise, table
 from minikits.files import read_json, write_text, written_whole
 from minikits.losses import segmentation_loss
@@ -66,10 +66,11 @@ def train(arguments):
     surroundings = environment(device, precision, world)
     if rank == 0:
         introduce(run, about, network, recipe, surroundings, state)
-        prepare(arguments.data, arguments.out / "prepared", recipe)
-    if world > 1:
-        distributed.barrier()  # the first has prepared the cases for all
+    else:
+        distributed.barrier()  # the first prepares the cases for all
     cases = {case.id: case for case in prepare(arguments.data, arguments.out / "prepared", recipe)}
+    if world > 1 and rank == 0:
+        distributed.barrier()
     train_cases, validation_cases = ([cases[id] for id in ids] for ids in (train_ids, validation_ids))
     model = DistributedDataParallel(network) if world > 1 else network
     share = range(rank, recipe.batch_size, world)  # of each batch's samples
@@ -143,10 +144,10 @@ def train_epoch(model, draw, optimizer, scaler, recipe, precision, state, *, not
         total = total + loss.detach()  # stays on the device: no waiting for it before the epoch's end
         state["batch"] += 1
         ask = state["batch"] % 10 == 0 or not distributed.is_initialized()  # asking, processes wait for each other
-        if ask and over_processes(len(noted), image.device, "max"):
+        if ask and mean_of_processes(len(noted), image.device):
             break
         asked = monotonic()
-    state["loss_sum"] = over_processes(total, image.device, "mean")
+    state["loss_sum"] = mean_of_processes(total, image.device)
     mean = state["loss_sum"] / state["batch"]
     if not np.isfinite(mean):
         raise ValueError(f"epoch {epoch + 1}: the loss is {mean}, wanted a finite one; the checkpoint of the epoch "
@@ -175,8 +176,7 @@ def read_folds(path, known):
     for train_ids, validation_ids in folds:
         strange = {*train_ids, *validation_ids} - {*known} or {*train_ids} & {*validation_ids}
         if strange or not train_ids:
-            raise ValueError(f"{path}: {sorted(strange)[:5] or 'nothing to train on'} in a fold, wanted cases of the "
-                             "data, each in one list")
+            raise ValueError(f"{path}: {sorted(strange)[:5] or 'nothing to train on'} in a fold, wanted cases of data")
     return folds
 
 

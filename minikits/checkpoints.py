@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all; nothing in them can run.
 
 A checkpoint is a dictionary of plain data and tensors: arch, recipe (its fields), fold, cases ({"train": ids,
-"validation": ids}), seed, epoch (how many are done), network, optimizer, scaler, log (the rows of log.csv),
-environment (versions). Loading is torch's `weights_only=True`, with no way around it.
+"validation": ids}), seed, epoch (how many are done), batch and loss_sum (of the next one), network, optimizer,
+scaler, log (rows of log.csv), environment (versions). Loading is torch's `weights_only=True`, with no way around it.
 
     python -m minikits.checkpoints import-nnunet model_final_checkpoint.model --arch plain --geometry geometry.json \\
         --out runs/imported/fold0/checkpoint.pt

@@ -13,8 +13,7 @@ def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name}: this torch ({torch.__version__}) sees no GPU; use --device cpu, or install a "
-                         "CUDA build of torch")
+        raise ValueError(f"device {name}: torch {torch.__version__} sees no GPU; use --device cpu or a CUDA build")
     try:
         return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
     except RuntimeError:
@@ -39,27 +38,26 @@ def join_processes(device):
     return rank, world
 
 
-def over_processes(value, device, how):
-    """A number over all processes of the run, on each of them: how "mean" or "max"."""
+def mean_of_processes(value, device):
+    """The mean of a number over all processes of the run, as a float, on each of them."""
     if not distributed.is_initialized():
         return float(value)
     number = torch.tensor(float(value), device=device, dtype=torch.float64)
-    distributed.all_reduce(number, distributed.ReduceOp.MAX if how == "max" else distributed.ReduceOp.SUM)
-    return number.item() / (distributed.get_world_size() if how == "mean" else 1)
+    distributed.all_reduce(number)
+    return number.item() / distributed.get_world_size()
 
 
 @contextmanager
 def signals_noted():
     """A list that takes the numbers of SIGTERM and Ctrl-C, once each; sent again they act as ever."""
-    noted = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    noted, before = [], {}
 
     def note(number, _):
         noted.append(number)
         signal.signal(number, before[number])
 
-    for number in before:
-        signal.signal(number, note)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
     yield noted
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -47,10 +47,9 @@ def table(rows):
     for row in [*rows, {"case": "mean", **{score: summary[score]["mean"] for score in SCORES}}]:
         lines.append(f"{row['case']:<{width}}" + "".join(
             f"{'-':>11}" if np.isnan(row[score]) else f"{100 * row[score]:>11.2f}" for score in SCORES))
-    for score in SCORES:
-        if summary[score]["without_score"]:
-            lines.append(f"{summary[score]['without_score']} of {len(rows)} cases have no {score} score: "
-                         "neither mask nor reference has any; the mean leaves them out")
+    for score, found in summary.items():
+        if left_out := found["without_score"]:
+            lines.append(f"{left_out} of {len(rows)} cases have no {score} score: neither mask nor reference has any")
     return "\n".join(lines)
 
 

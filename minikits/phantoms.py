@@ -3,12 +3,10 @@
     python -m minikits.phantoms --out data --cases 20
     python -m minikits.phantoms --out data --labels FOLDER    # kidneys and tumors of real label volumes
 
-Made for tests and demonstrations; a score on phantoms says nothing about patients. Body, muscle, spine, ribs, lung
-bases, liver, spleen, psoas, aorta, cava and bowel are simple shapes, some of drawn places, sizes and intensities;
-kidneys have cortex, medulla and a sinus; most cases have a tumor (heterogeneous, some necrotic, some growing
-outwards), many have cysts (labelled kidney, as in KiTS19). Vessels, bowel and organs share the intensities of
-kidney and tumor, so that no threshold finds either (tests/test_phantoms.py).
-Places are mm (z, y, x) from the middle of both kidneys: z to inferior, y to posterior, x to the left.
+Made for tests and demonstrations; a score on phantoms says nothing about patients. Kidneys have cortex, medulla and
+sinus, most cases a tumor (some necrotic or growing outwards), many cysts (labelled kidney, as in KiTS19). Vessels,
+bowel and organs share these intensities, so that no threshold finds kidney or tumor (tests/test_phantoms.py). Places
+are mm (z, y, x) from the middle of both kidneys: z to inferior, y to posterior, x to the left.
 """
 
 import argparse

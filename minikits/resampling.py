@@ -79,8 +79,7 @@ def _apply(matrix, values, axis):
 def resample_labels(labels, shape, order):
     """(Z, Y, X) labels 0, 1, 2 -> uint8 of `shape`: each label's 0/1 mask is resampled, the largest wins.
 
-    A tie goes to the label of the nearest voxel (batchgenerators >= 0.25.5; before, a label was set where its
-    mask was at least 1/2, so that a voxel where three labels meet could fall to none of them).
+    A tie goes to the nearest voxel's label [batchgenerators >= 0.25.5; before, each label where its mask was >= 1/2].
     """
     orders = (order,) * 3 if isinstance(order, int) else tuple(order)
     labels = np.asarray(labels, dtype=np.uint8)

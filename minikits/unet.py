@@ -68,8 +68,7 @@ class UNet(nn.Module):
 
     The side lengths must be multiples of the product of the strides. features, strides, blocks: one per stage, where
     block(channels, features, stride) comes that often. stem: before the first stage, giving stem_features.
-    activate_skips: IN-ReLU on each skip. decoder_convs: conv-IN-nonlinearity after each upsampling. bias: of these;
-    the heads have one where they have none.
+    activate_skips: IN-ReLU on each skip. decoder_convs: after each upsampling. bias: of these, else of the heads.
     """
 
     def __init__(self, features, strides, *, block, blocks, stem, stem_features, activate_skips, decoder_convs,
