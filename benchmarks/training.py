@@ -117,14 +117,25 @@ def measure_prepare(tool, case):
     }
 
 
+def a_case(size=None):
+    """Noise and the real labels of case 00200 on the resampled grid, float16 and uint8; of `size`, around a kidney."""
+    from minikits.augmentation import cut
+    from minikits.resampling import prepare_labels
+    from minikits.volumes import read_labels
+
+    labels = torch.from_numpy(prepare_labels(read_labels(KITS19 / "case_00200" / "segmentation.nii.gz"), PAPER))
+    found = labels.nonzero()
+    start = [int(c) - s // 2 for c, s in zip(found[len(found) // 2], size or labels.shape)]
+    labels = cut(labels, start, size) if size else labels
+    return torch.randn(labels.shape).half(), labels, start
+
+
 def augment_minikits(patch):
     """From a whole case in memory; the others get a patch cut large enough for their rotation beforehand."""
     from minikits.augmentation import augment
     from minikits.sampling import generator_for
 
-    image = torch.randn(128, 248, 248).half()
-    labels = (torch.rand(image.shape) > 0.9).to(torch.uint8)
-    start = tuple((n - p) // 2 for n, p in zip(image.shape, patch))
+    (image, labels, _), (*_, start) = a_case(), a_case(patch)
     return lambda number: augment(image, labels, PAPER, generator_for(0, number), start=start, patch=patch)
 
 
@@ -142,8 +153,8 @@ def augment_nnunet(patch, left_out=()):
 
     limit = 30 / 360 * 2 * np.pi
     size = [int(n) for n in get_patch_size(patch, (-limit, limit), (-limit, limit), (-limit, limit), (0.85, 1.25))]
-    image, seg, transforms = torch.randn(1, *size), torch.randint(0, 3, (1, *size)).to(torch.int16), None
-    transforms = nnunet_transforms(patch, left_out)
+    image, labels, _ = a_case(size)
+    image, seg, transforms = image[None].float(), labels[None].to(torch.int16), nnunet_transforms(patch, left_out)
     return lambda number: transforms(image=image.clone(), segmentation=seg.clone())
 
 
@@ -175,7 +186,8 @@ def augment_monai(patch):
             *[M.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)],
         ]
     )
-    data = {"image": torch.randn(1, *patch), "label": torch.randint(0, 3, (1, *patch)).float()}
+    image, labels, _ = a_case(patch)
+    data = {"image": image[None].float(), "label": labels[None].float()}
     return lambda number: chain({key: value.clone() for key, value in data.items()})
 
 
@@ -190,10 +202,8 @@ def augment_torchio(patch):
             *[T.RandomFlip(axes=axis) for axis in range(3)],
         ]
     )
-    subject = T.Subject(
-        image=T.ScalarImage(tensor=torch.rand(1, *patch)),
-        label=T.LabelMap(tensor=torch.randint(0, 3, (1, *patch)).to(torch.uint8)),
-    )
+    image, labels, _ = a_case(patch)
+    subject = T.Subject(image=T.ScalarImage(tensor=image[None].float()), label=T.LabelMap(tensor=labels[None]))
     return lambda number: chain(subject)
 
 

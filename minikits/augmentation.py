@@ -6,6 +6,7 @@ is [author #61]; probabilities and ranges are the recipe's.
 """
 
 import math
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -50,21 +51,62 @@ def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None
         return cut(image, start, patch).float(), cut(labels, start, patch)
     turn = (_rotation(angles) * scale).T  # from the patch's centred voxels to the case's
     sides, first, shape = (torch.tensor(values, dtype=torch.float64) for values in (patch, start, image.shape))
-    half = sides / 2
-    centre = first + half - 0.5
-    reach = turn.abs() @ (half - 0.5)
+    half = (sides - 1) / 2
+    centre, reach = first + half, turn.abs() @ half
     low = (centre - reach).floor().clamp(torch.zeros(3), shape - 1)  # one voxel at the edge for a patch wholly outside
     high = ((centre + reach).floor() + 2).clamp(low + 1, shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
-    # in grid_sample's coordinates, where a box spans -1 to 1 from edge to edge
-    matrix = turn * sides / (high - low)[:, None]
-    shift = (2 * (centre - low) + 1) / (high - low) - 1
-    theta = torch.cat([matrix.flip(0, 1), shift.flip(0)[:, None]], dim=1)[None]  # it counts X first
-    grid = F.affine_grid(theta.to(image.device, torch.float32), (1, 1, *patch), align_corners=False)
-    channels = torch.stack([image[box].float(), *[(labels[box] == value).float() for value in range(1, len(CLASSES))]])
-    sampled = F.grid_sample(channels[None], grid, padding_mode="zeros", align_corners=False)[0]
-    masks = torch.cat([1 - sampled[1:].sum(0, keepdim=True), sampled[1:]])
-    return sampled[0], masks.argmax(0).to(labels.dtype)
+    z, y, x = (turn[:, axis, None] * (torch.arange(side) - half[axis]) for axis, side in enumerate(patch))  # (3, side)
+    slices, plane = z + (centre - low)[:, None], (y[:, :, None] + x[:, None]).flatten(1)
+    sampled, turned = _interpolated(image[box], labels[box], *(
+        places.to(image.device, torch.float32) for places in (slices, plane)))
+    return sampled.view(patch), turned.view(patch).to(labels.dtype)
+
+
+def _interpolated(image, labels, slices, plane):
+    """A patch (Z, N) of a box, outside which all is 0: its voxel n of slice z is at slices[:, z] + plane[:, n] there.
+
+    Seven times as fast as grid_sample on a CPU core: one slice at a time stays in its cache, and label masks are
+    interpolated only where the corners of a cell differ (elsewhere their label wins).
+    """
+    image, labels = (F.pad(values, (1, 2) * 3) for values in (image, labels))  # what lies outside is moved in there
+    strides, last = image.stride(), torch.tensor(image.shape, device=image.device)[:, None] - 2
+    image, labels = image.flatten(), labels.flatten()
+    corners = [sum(s * up for s, up in zip(strides, ups)) for ups in product((0, 1), repeat=3)]
+    seen = 2 ** labels.byte()  # by the corners of the cell that begins at a voxel: a bit for each label
+    for stride in strides:
+        seen = seen | F.pad(seen[stride:], (0, stride))
+
+    def cells(places):
+        """The first corner of the cell of each place, counted in the flat box, and where in the cell it is."""
+        places = torch.minimum((places + 1).clamp_(min=0), last)
+        first = places.int()
+        return (first * first.new_tensor(strides)[:, None]).sum(0, dtype=torch.int32), places - first
+
+    def linear(values, inside):
+        for t in inside.flip(0):  # X, Y, Z: of eight corners four, two, one
+            values = [torch.lerp(a, b, t) for a, b in zip(values[::2], values[1::2])]
+        return values[0]
+
+    sampled = torch.empty(slices.shape[1], plane.shape[1], device=image.device)
+    bits = torch.empty_like(sampled, dtype=torch.uint8)
+    at_once = len(bits) if image.is_cuda else 1
+    for rows in (slice(z, z + at_once) for z in range(0, len(bits), at_once)):
+        cell, inside = cells((slices[:, rows, None] + plane[:, None]).flatten(1))
+        eight = [image[corner:].index_select(0, cell).float() for corner in corners]
+        sampled[rows] = linear(eight, inside).view_as(sampled[rows])
+        bits[rows] = seen.index_select(0, cell).view_as(bits[rows])
+    if image.is_cuda:  # to ask it how many there are would stop it
+        mixed = torch.arange(bits.numel(), device=image.device)
+    else:
+        mixed = (bits & (bits - 1)).flatten().nonzero()[:, 0]
+    z, n = mixed // bits.shape[1], mixed % bits.shape[1]
+    cell, inside = cells(slices[:, z] + plane[:, n])
+    label = torch.arange(len(CLASSES), device=image.device)[:, None]
+    eight = [(labels[corner:].index_select(0, cell) == label).float() for corner in corners]
+    bits >>= 1  # where there is one label: its number
+    bits[z, n] = linear(eight, inside).argmax(0).byte()
+    return sampled, bits
 
 
 def cut(values, start, patch):
@@ -106,7 +148,7 @@ def random_contrast(image, recipe, generator):
 def change_contrast(image, factor):
     """Stretches about the patch's mean, clipped to the range it had."""
     mean, low, high = image.mean(), image.min(), image.max()
-    return torch.clamp((image - mean) * factor + mean, low, high)
+    return (image - mean).mul_(factor).add_(mean).clamp_(low, high)
 
 
 def random_gamma(image, recipe, generator, *, inverted):
@@ -123,9 +165,9 @@ def change_gamma(image, gamma, *, inverted=False):
     image = -image if inverted else image
     mean, sd, low = image.mean(), image.std(correction=0), image.min()
     span = image.max() - low
-    bent = ((image - low) / (span + 1e-7)) ** gamma * span + low
-    bent = (bent - bent.mean()) / (bent.std(correction=0) + 1e-8) * sd + mean
-    return -bent if inverted else bent
+    bent = (image - low).div_(span + 1e-7).log_().mul_(gamma).exp_().mul_(span).add_(low)  # twice as fast as a power
+    bent = bent.sub_(bent.mean()).div_(bent.std(correction=0) + 1e-8).mul_(sd).add_(mean)
+    return bent.neg_() if inverted else bent
 
 
 def random_mirroring(image, labels, recipe, generator):
