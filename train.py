@@ -5,7 +5,7 @@ import platform
 import shutil
 import signal
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -17,19 +17,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minikits.cases import five_folds, prepare, training_cases
 from minikits.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from minikits.devices import join_processes, mean_of_processes, pick_device, pick_precision, signals_noted
-from minikits.evaluation import as_csv, as_json, kits_dice, score_case, summarise, table
+from minikits.devices import (join_processes, mean_of_processes, memory_bytes, pick_device, pick_precision,
+                              signals_noted)
+from minikits.evaluation import as_csv, kits_dice
 from minikits.files import read_json, write_text, written_whole
 from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, recipe_from
-from minikits.prediction import predict_volume
 from minikits.sampling import draw_batch, fetch_ahead
 from minikits.unet import build_unet
-from minikits.volumes import check_same_grid, read_labels, read_volume, write_labels
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train one network of one fold, then predict and score the fold.")
+    parser = argparse.ArgumentParser(description="Train one network of one fold.")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="residual")
     parser.add_argument("--fold", default="0", help="0 to 4, or all")
     parser.add_argument("--folds", help='a split of your own: JSON list of {"train": [ids], "validation": [ids]}')
@@ -52,10 +51,11 @@ def main():
 
 
 def train(arguments):
-    """Trains to the end and scores the fold, or until told to stop: then the signal's number."""
+    """Trains to the end, or until told to stop: then the signal's number."""
     recipe = {"paper": PAPER, "demo": DEMO}.get(name := arguments.recipe) or recipe_from(read_json(name), source=name)
     device = pick_device(arguments.device)
     precision, (rank, world) = pick_precision(arguments.precision, device), join_processes(device)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False  # shapes are fixed; fp32 means fp32
     if recipe.batch_size % world:
         raise ValueError(f"recipe: batch_size {recipe.batch_size}, wanted a multiple of the {world} processes")
     run = arguments.out / arguments.arch / f"fold{arguments.fold}"
@@ -63,20 +63,25 @@ def train(arguments):
     about = {"arch": arguments.arch, "recipe": asdict(recipe), "fold": arguments.fold, "seed": arguments.seed,
              "cases": {"train": train_ids, "validation": validation_ids}}
     network, optimizer, scaler, state = start_or_resume(run, arguments.resume, about, recipe, device, precision)
-    surroundings = environment(device, precision, world)
+    share = range(rank, recipe.batch_size, world)  # of each batch's samples
+    needed, memory = step_bytes(arguments.arch, recipe, len(share), precision), memory_bytes(device)
+    if needed > memory:
+        raise ValueError(f"device {device}: has {memory / 2**30:.1f} GiB of memory, wanted about {needed / 2**30:.1f} for "
+                         "a training step; a recipe with a smaller patch or batch_size needs less")
+    surroundings = environment(device, precision, world) | {"step_gib": round(needed / 2**30, 1)}
     if rank == 0:
         introduce(run, about, network, recipe, surroundings, state)
     else:
         distributed.barrier()  # the first prepares the cases for all
-    cases = {case.id: case for case in prepare(arguments.data, arguments.out / "prepared", recipe)}
+    cases = prepare(arguments.data, arguments.out / "prepared", recipe)
     if world > 1 and rank == 0:
         distributed.barrier()
-    train_cases, validation_cases = ([cases[id] for id in ids] for ids in (train_ids, validation_ids))
+    train_cases, validation_cases = ([case for case in cases if case.id in ids] for ids in (train_ids, validation_ids))
+    cached = on_device(train_cases, device, 0.8 * (memory - needed))  # the rest is for augmentation
     model = DistributedDataParallel(network) if world > 1 else network
-    share = range(rank, recipe.batch_size, world)  # of each batch's samples
 
     def draw(iteration):
-        batch = draw_batch(train_cases, recipe, arguments.seed, iteration, samples=share)
+        batch = draw_batch(cached, recipe, arguments.seed, iteration, samples=share)
         return [part.to(device, non_blocking=True) for part in batch]
 
     with signals_noted() as noted:
@@ -94,8 +99,16 @@ def train(arguments):
                 return noted[0] if noted else signal.SIGTERM
             if rank == 0:
                 report(run, state["log"], recipe)
-    if rank == 0:
-        score_fold(run, network, arguments.data, validation_ids, recipe)
+    if rank == 0 and validation_ids:
+        print(f"the held-out cases: python predict.py --cross-validation --in {arguments.data} --model {run.parent} --out "
+              "MASKS, then evaluate.py --allow-missing")
+
+
+def on_device(cases, device, room):
+    """The cases in a GPU's memory where that has room (bytes); else as they are, memory-mapped."""
+    if device.type == "cpu" or sum(part.nbytes for case in cases for part in (case.image, case.labels)) > room:
+        return cases
+    return [replace(case, image=case.image.to(device), labels=case.labels.to(device)) for case in cases]
 
 
 def start_or_resume(run, resume, about, recipe, device, precision):
@@ -111,7 +124,7 @@ def start_or_resume(run, resume, about, recipe, device, precision):
     network = build_unet(about["arch"], recipe).to(device, memory_format=torch.channels_last_3d)
     network.heads[0].requires_grad_(len(network.heads) == 1)  # the coarsest of several has no weight in the loss
     optimizer = torch.optim.SGD(network.parameters(), recipe.learning_rate, recipe.momentum, nesterov=True,
-                                weight_decay=recipe.weight_decay)
+                                weight_decay=recipe.weight_decay, fused=device.type == "cuda")
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     state = {"epoch": 0, "batch": 0, "loss_sum": 0.0, "log": []}  # epochs done; of the next one: batches, their losses
     if checkpoint:
@@ -154,6 +167,24 @@ def train_epoch(model, draw, optimizer, scaler, recipe, precision, state, *, not
                          "before is kept; try --precision fp32, or look at the data")
     return {"epoch": epoch + 1, "loss": mean, "learning_rate": recipe.learning_rate_at(epoch),
             "seconds_computing": monotonic() - began - waited, "seconds_waiting": waited}
+
+
+def step_bytes(arch, recipe, samples, precision):
+    """About the peak memory of one training step, from what it keeps for the way back. Computes and allocates nothing."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()  # the same memory once
+        return tensor
+
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network = build_unet(arch, recipe)
+        loss = segmentation_loss(network(torch.empty(samples, 1, *recipe.patch)), torch.empty(samples, *recipe.patch))
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    del loss  # what is kept lives as long as it
+    # beside it weights, gradients, momentum; and the largest activation's gradients, before and behind a layer
+    return 3 * weights + (sum(kept.values()) + 2 * max(kept.values())) * precision.itemsize // 4
 
 
 def split(arguments, recipe):
@@ -241,23 +272,6 @@ def report(run, log, recipe):
     axes.legend(loc="best")
     with written_whole(run / "learning_curve.png") as file:
         figure.savefig(file, format="png", dpi=120)
-
-
-def score_fold(run, network, data, validation_ids, recipe):
-    """Predicts the held-out cases whole, on their own grids, and prints their Dice."""
-    network.eval()
-    rows = []
-    for case in [case for case in training_cases(data, recipe) if case.id in validation_ids]:
-        volume, reference = read_volume(case.image), read_labels(case.labels)
-        check_same_grid(volume, reference)
-        labels = predict_volume([network], volume, recipe)
-        write_labels(run / "validation" / f"{case.id}.nii.gz", labels, volume)
-        rows.append(score_case(case.id, labels, reference.voxels))
-        print(f"predicted {case.id} ({len(rows)} of {len(validation_ids)})", flush=True)
-    if rows:
-        print(table(rows))
-        write_text(run / "validation" / "cases.csv", as_csv(rows))
-        write_text(run / "validation" / "summary.json", as_json(summarise(rows)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import torch
 
 from minikits.paper import CLASSES, IMAGE_ORDER, LABEL_ORDER, SEPARATE_Z_ABOVE
 
-PADDING = 12  # replicated samples at both ends; the echo of the spline's prefilter has died to 1e-7 there
+ECHO = 1e-8  # of the spline's prefilter: what is less is left out
+PADDING = 12  # replicated samples at both ends; the echo has died to 1e-7 there
+ROWS_AT_ONCE = 64  # of a matrix: the more, the more zeros are multiplied
 SLAB_VOXELS = 1 << 24  # work on about this many at once, so that memory does not grow with the scan
 TIE = 1e-5  # scores nearer than this are a tie, which the nearest voxel's label decides
 
@@ -36,6 +38,7 @@ def axis_matrix(size, new_size, order):
         kernel = np.diag(np.full(padded, 4.0)) + np.eye(padded, k=1) + np.eye(padded, k=-1)
         kernel[0, 1] = kernel[-1, -2] = 2
         matrix = np.linalg.solve(kernel.T, matrix.T).T
+        matrix[np.abs(matrix) < ECHO] = 0
     matrix[:, PADDING] += matrix[:, :PADDING].sum(1)
     matrix[:, -PADDING - 1] += matrix[:, -PADDING:].sum(1)
     return torch.from_numpy(np.ascontiguousarray(matrix[:, PADDING:-PADDING], dtype=np.float32))
@@ -68,12 +71,14 @@ def _along(volume, matrix, axis):
 
 
 def _apply(matrix, values, axis):
-    """`matrix` applied to axis 0, 1 or 2, counted from the last three of a tensor."""
-    if axis == 2:
-        return values @ matrix.T
-    if axis == 1:
-        return matrix @ values
-    return (matrix @ values.flatten(-2)).unflatten(-1, values.shape[-2:])
+    """`matrix` applied to axis 0, 1 or 2, counted from the last three of a tensor; a few rows need few columns each."""
+    out = values.new_empty(*values.shape[:axis - 3], len(matrix), *values.shape[values.ndim + axis - 2:])
+    for rows, result in zip(matrix.split(ROWS_AT_ONCE), out.split(ROWS_AT_ONCE, axis - 3)):
+        columns = _span(rows.any(0))
+        rows, part = rows[:, columns], values.narrow(axis - 3, columns.start, columns.stop - columns.start)
+        result[...] = (part @ rows.T if axis == 2 else rows @ part if axis == 1 else
+                       (rows @ part.flatten(-2)).unflatten(-1, part.shape[-2:]))
+    return out
 
 
 def resample_labels(labels, shape, order):

@@ -63,7 +63,7 @@ def test_two_processes_with_a_sample_each_equal_one_with_two(whole, tmp_path):
                       "def double(*given, **named):\n"
                       "    image, target = single(*given, **named)\n"
                       "    return image.double(), target\n"
-                      "train.draw_batch, train.score_fold = double, lambda *_: None\n"
+                      "train.draw_batch = double\n"
                       "train.main()\n")
     run_script(script, *arguments[1:], "--out", tmp_path / "one")
     run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29517, script, *arguments[1:],
@@ -124,3 +124,52 @@ def test_a_cpu_that_emulates_bfloat16_does_not_get_it(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     assert devices.pick_precision("auto", cpu) == torch.bfloat16
     assert devices.pick_precision("fp32", cpu) == torch.float32
+
+
+MEASURE = """
+import json, resource, sys, torch
+from minikits.losses import segmentation_loss
+from minikits.paper import recipe_from
+from minikits.unet import build_unet
+sys.path.insert(0, {root!r})
+import train
+recipe = recipe_from({recipe!r})
+wanted = train.step_bytes({arch!r}, recipe, 2, torch.float32)
+peaks = []
+for patch in (16, 16, 32), recipe.patch:  # the first for what libraries take
+    network = build_unet({arch!r}, recipe).to(memory_format=torch.channels_last_3d)
+    image, target = torch.randn(2, 1, *patch), torch.randint(0, 3, (2, *patch))
+    segmentation_loss(network(image.contiguous(memory_format=torch.channels_last_3d)), target).backward()
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(json.dumps([wanted, 1024 * (peaks[1] - peaks[0])]))
+"""
+
+
+@pytest.mark.parametrize("arch", ["plain", "residual", "preactivation"])
+def test_the_memory_of_a_step_is_known_before(arch):
+    recipe = asdict(replace(TINY, patch=(48, 64, 64), plain_features=12, residual_features=12, max_features=48))
+    known, measured = json.loads(run_script("-c", MEASURE.format(root=str(ROOT), recipe=recipe, arch=arch)))
+    assert 0.8 * measured < known < 1.25 * measured, (known, measured)
+
+
+def test_a_step_that_would_not_fit_is_refused_before_the_first_batch(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT)
+    train = importlib.import_module("train")
+    monkeypatch.setattr(train, "memory_bytes", lambda device: 2**30)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", str(phantoms), "--out", str(tmp_path / "runs")])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 2 and not (tmp_path / "runs").exists()
+    said = capsys.readouterr().err
+    assert "has 1.0 GiB of memory, wanted about 10.0 for a training step; a recipe with a smaller patch" in said
+
+
+def test_cases_go_where_there_is_room(phantoms, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    on_device = importlib.import_module("train").on_device
+    cases = prepare(phantoms, tmp_path, TINY)
+    size = sum(case.image.nbytes + case.labels.nbytes for case in cases)
+    assert on_device(cases, torch.device("cpu"), 2 * size) is cases
+    assert on_device(cases, torch.device("meta"), size - 1) is cases  # meta stands for a GPU
+    moved = on_device(cases, torch.device("meta"), size)
+    assert all(case.image.is_meta and case.labels.is_meta for case in moved)

@@ -1,0 +1,118 @@
+"""Does learning suffer from what makes it fast? Dice with and without each speed-up, over seeds.
+
+    python -m minikits.phantoms --out learning/data --labels FOLDER      # bodies around KiTS19's label volumes
+    python benchmarks/learning.py learning [SEEDS [EPOCHS]]
+
+Trains fold 0 of the demo's recipe as train.py does, on learning/data, and scores the held-out cases, once for each seed:
+as it is; with memory in torch's default order; with convolutions in bfloat16 (a CPU without it emulates it); with
+rotation and scaling by torch's grid_sample; and with torch.compile.
+"""
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from minikits.paper import CLASSES, DEMO
+
+ROOT = Path(__file__).parent.parent
+
+
+def by_grid_sample(image, labels, slices, plane):
+    """What augmentation._interpolated computes, with torch's function."""
+    places = (slices[:, :, None] + plane[:, None]).permute(1, 2, 0)[None, None]  # (1, 1, Z, N, 3)
+    grid = (2 * places + 1) / torch.tensor(image.shape) - 1
+    channels = torch.stack([image.float(), *[(labels == value).float() for value in range(1, len(CLASSES))]])
+    sampled = F.grid_sample(channels[None], grid.flip(-1), padding_mode="zeros", align_corners=False)[0, :, 0]
+    return sampled[0], torch.cat([1 - sampled[1:].sum(0, keepdim=True), sampled[1:]]).argmax(0)
+
+
+def as_it_is():
+    pass
+
+
+def default_memory_order():
+    torch.channels_last_3d = torch.contiguous_format
+
+
+def grid_sample():
+    from minikits import augmentation
+
+    augmentation._interpolated = by_grid_sample
+
+
+def bfloat16():
+    sys.argv += ["--precision", "bf16"]
+
+
+def compiled():
+    import train
+
+    train.segmentation_loss = torch.compile(train.segmentation_loss)
+    build = train.build_unet
+
+    def build_compiled(arch, recipe):
+        network = build(arch, recipe)
+        network.compile()
+        return network
+
+    train.build_unet = build_compiled
+
+
+VARIANTS = {f.__name__: f for f in (as_it_is, default_memory_order, grid_sample, bfloat16, compiled)}
+
+
+def train_once(folder, variant, seed):
+    """(kidney, tumor) mean Dice of the fold's held-out cases, and the seconds it took."""
+    out, began = folder / variant / str(seed), time.monotonic()
+    command = [sys.executable, "-W", "ignore", __file__, "train", variant, "--recipe", folder / "recipe.json", "--data",
+               folder / "data", "--out", out, "--seed", seed]
+    done = subprocess.run([*map(str, command)], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                          check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-1000:])
+    with open(out / "residual" / "fold0" / "validation" / "cases.csv") as file:
+        rows = list(csv.DictReader(file))
+    seconds = time.monotonic() - began
+    return [statistics.mean(float(row[score]) for row in rows) for score in ("kidney", "tumor")], seconds
+
+
+def main():
+    if sys.argv[1] == "train":
+        variant = sys.argv.pop(2)
+        sys.argv.pop(1)
+        sys.path.insert(0, str(ROOT))
+        VARIANTS[variant]()
+        import train
+
+        train.main()
+        return
+    folder, seeds, epochs = Path(sys.argv[1]), *[int(n) for n in [*sys.argv[2:], *[3, DEMO.epochs][len(sys.argv) - 2:]]]
+    names = os.environ.get("VARIANTS", " ".join(VARIANTS)).split()
+    (folder / "recipe.json").write_text(json.dumps(asdict(replace(DEMO, epochs=epochs))))
+    subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from minikits.cases import prepare;"
+                    "from minikits.paper import DEMO; prepare(Path(sys.argv[1]) / 'data', sys.argv[1], DEMO)", folder],
+                   check=True, stdout=subprocess.DEVNULL)
+    runs = [(seed, name) for seed in range(seeds) for name in names]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(runs, pool.map(lambda run: train_once(folder, run[1], run[0]), runs)))
+    print(f"torch {torch.__version__}, one thread each, {epochs} epochs of {DEMO.batches_per_epoch} batches\n\n| variant | "
+          "kidney, each seed | tumor, each seed | mean kidney | mean tumor | seconds |\n|---|---|---|---|---|---|")
+    for name in names:
+        kidney, tumor = zip(*(found[seed, name][0] for seed in range(seeds)))
+        print(f"| {name} | {' '.join(f'{100 * v:.1f}' for v in kidney)} | {' '.join(f'{100 * v:.1f}' for v in tumor)} | "
+              f"{100 * statistics.mean(kidney):.1f} | {100 * statistics.mean(tumor):.1f} | "
+              f"{statistics.median(found[seed, name][1] for seed in range(seeds)):.0f} |")
+
+
+if __name__ == "__main__":
+    main()
