@@ -2,6 +2,7 @@
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from minikits.cases import find_cases
 from minikits.evaluation import SCORES, as_csv, as_json, compare, comparison_table, score_case, summarise, table
 from minikits.files import read_json, write_text, written_whole
 from minikits.volumes import check_same_grid, read_labels, read_volume
+
+FIGURES = find_spec("matplotlib")  # pictures are drawn where it is installed
 
 
 def main():
@@ -29,10 +32,11 @@ def main():
             systems[folder.resolve().name] = evaluate(folder, arguments.ref, out, arguments.allow_missing)
         if several:
             compared = compare(systems)
-            print(f"\nOn the {compared['cases']} cases that all have, best first; p: sign flips of the paired differences, "
-                  f"Holm's correction\n{comparison_table(compared)}")
+            print(f"\nThe {compared['cases']} cases that all have, best first; p: sign flips, paired; Holm\n"
+                  f"{comparison_table(compared)}")
             if arguments.out:
                 write_text(arguments.out / "comparison.json", as_json(compared))
+            if arguments.out and FIGURES:
                 draw_comparison(arguments.out / "comparison.png", systems)
     except (ValueError, OSError) as error:
         parser.exit(2, f"evaluate.py: {error}\n")
@@ -52,13 +56,13 @@ def evaluate(folder, reference_folder, out, allow_missing):
             mask, reference = threads.map(read_labels, (masks[name], references[name]))
             check_same_grid(mask, reference)
             rows.append(score_case(name, mask.voxels, reference.voxels))
-            if out:
+            if out and FIGURES:
                 draw_overlay(out / "overlays" / f"{name}.png", rows[-1], images.get(name), mask.voxels, reference)
     print(f"{folder} against {reference_folder}, {len(rows)} cases\n{table(rows)}")
     about = read_json(folder / "prediction.json") if (folder / "prediction.json").exists() else {}
     if seen := sorted({*both} & {*about.get("trained_on", [])}):
-        print(f"warning: {folder}: its networks were trained on {len(seen)} of these cases ({', '.join(seen[:5])}); what "
-              "they score there is no test")
+        print(f"warning: {folder}: its networks were trained on {len(seen)} of these cases ({', '.join(seen[:5])}): "
+              "these scores are no test")
     if out:
         write_text(out / "cases.csv", as_csv(rows))
         write_text(out / "summary.json", as_json(summarise(rows)))
@@ -74,11 +78,8 @@ def find_labels(folder):
 
 
 def draw_overlay(path, row, image_path, mask, reference):
-    """Two axial slices with the contours of reference (solid) and mask (dashed); nothing without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
+    """Two axial slices with the contours of reference (solid) and mask (dashed)."""
+    from matplotlib.figure import Figure
     truth = reference.voxels
     image = read_volume(image_path).voxels if image_path else np.zeros(truth.shape, dtype=np.int16)
     most = ("most tumor", truth == 2) if (truth == 2).any() else ("most kidney", truth > 0)
@@ -100,11 +101,8 @@ def draw_overlay(path, row, image_path, mask, reference):
 
 
 def draw_comparison(path, systems):
-    """For each score a box per system, and a line per case; nothing without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
+    """For each score a box per system, and a line per case."""
+    from matplotlib.figure import Figure
     figure = Figure(figsize=(4 * len(SCORES), 4.5), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(SCORES)), SCORES):
         found = [{row["case"]: row[score] for row in rows} for rows in systems.values()]

@@ -51,28 +51,14 @@ def main():
 
 def predict(arguments):
     """Predicts every scan that has no mask yet, or this process's share; returns a line for each that failed."""
-    out, device, (rank, world) = arguments.out, pick_device(arguments.device), join_processes(torch.device("cpu"))
+    device, (rank, world) = pick_device(arguments.device), join_processes(torch.device("cpu"))
     networks, recipe, about = load_networks(arguments, device)
-    cases = training_cases(arguments.scans, recipe) if arguments.cross_validation else find_cases(arguments.scans)
-    scans = [(case.id, case.image, out / mask_name(case.id, case.image)) for case in cases if case.image]
-    if not scans:
-        raise ValueError(f"{arguments.scans}: no scan found, only labels; wanted imaging.nii.gz or images/")
-    suited = {name: [network for network, ids in networks if not (arguments.cross_validation and name in ids)]
-              for name, *_ in scans}
-    if refused := [name for name in suited if not suited[name]]:
-        said = f"{len(refused)} cases were trained on by every network ({', '.join(refused[:5])})"
-        if len(refused) == len(scans):
-            raise ValueError(f"{arguments.scans}: {said}, wanted some that one has not seen; train other folds")
-        print(f"{said} and are left out; train other folds")
-        scans = [scan for scan in scans if suited[scan[0]]]
-    for _, path, mask in scans:
-        if mask.resolve() == path.resolve():
-            raise ValueError(f"{path}: its mask would replace it; choose another folder with --out")
-    waiting, provenance = [scan for scan in scans if arguments.overwrite or not scan[-1].exists()], out / "prediction.json"
+    scans, suited = find_scans(arguments, networks, recipe)
+    waiting = [scan for scan in scans if arguments.overwrite or not scan[-1].exists()]
+    provenance = arguments.out / "prediction.json"
     if len(waiting) < len(scans):
         if not provenance.exists() or read_json(provenance) != about:
-            raise ValueError(f"{out}: holds masks of other networks or options (see {provenance.name}); choose another "
-                             "--out, or --overwrite")
+            raise ValueError(f"{provenance}: these masks are of other networks or options; choose another --out")
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans have a mask already; --overwrite predicts them again")
     if world > 1:
         waiting.sort(key=lambda scan: -scan[1].stat().st_size)  # the last to be done are small
@@ -83,6 +69,26 @@ def predict(arguments):
     if world > 1:
         distributed.barrier()  # torchrun stops all processes once one has failed
     return failed
+
+
+def find_scans(arguments, networks, recipe):
+    """([(id, scan, mask to write)], {id: the networks to be averaged}): all, or those that did not see the case."""
+    crossed = arguments.cross_validation
+    cases = training_cases(arguments.scans, recipe) if crossed else find_cases(arguments.scans)
+    cases = [case for case in cases if case.image]
+    if not cases:
+        raise ValueError(f"{arguments.scans}: no scan found, only labels; wanted imaging.nii.gz or images/")
+    suited = {case.id: [network for network, seen in networks if not (crossed and case.id in seen)] for case in cases}
+    if refused := [id for id in suited if not suited[id]]:
+        said = f"{len(refused)} cases were trained on by every network ({', '.join(refused[:5])})"
+        if len(refused) == len(cases):
+            raise ValueError(f"{arguments.scans}: {said}, wanted some that one has not seen; train other folds")
+        print(f"{said} and are left out; train other folds")
+    scans = [(case.id, case.image, arguments.out / mask_name(case.id, case.image)) for case in cases if suited[case.id]]
+    for _, path, mask in scans:
+        if mask.resolve() == path.resolve():
+            raise ValueError(f"{path}: its mask would replace it; choose another folder with --out")
+    return scans, suited
 
 
 def predict_scans(scans, suited, recipe, arguments, device):
@@ -141,27 +147,25 @@ def load_networks(arguments, device):
 
     Refuses networks that see images differently. Where all of them would fill half of a GPU they wait beside it.
     """
-    networks, trained, recipe, first, described = [], [], None, None, []
-    for path in [path for run in arguments.model for path in find_checkpoints(run, arguments.folds)]:
-        checkpoint = load_checkpoint(path)
-        for name in SHARED if recipe else ():
+    found = {path: load_checkpoint(path) for run in arguments.model for path in find_checkpoints(run, arguments.folds)}
+    first, recipe = next((path, checkpoint["recipe"]) for path, checkpoint in found.items())
+    networks, trained = [], [checkpoint["cases"]["train"] for checkpoint in found.values()]
+    for path, checkpoint in found.items():
+        for name in SHARED:
             ours, theirs = getattr(checkpoint["recipe"], name), getattr(recipe, name)
             if ours != theirs:
                 raise ValueError(f"{path}: {name} is {ours}, but {theirs} in {first}; average networks of one recipe")
-        recipe, first = recipe or checkpoint["recipe"], first or path
         networks.append(load_weights(build_unet(checkpoint["arch"], checkpoint["recipe"]), checkpoint, path).eval())
-        trained.append(checkpoint["cases"]["train"])
-        described.append({name: checkpoint.get(name) for name in ("arch", "fold", "seed", "epoch")})
         print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs on "
-              f"{len(trained[-1]) or 'unknown'} cases")
-    size = sum(weight.nbytes for network in networks for weight in network.parameters())
-    home = device if size < memory_bytes(device) / 2 else "cpu"
+              f"{len(checkpoint['cases']['train']) or 'unknown'} cases")
+    fit = sum(weight.nbytes for network in networks for weight in network.parameters()) < memory_bytes(device) / 2
     for network in networks:
-        network.to(home, memory_format=torch.channels_last_3d)
-    seen = set() if arguments.cross_validation else {id for ids in trained for id in ids}
+        network.to(device if fit else "cpu", memory_format=torch.channels_last_3d)
+    crossed, names = arguments.cross_validation, ("arch", "fold", "seed", "epoch")
     return list(zip(networks, trained)), recipe, {
-        "networks": described, "mirroring": not arguments.no_mirroring, "precision": arguments.precision,
-        "cross_validation": arguments.cross_validation, "trained_on": sorted(seen)}
+        "networks": [{name: checkpoint.get(name) for name in names} for checkpoint in found.values()],
+        "mirroring": not arguments.no_mirroring, "precision": arguments.precision, "cross_validation": crossed,
+        "trained_on": [] if crossed else sorted({id for ids in trained for id in ids})}
 
 
 def progress(what):

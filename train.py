@@ -7,6 +7,7 @@ import signal
 import subprocess
 from dataclasses import asdict, replace
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 
@@ -17,8 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minikits.cases import five_folds, prepare, training_cases
 from minikits.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from minikits.devices import (join_processes, mean_of_processes, memory_bytes, pick_device, pick_precision,
-                              signals_noted)
+from minikits.devices import join_processes, mean_of_processes, memory_bytes, pick_device, pick_precision, signals_noted
 from minikits.evaluation import as_csv, kits_dice
 from minikits.files import read_json, write_text, written_whole
 from minikits.losses import segmentation_loss
@@ -66,8 +66,8 @@ def train(arguments):
     share = range(rank, recipe.batch_size, world)  # of each batch's samples
     needed, memory = step_bytes(arguments.arch, recipe, len(share), precision), memory_bytes(device)
     if needed > memory:
-        raise ValueError(f"device {device}: has {memory / 2**30:.1f} GiB of memory, wanted about {needed / 2**30:.1f} for "
-                         "a training step; a recipe with a smaller patch or batch_size needs less")
+        raise ValueError(f"device {device}: has {memory / 2**30:.1f} GiB of memory, a training step wants about "
+                         f"{needed / 2**30:.1f}; a recipe with a smaller patch or batch_size needs less")
     surroundings = environment(device, precision, world) | {"step_gib": round(needed / 2**30, 1)}
     if rank == 0:
         introduce(run, about, network, recipe, surroundings, state)
@@ -100,8 +100,8 @@ def train(arguments):
             if rank == 0:
                 report(run, state["log"], recipe)
     if rank == 0 and validation_ids:
-        print(f"the held-out cases: python predict.py --cross-validation --in {arguments.data} --model {run.parent} --out "
-              "MASKS, then evaluate.py --allow-missing")
+        print("for the scores of the held-out cases: python predict.py --cross-validation --out MASKS --model "
+              f"{run.parent} --in {arguments.data}; then evaluate.py --allow-missing")
 
 
 def on_device(cases, device, room):
@@ -170,7 +170,7 @@ def train_epoch(model, draw, optimizer, scaler, recipe, precision, state, *, not
 
 
 def step_bytes(arch, recipe, samples, precision):
-    """About the peak memory of one training step, from what it keeps for the way back. Computes and allocates nothing."""
+    """About the peak memory of one training step, from what it keeps for the way back. Computes nothing."""
     kept = {}
 
     def keep(tensor):
@@ -258,10 +258,9 @@ def report(run, log, recipe):
     if waiting > 0.3 * (computing + waiting):
         print("  more than 30% of the time was spent waiting for data: is the disk of runs/prepared slow?", flush=True)
     write_text(run / "log.csv", as_csv(log))
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not find_spec("matplotlib"):
         return
+    from matplotlib.figure import Figure
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, unit in (("loss", 1), ("patch_dice_kidney", 1), ("patch_dice_tumor", 1),

@@ -3,12 +3,11 @@
     python -m minikits.phantoms --out learning/data --labels FOLDER      # bodies around KiTS19's label volumes
     python benchmarks/learning.py learning [SEEDS [EPOCHS]]
 
-Trains fold 0 of the demo's recipe as train.py does, on learning/data, and scores the held-out cases, once for each seed:
-as it is; with memory in torch's default order; with convolutions in bfloat16 (a CPU without it emulates it); with
+Trains fold 0 of the demo's recipe with train.py, on learning/data, and scores the held-out cases, for each seed: as it
+is; with memory in torch's default order; with convolutions in bfloat16 (a CPU without it emulates it); with
 rotation and scaling by torch's grid_sample; and with torch.compile.
 """
 
-import csv
 import json
 import os
 import statistics
@@ -71,19 +70,28 @@ def compiled():
 VARIANTS = {f.__name__: f for f in (as_it_is, default_memory_order, grid_sample, bfloat16, compiled)}
 
 
-def train_once(folder, variant, seed):
-    """(kidney, tumor) mean Dice of the fold's held-out cases, and the seconds it took."""
-    out, began = folder / variant / str(seed), time.monotonic()
-    command = [sys.executable, "-W", "ignore", __file__, "train", variant, "--recipe", folder / "recipe.json", "--data",
-               folder / "data", "--out", out, "--seed", seed]
-    done = subprocess.run([*map(str, command)], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-                          check=False)
+def run(command):
+    done = subprocess.run([*map(str, command)], env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True,
+                          text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-1000:])
-    with open(out / "residual" / "fold0" / "validation" / "cases.csv") as file:
-        rows = list(csv.DictReader(file))
-    seconds = time.monotonic() - began
-    return [statistics.mean(float(row[score]) for row in rows) for score in ("kidney", "tumor")], seconds
+
+
+def train_once(folder, variant, seed):
+    """(kidney, tumor) mean Dice of the fold's held-out cases, and the seconds it took."""
+    out, began, seconds = folder / variant / str(seed), time.monotonic(), None
+    command = [sys.executable, "-W", "ignore", __file__, "train", variant, "--recipe", folder / "recipe.json", "--data",
+               folder / "data", "--out", out, "--seed", seed]
+    model, data = out / "residual", folder / "data"
+    for arguments in (
+        command,
+        [sys.executable, "predict.py", "--cross-validation", "--in", data, "--model", model, "--out", out / "masks"],
+        [sys.executable, "evaluate.py", "--pred", out / "masks", "--ref", data, "--out", out, "--allow-missing"],
+    ):
+        run(arguments)
+        seconds = seconds or time.monotonic() - began
+    summary = json.loads((out / "summary.json").read_text())
+    return [summary[score]["mean"] for score in ("kidney", "tumor")], seconds
 
 
 def main():
@@ -96,7 +104,7 @@ def main():
 
         train.main()
         return
-    folder, seeds, epochs = Path(sys.argv[1]), *[int(n) for n in [*sys.argv[2:], *[3, DEMO.epochs][len(sys.argv) - 2:]]]
+    folder, seeds, epochs = Path(sys.argv[1]).resolve(), *[int(n) for n in [*sys.argv[2:], *[3, DEMO.epochs][len(sys.argv) - 2:]]]
     names = os.environ.get("VARIANTS", " ".join(VARIANTS)).split()
     (folder / "recipe.json").write_text(json.dumps(asdict(replace(DEMO, epochs=epochs))))
     subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from minikits.cases import prepare;"
@@ -105,11 +113,12 @@ def main():
     runs = [(seed, name) for seed in range(seeds) for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(runs, pool.map(lambda run: train_once(folder, run[1], run[0]), runs)))
-    print(f"torch {torch.__version__}, one thread each, {epochs} epochs of {DEMO.batches_per_epoch} batches\n\n| variant | "
-          "kidney, each seed | tumor, each seed | mean kidney | mean tumor | seconds |\n|---|---|---|---|---|---|")
+    print(f"torch {torch.__version__}, one thread each, {epochs} epochs of {DEMO.batches_per_epoch} batches\n\n"
+          "| variant | kidney, each seed | tumor, each seed | mean kidney | mean tumor | seconds |\n|---|---|---|---|---|---|")
     for name in names:
         kidney, tumor = zip(*(found[seed, name][0] for seed in range(seeds)))
-        print(f"| {name} | {' '.join(f'{100 * v:.1f}' for v in kidney)} | {' '.join(f'{100 * v:.1f}' for v in tumor)} | "
+        each = [" ".join(f"{100 * dice:.1f}" for dice in values) for values in (kidney, tumor)]
+        print(f"| {name} | {each[0]} | {each[1]} | "
               f"{100 * statistics.mean(kidney):.1f} | {100 * statistics.mean(tumor):.1f} | "
               f"{statistics.median(found[seed, name][1] for seed in range(seeds)):.0f} |")
 

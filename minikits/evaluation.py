@@ -37,10 +37,17 @@ def score_case(case_id, prediction, reference):
 
 
 def summarise(rows):
-    """{score: {"mean", "interval", "cases", "without_score"}}: NaN scores are left out of the mean, and counted."""
-    known = {score: [row[score] for row in rows if not np.isnan(row[score])] for score in SCORES}
-    return {score: {"mean": float(np.mean(values)) if values else nan, "interval": bootstrap_interval(values),
-                    "cases": len(values), "without_score": len(rows) - len(values)} for score, values in known.items()}
+    """{score: {"mean", "from", "to", "cases", "without_score"}}: NaN scores are left out, and counted.
+
+    from, to: the 95% interval of the mean.
+    """
+    summary = {}
+    for score in SCORES:
+        known = [row[score] for row in rows if not np.isnan(row[score])]
+        low, high = bootstrap_interval(known)
+        summary[score] = {"mean": float(np.mean(known)) if known else nan, "from": low, "to": high, "cases": len(known),
+                          "without_score": len(rows) - len(known)}
+    return summary
 
 
 def bootstrap_interval(values, seed=0):
@@ -92,34 +99,34 @@ def compare(systems):
     return {"ranking": ranking, "cases": len(cases), "summaries": summaries, "pairs": pairs}
 
 
-def comparison_table(compared):
-    """What `compare` found as lines of text: the paper's Table 1 with intervals, its own numbers, the tests."""
-    names = compared["ranking"]
-    width = max(map(len, [*names, "the paper's"])) + 2
-    lines = [f"{'Dice in % [95%]':<{width}}" + "".join(f"{score:>23}" for score in SCORES)]
-    for name in names:
-        found = [compared["summaries"][name][score] for score in SCORES]
-        cells = [f"{100 * s['mean']:.2f} [{100 * s['interval'][0]:.2f}, {100 * s['interval'][1]:.2f}]" for s in found]
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>23}" for cell in cells))
-        if name in TABLE_1:
-            lines.append(f"{'  the paper' + chr(39) + 's':<{width}}" + "".join(f"{dice:>23.2f}" for dice in TABLE_1[name]))
-    for pair in compared["pairs"]:
-        lines.append(f"{pair['better']} - {pair['worse']}: " + ", ".join(
-            f"{score} {100 * pair[score]['difference']:+.2f} (p {pair[score]['p']:.3f})" for score in SCORES))
+def table(rows):
+    """The rows, their mean and its 95% interval as lines of text, in per cent as the paper prints them."""
+    summary = summarise(rows)
+    ends = [{"case": name, **{score: summary[score][name] for score in SCORES}} for name in ("mean", "from", "to")]
+    width = max(len("Dice in %"), *(len(row["case"]) for row in rows))
+    lines = [f"{'Dice in %':<{width}}" + "".join(f"{score:>11}" for score in SCORES)]
+    for row in [*rows, *ends]:
+        lines.append(f"{row['case']:<{width}}" + "".join(
+            f"{'-':>11}" if np.isnan(row[score]) else f"{100 * row[score]:>11.2f}" for score in SCORES))
+    lines[-1] += "  (from, to: 95% of resampled means)"
+    lines += [f"{left_out} of {len(rows)} cases have no {score} score: neither mask nor reference has any"
+              for score in SCORES if (left_out := summary[score]["without_score"])]
     return "\n".join(lines)
 
 
-def table(rows):
-    """The rows and their mean as lines of text, in per cent as the paper prints them."""
-    summary = summarise(rows)
-    width = max(len("mean"), *(len(row["case"]) for row in rows))
-    lines = [f"{'Dice in %':<{width}}" + "".join(f"{score:>11}" for score in SCORES)]
-    for row in [*rows, {"case": "mean", **{score: summary[score]["mean"] for score in SCORES}}]:
-        lines.append(f"{row['case']:<{width}}" + "".join(
-            f"{'-':>11}" if np.isnan(row[score]) else f"{100 * row[score]:>11.2f}" for score in SCORES))
-    for score, found in summary.items():
-        if left_out := found["without_score"]:
-            lines.append(f"{left_out} of {len(rows)} cases have no {score} score: neither mask nor reference has any")
+def comparison_table(compared):
+    """What `compare` found as lines of text: the paper's Table 1 with intervals, its own numbers, the tests."""
+    width = max(map(len, [*compared["ranking"], "  the paper"])) + 2
+    lines = [f"{'Dice in %':<{width}}" + "".join(f"{score:>23}" for score in SCORES)]
+    for name in compared["ranking"]:
+        cells = ["{mean:.2f} [{from:.2f}, {to:.2f}]".format(**{
+            end: 100 * compared["summaries"][name][score][end] for end in ("mean", "from", "to")}) for score in SCORES]
+        lines.append(f"{name:<{width}}" + "".join(f"{cell:>23}" for cell in cells))
+        if name in TABLE_1:
+            lines.append(f"{'  the paper':<{width}}" + "".join(f"{dice:>23.2f}" for dice in TABLE_1[name]))
+    lines += [f"{pair['better']} - {pair['worse']}: " + ", ".join(
+        f"{score} {100 * pair[score]['difference']:+.2f} (p {pair[score]['p']:.3f})" for score in SCORES)
+        for pair in compared["pairs"]]
     return "\n".join(lines)
 
 

@@ -94,7 +94,7 @@ def test_predict_and_evaluate(trained, phantoms, tmp_path):
 
     before = (masks / "phantom_1.nii.gz").stat().st_mtime_ns
     (masks / "phantom_0.nii.gz").unlink()
-    assert "holds masks of other networks or options" in run_script(*arguments, "--no-mirroring", expect=2)
+    assert "these masks are of other networks or options" in run_script(*arguments, "--no-mirroring", expect=2)
     assert "5 of 6 scans have a mask already" in run_script(*arguments)
     assert (masks / "phantom_1.nii.gz").stat().st_mtime_ns == before and (masks / "phantom_0.nii.gz").exists()
 

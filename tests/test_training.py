@@ -161,7 +161,7 @@ def test_a_step_that_would_not_fit_is_refused_before_the_first_batch(phantoms, t
         train.main()
     assert stop.value.code == 2 and not (tmp_path / "runs").exists()
     said = capsys.readouterr().err
-    assert "has 1.0 GiB of memory, wanted about 10.0 for a training step; a recipe with a smaller patch" in said
+    assert "has 1.0 GiB of memory, a training step wants about 10.0; a recipe with a smaller patch" in said
 
 
 def test_cases_go_where_there_is_room(phantoms, tmp_path, monkeypatch):
