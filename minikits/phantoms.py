@@ -3,10 +3,9 @@
     python -m minikits.phantoms --out data --cases 20
     python -m minikits.phantoms --out data --labels FOLDER    # kidneys and tumors of real label volumes
 
-Made for tests and demonstrations; a score on phantoms says nothing about patients. Kidneys have cortex, medulla and
-sinus, most cases a tumor (some necrotic or growing outwards), many cysts (labelled kidney, as in KiTS19). Vessels,
-bowel and organs share these intensities, so that no threshold finds kidney or tumor (tests/test_phantoms.py). Places
-are mm (z, y, x) from the middle of both kidneys: z to inferior, y to posterior, x to the left.
+Made for tests and demonstrations; a score on phantoms says nothing about patients. Vessels, bowel and organs share the
+intensities of kidneys and tumors, so that no threshold finds these (tests/test_phantoms.py). Places are mm (z, y, x)
+from the middle of both kidneys: z to inferior, y to posterior, x to the left.
 """
 
 import argparse
@@ -20,7 +19,6 @@ from minikits.volumes import read_labels, write_image
 
 SLICES_AT_ONCE = 32
 FAT_HU = -102
-AROUND_MM = 12  # the box around the kidneys is this much larger, for the fat that lies around them
 GRAIN_MM = 8.0  # of a tumor's inside; the kidney's cortex is about half as wide
 
 
@@ -34,25 +32,22 @@ def make_case(seed, *, shape=None, spacing_mm=None, labels=None):
     if labels is None:
         spacing_mm = spacing_mm or (float(random.choice([2, 3, 3.75, 5])), *[float(random.uniform(1.7, 2.6))] * 2)
         shape = shape or [int(mm / step) for mm, step in zip((random.uniform(200, 300), 360, 400), spacing_mm)]
-        labels = _draw_labels(random, _places(shape, spacing_mm))
-    places, reach = _places(labels.shape, spacing_mm), np.zeros(3)
+    shape = shape if labels is None else labels.shape
+    places = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing_mm)]
+    labels = _draw_labels(random, places) if labels is None else labels
+    reach = np.zeros(3)
     for axis, others in enumerate([(1, 2), (0, 2), (0, 1)]):
         found = places[axis][labels.any(axis=others)]
         if len(found):  # else the body lies in the volume's middle
             places[axis] -= (found[0] + found[-1]) / 2
             reach[axis] = (found[-1] - found[0]) / 2
-    box = _box(places, (0, 0, 0), reach + AROUND_MM)
-    image = np.empty(labels.shape, dtype=np.int16)
     cortex_hu = random.uniform(140, 215)  # blood, liver, spleen and bowel come close to it
+    image = np.full(shape, FAT_HU, dtype=np.int16)
     _paint_body(random, image, places, reach, cortex_hu)
-    _paint_kidneys(random, image[box], labels[box], [place[s] for place, s in zip(places, box)], cortex_hu)
+    box = _box(places, (0, 0, 0), reach + 12)  # with the fat around the kidneys
+    _paint_kidneys(random, image[box], labels[box], [mm[s] for mm, s in zip(places, box)], cortex_hu)
     _scan(random, image)
     return image, labels, tuple(spacing_mm)
-
-
-def _places(shape, spacing_mm):
-    """mm from the volume's middle: one array per axis."""
-    return [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing_mm)]
 
 
 def _box(places, centre, radii):
@@ -65,115 +60,90 @@ def _squared(places, centre, radii):
     return sum(((mm - c) / r) ** 2 for mm, c, r in zip(places, centre, radii))
 
 
-def _paint(hu, places, ellipsoids):
-    """Ellipsoids (centre, radii, HU) in their order, in place."""
-    for centre, radii, value in ellipsoids:
-        box = _box(places, centre, radii)
-        near = np.ix_(*(mm[s] for mm, s in zip(places, box)))
-        hu[box][_squared(near, centre, radii) < 1] = value
-
-
 def _draw_labels(random, places):
     """Two kidneys without their sinus, 0 to 2 tumors: uint8 (Z, Y, X)."""
-    labels = np.zeros([len(mm) for mm in places], dtype=np.uint8)
+    z, y, x = np.ix_(*places)
+    bumps = sum(np.sin(mm / random.uniform(7, 11) + random.uniform(0, 6)) for mm in (z, y, x))  # (Z, Y, X)
+    labels = np.zeros(bumps.shape, dtype=np.uint8)
     bearers = random.permutation([-1, 1])[:random.choice([0, 1, 2], p=[0.05, 0.8, 0.15])]
-    bumps = sum(np.sin(mm / random.uniform(7, 11) + random.uniform(0, 6)) for mm in np.ix_(*places))  # (Z, Y, X)
     for side in (-1, 1):
         centre = random.uniform((-15, -11, 56), (15, 11, 70)) - (8 * side, 0, 0)  # the right one lies lower
         radii = random.uniform((48, 24, 24), (60, 30, 31))
-        z, y, x = np.ix_(*places)
-        x = side * x - random.uniform(0.15, 0.35) * (z - centre[0])  # the upper pole leans to the spine
-        kidney = _squared((z, y, x), centre, radii) < 1 + 0.04 * bumps
-        sinus = _squared((z, y, x), centre - (0, 0, 0.75 * radii[2]), radii * (0.5, 0.4, 0.75)) < 1
+        leaning = z, y, side * x - random.uniform(0.15, 0.35) * (z - centre[0])  # the upper pole, to the spine
+        kidney = _squared(leaning, centre, radii) < 1 + 0.04 * bumps
+        sinus = _squared(leaning, centre - (0, 0, 0.75 * radii[2]), radii * (0.5, 0.4, 0.75)) < 1
         labels[kidney & ~sinus] = 1
         if side in bearers:
-            towards = random.normal((0, 0, 0.6), (1, 1, 0.7))
-            outwards = random.uniform(0.75, 1.1) / np.linalg.norm(towards)  # above 1 it grows outwards
-            spot = centre + outwards * towards * radii
-            labels[_squared((z, y, x), spot, [random.uniform(14, 26)] * 3) < 1 + 0.12 * bumps] = 2
+            towards = random.normal((0, 0, 0.6))
+            spot = centre + random.uniform(0.75, 1.1) * radii * towards / np.linalg.norm(towards)
+            labels[_squared(leaning, spot, [random.uniform(14, 26)] * 3) < 1 + 0.12 * bumps] = 2
     return labels
 
 
-def _draw_organs(random, cortex_hu):
-    """Ellipsoids (centre, radii, HU), painted in this order."""
-    ellipsoids = []
-    hollow = [((30, -18, -108), (110, 20, 20)), ((30, -18, 108), (110, 20, 20)),  # colon
-              ((-80, -68, 50), (45, 32, 48))]  # stomach
-    for _ in range(random.integers(12, 20)):  # small bowel
-        hollow.append((random.uniform((-30, -93, -95), (170, -23, 95)), random.uniform(12, 27, size=3)))
+def _draw_ellipsoids(random, cortex_hu):
+    """Organs, then the back: (centre, radii, HU), painted in this order."""
+    hollow = [((30, -18, x), (110, 20, 20)) for x in (-108, 108)]  # colon, then stomach and small bowel
+    hollow += [(random.uniform((-60, -93, -95), (170, -23, 95)), random.uniform(12, 30, size=3)) for _ in range(18)]
+    bowel = []
     for centre, radii in hollow:
         inside_hu = random.choice([cortex_hu, 20, 90, -700]) + random.uniform(-30, 40)
-        ellipsoids += [(centre, radii, random.uniform(70, 130)), (centre, np.subtract(radii, 3), inside_hu)]
-    blood_hu = cortex_hu + random.uniform(-10, 70)
+        bowel += [(centre, radii, random.uniform(70, 130)), (centre, np.subtract(radii, 3), inside_hu)]
+    blood_hu, bone_hu = cortex_hu + random.uniform(-10, 70), random.uniform(120, 220)
     return [
-        *ellipsoids,
+        *bowel,
         ((-75, -38, -75), (95, 80, 75), cortex_hu - random.uniform(20, 70)),  # liver
         ((-70, 2, 108), (50, 38, 26), cortex_hu - random.uniform(0, 45)),  # spleen
         ((0, -9, 9), (900, 11, 11), blood_hu),  # aorta
         ((0, -7, -19), (900, 13, 12), cortex_hu + random.uniform(-50, 10)),  # cava
         ((0, -5, 0), (6, 6, 58), blood_hu),  # renal vessels, across
-    ]
-
-
-def _draw_back(random):
-    """The same of the spine and the muscles beside it."""
-    bone_hu = random.uniform(120, 220)
-    return [
         *(((60, 23, x), (170, 22, 17), 60) for x in (-38, 38)),  # psoas
-        *(((0, 63, x), (900, 24, 30), 60) for x in (-36, 36)),
-        ((0, 25, 0), (900, 22, 22), bone_hu + 160), ((0, 25, 0), (900, 19, 19), bone_hu),
+        *(((0, 63, x), (900, 24, 30), 60) for x in (-36, 36)),  # muscles of the back
+        ((0, 25, 0), (900, 22, 22), bone_hu + 160), ((0, 25, 0), (900, 19, 19), bone_hu),  # spine
         *(((z, 25, 0), (6, 22, 22), 85) for z in np.arange(random.uniform(-636, -600), 600, 36)),  # disks
         ((0, 56, 0), (900, 13, 13), bone_hu + 160), ((0, 55, 0), (900, 9, 9), 30),  # the canal in its arches
     ]
 
 
 def _paint_body(random, hu, places, reach, cortex_hu):
-    """Everything but the kidneys, in place: organs in fat, lungs, the wall with its ribs, the spine. (Z, Y, X)"""
+    """Everything but the kidneys, into fat, in place: lungs, organs, the back, the wall with its ribs. (Z, Y, X)"""
     z, y, x = np.ix_(*places)
-    depth = max(random.uniform(98, 122), reach[1] + 50)
+    depth = max(random.uniform(104, 126), reach[1] + 50)
     width = max(random.uniform(145, 180), reach[2] + 45)
-    radius = np.hypot((y + 23) / depth, x / width)[0]  # (Y, X); 1 is the skin
-    hu[:] = FAT_HU
-    _paint(hu, places, _draw_organs(random, cortex_hu))
+    radius = np.hypot((y + 17) / depth, x / width)[0]  # (Y, X); 1 is the skin
     hu[z < 140 * radius**2 - 185] = -850  # lungs: the diaphragm is a dome
+    for centre, radii, value in _draw_ellipsoids(random, cortex_hu):
+        box = _box(places, centre, radii)
+        hu[box][_squared(np.ix_(*(mm[s] for mm, s in zip(places, box))), centre, radii) < 1] = value
     hu[:, radius > 0.8] = random.uniform(50, 68)  # muscle
-    hu[:, radius > 0.87] = FAT_HU
     ribs = np.mod(z + 0.35 * y + random.uniform(0, 30), 30) < 9  # they run down and forward
-    hu[ribs & (z < 20) & ((radius > 0.8) & (radius < 0.85))] = random.uniform(280, 380)
-    _paint(hu, places, _draw_back(random))
+    hu[ribs & (z < 20) & (radius > 0.82)] = random.uniform(280, 380)
+    hu[:, radius > 0.87] = FAT_HU
     hu[:, radius > 1] = -1000
 
 
 def _paint_kidneys(random, hu, labels, places, cortex_hu):
     """Kidneys, the fat around them, cysts and tumors in the box around the labels, in place. (Z, Y, X)"""
-    grid = [max(2, round(np.ptp(mm) / GRAIN_MM)) for mm in places]
-    grain = _smooth(random.normal(size=grid), grid, labels.shape)
-    depth = _smooth(labels > 0, grid, labels.shape)
     kidney, tumor = labels == 1, labels == 2
+    cells = [max(2, round(np.ptp(mm) / GRAIN_MM)) for mm in places]
+    means = F.adaptive_avg_pool3d(torch.from_numpy(labels > 0)[None].float(), cells)
+    noise = torch.from_numpy(random.standard_normal((1, *cells), dtype=np.float32))
+    depth, grain = F.interpolate(torch.stack([means, noise], 1), labels.shape, mode="trilinear")[0].numpy()
     hu[(labels == 0) & (depth > 0.1)] = FAT_HU
     hu[kidney] = cortex_hu
     hu[kidney & (depth > 0.9) & (grain > -0.4)] = cortex_hu - random.uniform(35, 100)  # medulla
-    voxels = np.argwhere(kidney)
-    for voxel in random.choice(voxels, min(random.integers(0, 3), len(voxels))):
-        cyst, centre = np.zeros_like(kidney), [mm[n] for mm, n in zip(places, voxel)]
-        _paint(cyst, places, [(centre, [random.uniform(5, 14)] * 3, True)])
+    for voxel in random.permutation(np.argwhere(kidney))[:random.integers(0, 3)]:  # cysts, labelled kidney as in KiTS19
+        centre = [mm[n] for mm, n in zip(places, voxel)]
+        cyst = _squared(np.ix_(*places), centre, [random.uniform(5, 14)] * 3) < 1
         hu[kidney & cyst] = random.uniform(0, 18)
-    hu[tumor] = (random.uniform(50, 125) + random.uniform(20, 40) * grain)[tumor]
+    hu[tumor] = random.uniform(50, 125) + random.uniform(20, 40) * grain[tumor]
     if random.random() < 0.4:  # necrosis
-        hu[tumor & (_smooth(tumor, grid, labels.shape) > 0.9) & (grain > -0.8)] = random.uniform(15, 35)
-
-
-def _smooth(values, grid, shape):
-    """Means over the cells of a coarse grid, linear in between, float32 of `shape`. Of a mask: how deep inside it."""
-    means = F.adaptive_avg_pool3d(torch.from_numpy(values)[None, None].float(), grid)
-    return F.interpolate(means, shape, mode="trilinear")[0, 0].numpy()
+        hu[tumor & (depth > 0.9) & (grain > -0.8)] = random.uniform(15, 35)
 
 
 def _scan(random, hu):
     """What a scanner makes of it, in place: edges blurred in the plane, noise that is correlated there."""
     noise_sd = random.uniform(10, 24)
-    for first in range(0, len(hu), SLICES_AT_ONCE):
-        slab = hu[first:first + SLICES_AT_ONCE]
+    for slab in np.split(hu, range(SLICES_AT_ONCE, len(hu), SLICES_AT_ONCE)):
         noisy = slab + 3 * noise_sd * random.standard_normal(slab.shape, dtype=np.float32)  # the mean leaves a third
         blurred = F.avg_pool2d(torch.from_numpy(noisy), 3, 1, padding=1, count_include_pad=False)
         slab[:] = blurred.round().clamp(-1024).numpy()
