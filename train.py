@@ -19,16 +19,18 @@ from torch.nn.parallel import DistributedDataParallel
 from minikits.cases import five_folds, prepare, training_cases
 from minikits.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from minikits.devices import join_processes, mean_of_processes, memory_bytes, pick_device, pick_precision, signals_noted
-from minikits.evaluation import as_csv, kits_dice
+from minikits.evaluation import as_csv, as_json, kits_dice, score_case, summarise, table
 from minikits.files import read_json, write_text, written_whole
 from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, recipe_from
+from minikits.prediction import predict_volume
 from minikits.sampling import draw_batch, fetch_ahead
 from minikits.unet import build_unet
+from minikits.volumes import read_labels, read_volume, write_labels
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train one network of one fold.")
+    parser = argparse.ArgumentParser(description="Train one network of one fold, then predict and score the fold.")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="residual")
     parser.add_argument("--fold", default="0", help="0 to 4, or all")
     parser.add_argument("--folds", help='a split of your own: JSON list of {"train": [ids], "validation": [ids]}')
@@ -51,7 +53,7 @@ def main():
 
 
 def train(arguments):
-    """Trains to the end, or until told to stop: then the signal's number."""
+    """Trains to the end and scores the fold, or until told to stop: then the signal's number."""
     recipe = {"paper": PAPER, "demo": DEMO}.get(name := arguments.recipe) or recipe_from(read_json(name), source=name)
     device = pick_device(arguments.device)
     precision, (rank, world) = pick_precision(arguments.precision, device), join_processes(device)
@@ -99,16 +101,14 @@ def train(arguments):
                 return noted[0] if noted else signal.SIGTERM
             if rank == 0:
                 report(run, state["log"], recipe)
-    if rank == 0 and validation_ids:
-        print("for the scores of the held-out cases: python predict.py --cross-validation --out MASKS --model "
-              f"{run.parent} --in {arguments.data}; then evaluate.py --allow-missing")
+    if rank == 0:
+        score_fold(run, network, arguments.data, validation_ids, recipe)
 
 
 def on_device(cases, device, room):
     """The cases in a GPU's memory where that has room (bytes); else as they are, memory-mapped."""
-    if device.type == "cpu" or sum(part.nbytes for case in cases for part in (case.image, case.labels)) > room:
-        return cases
-    return [replace(case, image=case.image.to(device), labels=case.labels.to(device)) for case in cases]
+    fit = device.type != "cpu" and sum(part.nbytes for case in cases for part in (case.image, case.labels)) <= room
+    return [replace(c, image=c.image.to(device), labels=c.labels.to(device)) for c in cases] if fit else cases
 
 
 def start_or_resume(run, resume, about, recipe, device, precision):
@@ -170,7 +170,7 @@ def train_epoch(model, draw, optimizer, scaler, recipe, precision, state, *, not
 
 
 def step_bytes(arch, recipe, samples, precision):
-    """About the peak memory of one training step, from what it keeps for the way back. Computes nothing."""
+    """About a step's peak memory: weights, gradients, momentum, what is kept for the way back, largest gradients."""
     kept = {}
 
     def keep(tensor):
@@ -180,10 +180,8 @@ def step_bytes(arch, recipe, samples, precision):
 
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network = build_unet(arch, recipe)
-        loss = segmentation_loss(network(torch.empty(samples, 1, *recipe.patch)), torch.empty(samples, *recipe.patch))
+        segmentation_loss(network(torch.empty(samples, 1, *recipe.patch)), torch.empty(samples, *recipe.patch))
     weights = sum(parameter.nbytes for parameter in network.parameters())
-    del loss  # what is kept lives as long as it
-    # beside it weights, gradients, momentum; and the largest activation's gradients, before and behind a layer
     return 3 * weights + (sum(kept.values()) + 2 * max(kept.values())) * precision.itemsize // 4
 
 
@@ -216,8 +214,8 @@ def introduce(run, about, network, recipe, environment, state):
     print(f"{about['arch']} U-Net, fold {about['fold']}, seed {about['seed']}: "
           f"{sum(p.numel() for p in network.parameters()):,} weights, patch {'x'.join(map(str, recipe.patch))}, "
           f"{recipe.epochs} epochs of {recipe.batches_per_epoch} batches of {recipe.batch_size}, into {run}")
-    print("recipe: the paper's" if not departures else f"recipe: {len(departures)} departures from the paper\n  "
-          + "\n  ".join(departures))
+    print("\n  ".join([f"recipe: {len(departures)} departures from the paper", *departures] if departures else
+                      ["recipe: the paper's"]))
     print(f"cases: {len(about['cases']['train'])} to train on, {len(about['cases']['validation'])} held out; "
           f"{', '.join(f'{name} {value}' for name, value in environment.items())}", flush=True)
     if state["epoch"] or state["batch"]:
@@ -249,8 +247,7 @@ def patch_dice(network, cases, recipe, seed, device):
 
 def report(run, log, recipe):
     """The epoch's line; log.csv; the learning curve where matplotlib is installed."""
-    row = log[-1]
-    computing, waiting = row["seconds_computing"], row["seconds_waiting"]
+    computing, waiting = ((row := log[-1])[name] for name in ("seconds_computing", "seconds_waiting"))
     left = timedelta(seconds=round((computing + waiting) * (recipe.epochs - row["epoch"])))
     print(f"epoch {row['epoch']} of {recipe.epochs}: loss {row['loss']:.3f}, learning rate {row['learning_rate']:.4f}, "
           f"patch Dice kidney {row['patch_dice_kidney']:.3f} tumor {row['patch_dice_tumor']:.3f}, "
@@ -261,8 +258,7 @@ def report(run, log, recipe):
     if not find_spec("matplotlib"):
         return
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
     for name, unit in (("loss", 1), ("patch_dice_kidney", 1), ("patch_dice_tumor", 1),
                        ("learning_rate", recipe.learning_rate)):
         axes.plot([r["epoch"] for r in log], [r[name] / unit for r in log],
@@ -271,6 +267,21 @@ def report(run, log, recipe):
     axes.legend(loc="best")
     with written_whole(run / "learning_curve.png") as file:
         figure.savefig(file, format="png", dpi=120)
+
+
+def score_fold(run, network, data, validation_ids, recipe):
+    """Predicts the held-out cases whole, on their own grids, and prints their Dice."""
+    network.eval()
+    rows = []
+    for case in (case for case in training_cases(data, recipe) if case.id in validation_ids):
+        volume, reference = read_volume(case.image), read_labels(case.labels)
+        labels = predict_volume([network], volume, recipe)
+        write_labels(run / "validation" / f"{case.id}.nii.gz", labels, volume)
+        rows.append(score_case(case.id, labels, reference.voxels))
+    if rows:
+        print(table(rows))
+        write_text(run / "validation" / "cases.csv", as_csv(rows))
+        write_text(run / "validation" / "summary.json", as_json(summarise(rows)))
 
 
 if __name__ == "__main__":

@@ -71,26 +71,20 @@ VARIANTS = {f.__name__: f for f in (as_it_is, default_memory_order, grid_sample,
 
 
 def run(command):
-    done = subprocess.run([*map(str, command)], env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True,
-                          text=True, check=False)
+    done = subprocess.run([*map(str, command)], env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT,
+                          capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-1000:])
 
 
 def train_once(folder, variant, seed):
     """(kidney, tumor) mean Dice of the fold's held-out cases, and the seconds it took."""
-    out, began, seconds = folder / variant / str(seed), time.monotonic(), None
+    out, began = folder / variant / str(seed), time.monotonic()
     command = [sys.executable, "-W", "ignore", __file__, "train", variant, "--recipe", folder / "recipe.json", "--data",
                folder / "data", "--out", out, "--seed", seed]
-    model, data = out / "residual", folder / "data"
-    for arguments in (
-        command,
-        [sys.executable, "predict.py", "--cross-validation", "--in", data, "--model", model, "--out", out / "masks"],
-        [sys.executable, "evaluate.py", "--pred", out / "masks", "--ref", data, "--out", out, "--allow-missing"],
-    ):
-        run(arguments)
-        seconds = seconds or time.monotonic() - began
-    summary = json.loads((out / "summary.json").read_text())
+    run(command)
+    seconds = time.monotonic() - began
+    summary = json.loads((out / "residual" / "fold0" / "validation" / "summary.json").read_text())
     return [summary[score]["mean"] for score in ("kidney", "tumor")], seconds
 
 
@@ -104,7 +98,7 @@ def main():
 
         train.main()
         return
-    folder, seeds, epochs = Path(sys.argv[1]).resolve(), *[int(n) for n in [*sys.argv[2:], *[3, DEMO.epochs][len(sys.argv) - 2:]]]
+    folder, (seeds, epochs) = Path(sys.argv[1]).resolve(), map(int, sys.argv[2:] + [3, DEMO.epochs][len(sys.argv) - 2:])
     names = os.environ.get("VARIANTS", " ".join(VARIANTS)).split()
     (folder / "recipe.json").write_text(json.dumps(asdict(replace(DEMO, epochs=epochs))))
     subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from minikits.cases import prepare;"
@@ -114,7 +108,8 @@ def main():
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(runs, pool.map(lambda run: train_once(folder, run[1], run[0]), runs)))
     print(f"torch {torch.__version__}, one thread each, {epochs} epochs of {DEMO.batches_per_epoch} batches\n\n"
-          "| variant | kidney, each seed | tumor, each seed | mean kidney | mean tumor | seconds |\n|---|---|---|---|---|---|")
+          "| variant | kidney, each seed | tumor, each seed | mean kidney | mean tumor | seconds |\n"
+          "|---|---|---|---|---|---|")
     for name in names:
         kidney, tumor = zip(*(found[seed, name][0] for seed in range(seeds)))
         each = [" ".join(f"{100 * dice:.1f}" for dice in values) for values in (kidney, tumor)]

@@ -1,6 +1,5 @@
 """minikits: the KiTS19-winning 3D U-Nets, from CT scan to kidney and tumor masks, to be read in an afternoon.
 
 Reading order, a patch's life: paper, volumes, resampling, cases, sampling, augmentation, unet, losses, train.py,
-checkpoints, prediction, evaluation, predict.py, evaluate.py. Beside it: files (nothing half-written),
-devices, and phantoms (synthetic cases, so that everything runs without the data set).
+checkpoints, prediction, evaluation, predict.py, evaluate.py. Beside it: files, devices, phantoms (synthetic cases).
 """

@@ -1,8 +1,7 @@
 """The eight transforms, in their order, in six pairs: change_x does, random_x draws and then calls change_x.
 
 Images are float tensors (Z, Y, X), normalised; labels integer tensors (Z, Y, X); on any device. Draws come from a
-CPU generator, so that they are the same on every device. [paper 2.3] lists the transforms except mirroring, which
-is [author #61]; probabilities and ranges are the recipe's.
+CPU generator: the same on every device. [paper 2.3] lists the transforms but mirroring, which is [author #61].
 """
 
 import math
@@ -17,8 +16,8 @@ from minikits.paper import CLASSES
 def augment(image, labels, recipe, generator, *, start=(0, 0, 0), patch=None):
     """One augmented patch (Z, Y, X) of an image and its labels, which without `patch` are the patch itself.
 
-    With it they are a whole case: the patch of that size at voxel `start` (it may lie partly outside) is cut, or
-    turned and scaled, straight from the case, so that what a rotation brings in is the patient, not a border.
+    With it they are a whole case: the patch of that size at voxel `start` (it may lie partly outside) is cut, or turned
+    and scaled, straight from it.
     """
     image, labels = random_geometry(image, labels, recipe, generator, start=start, patch=patch)
     image = random_noise(image, recipe, generator)
@@ -43,8 +42,8 @@ def random_geometry(image, labels, recipe, generator, *, start, patch):
 def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None):
     """A patch turned by `angles` (radians, about Z, Y, X) and scaled about its centre; scale above 1 zooms out.
 
-    Linear; outside the case the image is 0 and the label background. Labels go through their 0/1 masks, the largest
-    wins. nnU-Net v1 interpolates the image with a cubic spline, v2 linearly as here [ours: speed].
+    Linear; outside the case all is 0. Labels go through their 0/1 masks, the largest wins. nnU-Net v1 interpolates the
+    image with a cubic spline, v2 linearly as here [ours: speed].
     """
     patch = tuple(patch or image.shape)
     if not any(angles) and scale == 1:
@@ -66,8 +65,7 @@ def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None
 def _interpolated(image, labels, slices, plane):
     """A patch (Z, N) of a box, outside which all is 0: its voxel n of slice z is at slices[:, z] + plane[:, n] there.
 
-    Seven times as fast as grid_sample on a CPU core: one slice at a time stays in its cache, and label masks are
-    interpolated only where the corners of a cell differ (elsewhere their label wins).
+    Seven times as fast as grid_sample on a CPU core: a slice stays in cache, masks count where corners differ.
     """
     image, labels = (F.pad(values, (1, 2) * 3) for values in (image, labels))  # what lies outside is moved in there
     strides, last = image.stride(), torch.tensor(image.shape, device=image.device)[:, None] - 2
@@ -78,7 +76,6 @@ def _interpolated(image, labels, slices, plane):
         seen = seen | F.pad(seen[stride:], (0, stride))
 
     def cells(places):
-        """The first corner of the cell of each place, counted in the flat box, and where in the cell it is."""
         places = torch.minimum((places + 1).clamp_(min=0), last)
         first = places.int()
         return (first * first.new_tensor(strides)[:, None]).sum(0, dtype=torch.int32), places - first
@@ -96,10 +93,8 @@ def _interpolated(image, labels, slices, plane):
         eight = [image[corner:].index_select(0, cell).float() for corner in corners]
         sampled[rows] = linear(eight, inside).view_as(sampled[rows])
         bits[rows] = seen.index_select(0, cell).view_as(bits[rows])
-    if image.is_cuda:  # to ask it how many there are would stop it
-        mixed = torch.arange(bits.numel(), device=image.device)
-    else:
-        mixed = (bits & (bits - 1)).flatten().nonzero()[:, 0]
+    mixed = torch.arange(bits.numel(), device=image.device)  # on a GPU all: asking how many there are would stop it
+    mixed = mixed if image.is_cuda else mixed[(bits & (bits - 1)).flatten() > 0]
     z, n = mixed // bits.shape[1], mixed % bits.shape[1]
     cell, inside = cells(slices[:, z] + plane[:, n])
     label = torch.arange(len(CLASSES), device=image.device)[:, None]
@@ -119,14 +114,14 @@ def cut(values, start, patch):
 
 
 def random_noise(image, recipe, generator):
-    if _happens(recipe.noise_probability, generator):
-        sd = _uniform(*recipe.noise_sd, generator)
-        return change_noise(image, sd, seed=int(torch.randint(2**62, (), generator=generator)))
-    return image
+    if not _happens(recipe.noise_probability, generator):
+        return image
+    sd, seed = _uniform(*recipe.noise_sd, generator), int(torch.randint(2**62, (), generator=generator))
+    return change_noise(image, sd, seed=seed)
 
 
 def change_noise(image, sd, *, seed):
-    """Adds Gaussian noise; the same seed gives the same noise on one kind of device."""
+    """The same seed gives the same noise on one kind of device."""
     generator = torch.Generator(image.device).manual_seed(seed)
     return image + sd * torch.randn(image.shape, generator=generator, device=image.device)
 

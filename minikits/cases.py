@@ -1,7 +1,6 @@
 """A folder of cases: which there are, which fold, prepared once and kept on disk.
 
-Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a flat pair of folders
-(`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of an image's name is dropped).
+Layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`), or `images/NAME.nii.gz` and `labels/` of that.
 """
 
 import hashlib
@@ -73,9 +72,8 @@ def find_cases(source):
             raise ValueError(f"{path}: {files[name][kind].name} has the same name {name}; rename or remove one of them")
         files[name][kind] = path
     if not files:
-        seen = ", ".join(path.name for path in paths[:5]) or "nothing"
-        raise ValueError(f"{source}: no scans or cases found, wanted *.nii.gz, case_00000/imaging.nii.gz and "
-                         f"segmentation.nii.gz, or images/ and labels/; found {seen}")
+        raise ValueError(f"{source}: no scans or cases found, wanted *.nii.gz, case_00000/imaging.nii.gz, or images/ "
+                         f"and labels/; found {', '.join(path.name for path in paths[:5]) or 'nothing'}")
     return [Case(id, **found) for id, found in sorted(files.items())]
 
 
@@ -85,8 +83,7 @@ def training_cases(folder, recipe):
     cases = [case for case in find_cases(folder) if case.labels and case.id not in left_out]
     missing = [case.id for case in cases if not case.image]
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])}); "
-                         "download their imaging.nii.gz")
+        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])})")
     if not cases:
         raise ValueError(f"{folder}: no labelled cases found, wanted case_00000/segmentation.nii.gz")
     return cases

@@ -36,8 +36,7 @@ def _plain_data(path, wanted):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage can surface anywhere in the reader
-        raise ValueError(f"{path}: damaged, or holds more than plain tensors and data, which is not loaded "
-                         f"({type(error).__name__}); wanted {wanted}") from None
+        raise ValueError(f"{path}: damaged or no plain data ({type(error).__name__}); wanted {wanted}") from None
 
 
 def load_checkpoint(path):
@@ -48,8 +47,7 @@ def load_checkpoint(path):
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise ValueError(f"{path}: holds no {key!r} ({kind.__name__}); wanted a checkpoint that train.py wrote")
     if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES:
-        raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}; wanted format "
-                         f"{FORMAT} and one of {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"{path}: format {content['format']}, {content['arch']!r}; wanted {FORMAT}, {ARCHITECTURES}")
     content["recipe"] = recipe_from(content["recipe"], source=str(path))
     return content
 
@@ -62,8 +60,7 @@ def load_weights(network, checkpoint, path):
     if differing:
         name = differing[0][0]
         raise ValueError(f"{path}: weight {name} has shape {found.get(name, '(absent)')}, wanted "
-                         f"{wanted.get(name, 'no such weight')} for the {checkpoint['arch']} network of its recipe; "
-                         "the file is not what it says")
+                         f"{wanted.get(name, 'no such weight')}; the file is not what it says")
     network.load_state_dict(checkpoint["network"])
     return network
 
@@ -92,8 +89,8 @@ def import_nnunet(path, arch, geometry, out):
     """Writes nnU-Net v1's checkpoint `path` (`.model`; the pickle beside it is not read) as one of ours: its Recipe.
 
     geometry: a dictionary of GEOMETRY as the network was trained and, if its axes were not Z Y X, "axes": "ZXY".
-    Strides, features and blocks are read off the weights. Those do not tell the nonlinearities: ReLU, in the plain
-    network LeakyReLU. ValueError where anything is missing or does not fit; nothing is written then.
+    The weights tell strides, features and blocks, but not nonlinearities: ReLU, LeakyReLU in the plain network.
+    ValueError where anything is missing or does not fit; nothing is written then.
     """
     geometry, path, out = dict(geometry) if isinstance(geometry, dict) else {}, Path(path), Path(out)
     axes, missing = geometry.pop("axes", "ZYX"), [name for name in GEOMETRY if name not in geometry]
@@ -110,8 +107,7 @@ def import_nnunet(path, arch, geometry, out):
     network = build_unet(arch, recipe)
     ours = network.state_dict()
     if len(weights) != len(ours):
-        raise ValueError(f"{path}: holds {len(weights)} weights of a {arch} network of {len(recipe.strides)} stages, "
-                         f"wanted {len(ours)}; was it trained with another network?")
+        raise ValueError(f"{path}: holds {len(weights)} weights, wanted {len(ours)}; was it another network?")
     turned = [value.permute(0, 1, *(2 + axis for axis in turn)).contiguous() if value.ndim == 5 else value
               for value in weights.values()]
     content = {"arch": arch, "recipe": asdict(recipe), "fold": "imported", "cases": {"train": [], "validation": []},
@@ -134,8 +130,7 @@ def _nnunet_weights(path, arch):
     groups = [[name for name in names if name.startswith(f"{prefix}.")] for prefix in NNUNET_ORDER[arch]]
     if not all(groups) or sum(map(len, groups)) < len(names):
         found = sorted({name.split(".")[0] for name in names})
-        raise ValueError(f"{path}: holds {', '.join(found)}, wanted {', '.join(NNUNET_ORDER[arch])} of a {arch} "
-                         "network; is it of another architecture?")
+        raise ValueError(f"{path}: holds {', '.join(found)}, wanted {', '.join(NNUNET_ORDER[arch])}; is it {arch}?")
     if arch == "preactivation":
         groups[1].sort(key=lambda name: -int(name.split(".")[1]))  # their skips count from the top, ours from below
     epoch = content.get("epoch")

@@ -27,15 +27,14 @@ def pick_precision(name, device):
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    able = torch.cpu.get_capabilities()  # elsewhere a CPU only emulates it, tens of times slower than float32
+    able = torch.cpu.get_capabilities()  # without these a CPU only emulates it, far slower than float32
     return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
 
 
 def memory_bytes(device):
-    """A GPU's free memory; the whole of a computer's, or no end where its system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
+    """A GPU's free memory; the whole of a computer's, without end where its system does not say."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else whole
 
 
 def join_processes(device):
@@ -58,14 +57,13 @@ def mean_of_processes(value, device):
 @contextmanager
 def signals_noted():
     """A list that takes the numbers of SIGTERM and Ctrl-C, once each; sent again they act as ever."""
-    noted, before = [], {}
+    noted = []
 
     def note(number, _):
         noted.append(number)
         signal.signal(number, before[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     yield noted
     for number, handler in before.items():
         signal.signal(number, handler)

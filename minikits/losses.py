@@ -9,10 +9,9 @@ from minikits.paper import DICE_SMOOTH, head_weights
 def soft_dice_loss(logits, target):
     """Minus the mean soft Dice over samples and structures. (B, K, Z, Y, X) floats, (B, Z, Y, X) ints -> scalar.
 
-    Per sample; the background is left out [nnU-Net v1 dice_loss.py]. A structure that neither target nor
-    probabilities hold counts 1, one that the target alone lacks nearly 0: the smoothing term decides.
+    Per sample, without the background [nnU-Net v1 dice_loss.py]. In neither: 1; in the target's absence: nearly 0.
     """
-    probabilities = at_least_float32(logits).softmax(dim=1)[:, 1:]
+    probabilities = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))[:, 1:]
     truth = torch.stack([target == value for value in range(1, logits.shape[1])], dim=1).to(probabilities.dtype)
     both = (probabilities * truth).sum(dim=(2, 3, 4))
     either = (probabilities + truth).sum(dim=(2, 3, 4))  # = 2 TP + FP + FN
@@ -29,14 +28,9 @@ def segmentation_loss(logits, target):
     for weight, head in zip(head_weights(len(logits)), logits):
         if not weight:  # not even weight decay reaches an unweighted head [nnU-Net v1 deep_supervision.py]
             continue
-        coarse = downsampled(target, head.shape[2:])
-        loss = loss + weight * (F.cross_entropy(at_least_float32(head), coarse.long()) + soft_dice_loss(head, coarse))
+        head, coarse = head.to(torch.promote_types(head.dtype, torch.float32)), downsampled(target, head.shape[2:])
+        loss = loss + weight * (F.cross_entropy(head, coarse.long()) + soft_dice_loss(head, coarse))
     return loss
-
-
-def at_least_float32(logits):
-    """Half precision is for the network: sums over a patch need more."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def downsampled(target, shape):

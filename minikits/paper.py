@@ -14,9 +14,6 @@ from math import prod
 ARCHITECTURES = ("plain", "residual", "preactivation")  # [paper 2.2]
 CLASSES = ("background", "kidney", "tumor")  # label values 0, 1, 2 [paper 3]
 
-TABLE_1 = {"plain": (97.34, 85.04, 91.19), "residual": (97.36, 85.73, 91.54), "preactivation": (97.37, 85.13, 91.25),
-           "ensemble": (97.43, 85.58, 91.50)}  # kidney, tumor, composite Dice of the cross-validation [paper table 1]
-
 FOLDS = 5  # [paper 3]
 FOLD_SEED = 12345  # [nnU-Net v1 nnUNetTrainer.py]
 SEPARATE_Z_ABOVE = 3  # largest over smallest native spacing [nnU-Net v1 preprocessing.py:28]
@@ -84,30 +81,23 @@ class Recipe:
                 raise ValueError(f"recipe: {name} is {value}, wanted it positive")
         strides, shrunk = self.strides, [prod(axis) for axis in zip(*self.strides)]
         if strides[0] != (1, 1, 1) or 0 in shrunk or any(side % by for side, by in zip(self.patch, shrunk)):
-            raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first and products {shrunk} that divide the "
-                             f"patch {self.patch}")
+            raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first, dividing patch {self.patch}")
         if len(strides) > len(self.residual_blocks):
             raise ValueError(f"recipe: residual_blocks {self.residual_blocks} for {len(strides)} stages; name more")
         if len(strides) < 2:
-            raise ValueError(f"recipe: no axis of patch {self.patch} can be halved evenly and stay at least "
-                             f"{SMALLEST_SIDE} voxels long; use multiples of {2 * SMALLEST_SIDE}")
+            raise ValueError(f"recipe: patch {self.patch} cannot be halved; use multiples of {2 * SMALLEST_SIDE}")
 
     @property
     def strides(self):
         """One stride per stage, first (1, 1, 1). The axes that are halved less often begin later.
 
-        "Until further downsampling would result in a size < 4" [paper 2.2]; which downsampling leaves the short
-        axis alone: the first [nnU-Net v1, the planner of July 2019]. An odd length is not halved [ours: it would
-        not come back the same on the way up].
+        "Until further downsampling would result in a size < 4" [paper 2.2]; the first downsamplings leave a short axis
+        alone [nnU-Net v1, July 2019]. An odd length is not halved [ours: it would not come back the same].
         """
         if self.stage_strides:
             return self.stage_strides
-        halvings = []
-        for side in self.patch:
-            count = 0
-            while side % 2 == 0 and side // 2 >= SMALLEST_SIDE:
-                side, count = side // 2, count + 1
-            halvings.append(count)
+        halvings = [max(n for n in range(32) if not n or (side % 2**n == 0 and side >> n >= SMALLEST_SIDE))
+                    for side in self.patch]
         deepest = max(halvings)
         return tuple(tuple(2 if stage > deepest - count else 1 for count in halvings) if stage else (1, 1, 1)
                      for stage in range(deepest + 1))

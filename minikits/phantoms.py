@@ -3,9 +3,8 @@
     python -m minikits.phantoms --out data --cases 20
     python -m minikits.phantoms --out data --labels FOLDER    # kidneys and tumors of real label volumes
 
-Made for tests and demonstrations; a score on phantoms says nothing about patients. Vessels, bowel and organs share the
-intensities of kidneys and tumors, so that no threshold finds these (tests/test_phantoms.py). Places are mm (z, y, x)
-from the middle of both kidneys: z to inferior, y to posterior, x to the left.
+A score on phantoms says nothing about patients. Vessels, bowel and organs share the intensities of kidneys and tumors;
+no threshold finds these. Places are mm (z, y, x) from the middle of both kidneys, to inferior, posterior and the left.
 """
 
 import argparse
@@ -99,7 +98,6 @@ def _draw_ellipsoids(random, cortex_hu):
         *(((60, 23, x), (170, 22, 17), 60) for x in (-38, 38)),  # psoas
         *(((0, 63, x), (900, 24, 30), 60) for x in (-36, 36)),  # muscles of the back
         ((0, 25, 0), (900, 22, 22), bone_hu + 160), ((0, 25, 0), (900, 19, 19), bone_hu),  # spine
-        *(((z, 25, 0), (6, 22, 22), 85) for z in np.arange(random.uniform(-636, -600), 600, 36)),  # disks
         ((0, 56, 0), (900, 13, 13), bone_hu + 160), ((0, 55, 0), (900, 9, 9), 30),  # the canal in its arches
     ]
 
@@ -149,7 +147,7 @@ def _scan(random, hu):
         slab[:] = blurred.round().clamp(-1024).numpy()
 
 
-def write_cases(out, cases=None, seed=0, labels=None):
+def write_cases(out, cases, seed, labels):
     """Writes cases into a folder, a line each. cases: default 10, or as many as the folder `labels` holds."""
     sources = sorted(labels.glob("*/segmentation.nii*"))[:cases] if labels else [None] * (cases or 10)
     if not sources:

@@ -1,8 +1,7 @@
 """One matrix per axis: images, labels, and probabilities on the way back.
 
-A separable interpolation is a product of matrices (voxels out, voxels in), one per axis; the cubic spline's
-prefilter is folded into its matrix. Half-pixel centres, edges replicated, no anti-aliasing: the result of
-`skimage.transform.resize(mode="edge", anti_aliasing=False)`, which nnU-Net v1 calls.
+A separable interpolation is a product of matrices (voxels out, voxels in), one per axis, a spline's prefilter in it. It
+gives what does `skimage.transform.resize(mode="edge", anti_aliasing=False)`, which nnU-Net v1 calls.
 """
 
 from functools import lru_cache
@@ -12,8 +11,7 @@ import torch
 
 from minikits.paper import CLASSES, IMAGE_ORDER, LABEL_ORDER, SEPARATE_Z_ABOVE
 
-ECHO = 1e-8  # of the spline's prefilter: what is less is left out
-PADDING = 12  # replicated samples at both ends; the echo has died to 1e-7 there
+PADDING = 12  # replicated samples at both ends; the echo of the spline's prefilter has died to 1e-7 there
 ROWS_AT_ONCE = 64  # of a matrix: the more, the more zeros are multiplied
 SLAB_VOXELS = 1 << 24  # work on about this many at once, so that memory does not grow with the scan
 TIE = 1e-5  # scores nearer than this are a tie, which the nearest voxel's label decides
@@ -38,7 +36,7 @@ def axis_matrix(size, new_size, order):
         kernel = np.diag(np.full(padded, 4.0)) + np.eye(padded, k=1) + np.eye(padded, k=-1)
         kernel[0, 1] = kernel[-1, -2] = 2
         matrix = np.linalg.solve(kernel.T, matrix.T).T
-        matrix[np.abs(matrix) < ECHO] = 0
+        matrix[np.abs(matrix) < 1e-8] = 0  # the echo, so that a row needs few columns
     matrix[:, PADDING] += matrix[:, :PADDING].sum(1)
     matrix[:, -PADDING - 1] += matrix[:, -PADDING:].sum(1)
     return torch.from_numpy(np.ascontiguousarray(matrix[:, PADDING:-PADDING], dtype=np.float32))
@@ -108,9 +106,8 @@ def labels_on_native_grid(probabilities, volume):
 def _winners(scores, coarse, shape, orders, *, nearest_wins):
     """Scores interpolated to `shape`, and their winner: uint8, slab by slab. A tie: the nearest voxel's, or the lower.
 
-    scores(z, y, x): (K, z, y, x) floats at these input indices; coarse: the winner at every input voxel. Linear
-    interpolation is a convex combination: where all the corners of a cell agree on the winner it cannot change.
-    So only what takes part of a voxel that is not background is computed, and the result is exact.
+    scores(z, y, x): (K, z, y, x) floats at these input indices; coarse: the winner at every input voxel. Only what is
+    part of a voxel that is not background is computed: where all corners of a cell agree, their winner is the result's.
     """
     out = np.zeros(shape, dtype=np.uint8)
     matrices = [axis_matrix(*sizes) for sizes in zip(coarse.shape, shape, orders)]

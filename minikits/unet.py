@@ -26,11 +26,6 @@ def plain_block(channels, features, stride):
                          conv_norm(features, features, 1, bias=True, nonlinearity=leaky))
 
 
-def reshapes(channels, features, stride):
-    """Does a block change the shape, so that its skip needs a convolution of its own?"""
-    return channels != features or max(stride) > 1
-
-
 class ResidualBlock(nn.Module):
     """conv-IN-ReLU-conv-IN-(+)-ReLU. A skip that changes the shape is a 1x1x1 convolution and IN."""
 
@@ -39,7 +34,7 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
                                   conv(features, features, bias=False), norm(features))
         self.skip = nn.Identity()
-        if reshapes(channels, features, stride):
+        if channels != features or max(stride) > 1:
             self.skip = nn.Sequential(nn.Conv3d(channels, features, 1, stride, bias=False), norm(features))
         self.nonlinearity = relu()
 
@@ -55,7 +50,7 @@ class PreactivationBlock(nn.Module):
         self.activation = nn.Sequential(norm(channels), relu())
         self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
                                   conv(features, features, bias=False))
-        changes = reshapes(channels, features, stride)
+        changes = channels != features or max(stride) > 1
         self.skip = nn.Conv3d(channels, features, 1, stride, bias=False) if changes else None
 
     def forward(self, x):
@@ -66,9 +61,9 @@ class PreactivationBlock(nn.Module):
 class UNet(nn.Module):
     """(B, 1, Z, Y, X) -> logits (B, K, Z, Y, X), in training mode a list: one per decoder resolution, finest first.
 
-    The side lengths must be multiples of the product of the strides. features, strides, blocks: one per stage, where
-    block(channels, features, stride) comes that often. stem: before the first stage, giving stem_features.
-    activate_skips: IN-ReLU on each skip. decoder_convs: after each upsampling. bias: of these, else of the heads.
+    Sides: multiples of the product of the strides. features, strides, blocks: one per stage, where block(channels,
+    features, stride) comes that often. stem: before the first, giving stem_features. activate_skips: IN-ReLU on each
+    skip. decoder_convs: after each upsampling. bias: of these, else of the heads.
     """
 
     def __init__(self, features, strides, *, block, blocks, stem, stem_features, activate_skips, decoder_convs,
@@ -107,8 +102,7 @@ class UNet(nn.Module):
 def build_unet(arch, recipe):
     """A freshly initialised network of the paper: arch "plain", "residual" or "preactivation".
 
-    Kaiming-normal convolutions for LeakyReLU, in all three, biases 0 [nnU-Net v1 initialization.py:19]; torch's
-    global generator draws them.
+    Kaiming-normal for LeakyReLU, biases 0 [nnU-Net v1 initialization.py:19]; torch's global generator draws them.
     """
     features, strides = recipe.features(arch), recipe.strides
     shared = dict(blocks=recipe.residual_blocks, stem_features=features[0], decoder_convs=1, bias=False,
