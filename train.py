@@ -85,7 +85,6 @@ def train(arguments):
     def draw(iteration):
         batch = draw_batch(cached, recipe, arguments.seed, iteration, samples=share)
         return [part.to(device, non_blocking=True) for part in batch]
-
     with signals_noted() as noted:
         while state["epoch"] < recipe.epochs:
             row = train_epoch(model, draw, optimizer, scaler, recipe, precision, state, noted=noted)

@@ -35,8 +35,9 @@ def _plain_data(path, wanted):
         raise FileNotFoundError(f"{path}: no such file; wanted {wanted}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damage can surface anywhere in the reader
-        raise ValueError(f"{path}: damaged or no plain data ({type(error).__name__}); wanted {wanted}") from None
+    except Exception:  # damage can surface anywhere in the reader
+        raise ValueError(f"{path}: damaged, or holds more than plain tensors, which is not loaded; wanted "
+                         f"{wanted}") from None
 
 
 def load_checkpoint(path):
@@ -47,7 +48,8 @@ def load_checkpoint(path):
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise ValueError(f"{path}: holds no {key!r} ({kind.__name__}); wanted a checkpoint that train.py wrote")
     if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES:
-        raise ValueError(f"{path}: format {content['format']}, {content['arch']!r}; wanted {FORMAT}, {ARCHITECTURES}")
+        raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}; wanted "
+                         f"{FORMAT} and one of {', '.join(ARCHITECTURES)}")
     content["recipe"] = recipe_from(content["recipe"], source=str(path))
     return content
 
@@ -60,7 +62,7 @@ def load_weights(network, checkpoint, path):
     if differing:
         name = differing[0][0]
         raise ValueError(f"{path}: weight {name} has shape {found.get(name, '(absent)')}, wanted "
-                         f"{wanted.get(name, 'no such weight')}; the file is not what it says")
+                         f"{wanted.get(name, 'no such weight')} for the {checkpoint['arch']} network of its recipe")
     network.load_state_dict(checkpoint["network"])
     return network
 
@@ -130,7 +132,7 @@ def _nnunet_weights(path, arch):
     groups = [[name for name in names if name.startswith(f"{prefix}.")] for prefix in NNUNET_ORDER[arch]]
     if not all(groups) or sum(map(len, groups)) < len(names):
         found = sorted({name.split(".")[0] for name in names})
-        raise ValueError(f"{path}: holds {', '.join(found)}, wanted {', '.join(NNUNET_ORDER[arch])}; is it {arch}?")
+        raise ValueError(f"{path}: holds {found}, wanted {NNUNET_ORDER[arch]}; is it of another architecture?")
     if arch == "preactivation":
         groups[1].sort(key=lambda name: -int(name.split(".")[1]))  # their skips count from the top, ours from below
     epoch = content.get("epoch")

@@ -81,11 +81,11 @@ class Recipe:
                 raise ValueError(f"recipe: {name} is {value}, wanted it positive")
         strides, shrunk = self.strides, [prod(axis) for axis in zip(*self.strides)]
         if strides[0] != (1, 1, 1) or 0 in shrunk or any(side % by for side, by in zip(self.patch, shrunk)):
-            raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first, dividing patch {self.patch}")
+            raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first; they divide the patch {self.patch}")
         if len(strides) > len(self.residual_blocks):
             raise ValueError(f"recipe: residual_blocks {self.residual_blocks} for {len(strides)} stages; name more")
         if len(strides) < 2:
-            raise ValueError(f"recipe: patch {self.patch} cannot be halved; use multiples of {2 * SMALLEST_SIDE}")
+            raise ValueError(f"recipe: no axis of {self.patch} can be halved; use multiples of {2 * SMALLEST_SIDE}")
 
     @property
     def strides(self):
