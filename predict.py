@@ -52,6 +52,8 @@ def predict(arguments):
     waiting = [scan for scan in scans if arguments.overwrite or not scan[-1].exists()]
     if len(waiting) < len(scans):
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans have a mask already; --overwrite predicts them again")
+    if not waiting:
+        return []
     device = pick_device(arguments.device)
     networks, recipe = load_networks(arguments.model, arguments.folds, device)
     failed, started = [], time.monotonic()

@@ -7,7 +7,6 @@ import signal
 import subprocess
 from dataclasses import asdict, replace
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 
@@ -204,7 +203,8 @@ def read_folds(path, known):
     for train_ids, validation_ids in folds:
         strange = {*train_ids, *validation_ids} - {*known} or {*train_ids} & {*validation_ids}
         if strange or not train_ids:
-            raise ValueError(f"{path}: {sorted(strange)[:5] or 'nothing to train on'} in a fold, wanted cases of data")
+            raise ValueError(f"{path}: {sorted(strange)[:5] or 'nothing to train on'} in a fold, wanted cases of the "
+                             "data, each in one list")
     return folds
 
 
@@ -213,8 +213,8 @@ def introduce(run, about, network, recipe, environment, state):
     print(f"{about['arch']} U-Net, fold {about['fold']}, seed {about['seed']}: "
           f"{sum(p.numel() for p in network.parameters()):,} weights, patch {'x'.join(map(str, recipe.patch))}, "
           f"{recipe.epochs} epochs of {recipe.batches_per_epoch} batches of {recipe.batch_size}, into {run}")
-    print("\n  ".join([f"recipe: {len(departures)} departures from the paper", *departures] if departures else
-                      ["recipe: the paper's"]))
+    print("recipe: the paper's" if not departures else f"recipe: {len(departures)} departures from the paper\n  "
+          + "\n  ".join(departures))
     print(f"cases: {len(about['cases']['train'])} to train on, {len(about['cases']['validation'])} held out; "
           f"{', '.join(f'{name} {value}' for name, value in environment.items())}", flush=True)
     if state["epoch"] or state["batch"]:
@@ -246,7 +246,8 @@ def patch_dice(network, cases, recipe, seed, device):
 
 def report(run, log, recipe):
     """The epoch's line; log.csv; the learning curve where matplotlib is installed."""
-    computing, waiting = ((row := log[-1])[name] for name in ("seconds_computing", "seconds_waiting"))
+    row = log[-1]
+    computing, waiting = row["seconds_computing"], row["seconds_waiting"]
     left = timedelta(seconds=round((computing + waiting) * (recipe.epochs - row["epoch"])))
     print(f"epoch {row['epoch']} of {recipe.epochs}: loss {row['loss']:.3f}, learning rate {row['learning_rate']:.4f}, "
           f"patch Dice kidney {row['patch_dice_kidney']:.3f} tumor {row['patch_dice_tumor']:.3f}, "
@@ -254,10 +255,12 @@ def report(run, log, recipe):
     if waiting > 0.3 * (computing + waiting):
         print("  more than 30% of the time was spent waiting for data: is the disk of runs/prepared slow?", flush=True)
     write_text(run / "log.csv", as_csv(log))
-    if not find_spec("matplotlib"):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
         return
-    from matplotlib.figure import Figure
-    axes = (figure := Figure(figsize=(8, 4.5), layout="constrained")).subplots()
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     for name, unit in (("loss", 1), ("patch_dice_kidney", 1), ("patch_dice_tumor", 1),
                        ("learning_rate", recipe.learning_rate)):
         axes.plot([r["epoch"] for r in log], [r[name] / unit for r in log],
@@ -272,11 +275,12 @@ def score_fold(run, network, data, validation_ids, recipe):
     """Predicts the held-out cases whole, on their own grids, and prints their Dice."""
     network.eval()
     rows = []
-    for case in (case for case in training_cases(data, recipe) if case.id in validation_ids):
+    for case in [case for case in training_cases(data, recipe) if case.id in validation_ids]:
         volume, reference = read_volume(case.image), read_labels(case.labels)
         labels = predict_volume([network], volume, recipe)
         write_labels(run / "validation" / f"{case.id}.nii.gz", labels, volume)
         rows.append(score_case(case.id, labels, reference.voxels))
+        print(f"predicted {case.id} ({len(rows)} of {len(validation_ids)})", flush=True)
     if rows:
         print(table(rows))
         write_text(run / "validation" / "cases.csv", as_csv(rows))

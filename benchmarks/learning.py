@@ -1,13 +1,14 @@
 """Does learning suffer from what makes it fast? Dice with and without each speed-up, over seeds.
 
     python -m minikits.phantoms --out learning/data --labels FOLDER      # bodies around KiTS19's label volumes
-    python benchmarks/learning.py learning [SEEDS [EPOCHS]]
+    python benchmarks/learning.py learning --seeds 3
 
 Trains fold 0 of the demo's recipe with train.py, on learning/data, and scores the held-out cases, for each seed: as it
 is; with memory in torch's default order; with convolutions in bfloat16 (a CPU without it emulates it); with
 rotation and scaling by torch's grid_sample; and with torch.compile.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from minikits.cases import prepare
 from minikits.paper import CLASSES, DEMO
 
 ROOT = Path(__file__).parent.parent
@@ -80,42 +82,49 @@ def run(command):
 def train_once(folder, variant, seed):
     """(kidney, tumor) mean Dice of the fold's held-out cases, and the seconds it took."""
     out, began = folder / variant / str(seed), time.monotonic()
-    command = [sys.executable, "-W", "ignore", __file__, "train", variant, "--recipe", folder / "recipe.json", "--data",
-               folder / "data", "--out", out, "--seed", seed]
-    run(command)
+    out.mkdir(parents=True)
+    (out / "prepared").symlink_to(folder / "prepared")
+    run([sys.executable, "-W", "ignore", __file__, "train", variant, "--recipe", folder / "recipe.json", "--data",
+         folder / "data", "--out", out, "--seed", seed])
     seconds = time.monotonic() - began
     summary = json.loads((out / "residual" / "fold0" / "validation" / "summary.json").read_text())
     return [summary[score]["mean"] for score in ("kidney", "tumor")], seconds
 
 
-def main():
-    if sys.argv[1] == "train":
-        variant = sys.argv.pop(2)
-        sys.argv.pop(1)
-        sys.path.insert(0, str(ROOT))
-        VARIANTS[variant]()
-        import train
+def train_variant(variant, arguments):
+    sys.path.insert(0, str(ROOT))
+    sys.argv = ["train.py", *arguments]
+    VARIANTS[variant]()
+    import train
 
-        train.main()
+    train.main()
+
+
+def main():
+    if sys.argv[1:2] == ["train"]:
+        train_variant(sys.argv[2], sys.argv[3:])
         return
-    folder, (seeds, epochs) = Path(sys.argv[1]).resolve(), map(int, sys.argv[2:] + [3, DEMO.epochs][len(sys.argv) - 2:])
-    names = os.environ.get("VARIANTS", " ".join(VARIANTS)).split()
-    (folder / "recipe.json").write_text(json.dumps(asdict(replace(DEMO, epochs=epochs))))
-    subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from minikits.cases import prepare;"
-                    "from minikits.paper import DEMO; prepare(Path(sys.argv[1]) / 'data', sys.argv[1], DEMO)", folder],
-                   check=True, stdout=subprocess.DEVNULL)
-    runs = [(seed, name) for seed in range(seeds) for name in names]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=DEMO.epochs)
+    arguments = parser.parse_args()
+    folder, names, seeds = arguments.folder.resolve(), arguments.variants, range(arguments.seeds)
+    recipe = replace(DEMO, epochs=arguments.epochs)
+    (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
+    prepare(folder / "data", folder / "prepared", recipe)
+    runs = [(name, seed) for seed in seeds for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = dict(zip(runs, pool.map(lambda run: train_once(folder, run[1], run[0]), runs)))
-    print(f"torch {torch.__version__}, one thread each, {epochs} epochs of {DEMO.batches_per_epoch} batches\n\n"
+        found = dict(zip(runs, pool.map(lambda run: train_once(folder, *run), runs)))
+    print(f"torch {torch.__version__}, one thread, {recipe.epochs} epochs of {recipe.batches_per_epoch} batches\n\n"
           "| variant | kidney, each seed | tumor, each seed | mean kidney | mean tumor | seconds |\n"
           "|---|---|---|---|---|---|")
     for name in names:
-        kidney, tumor = zip(*(found[seed, name][0] for seed in range(seeds)))
-        each = [" ".join(f"{100 * dice:.1f}" for dice in values) for values in (kidney, tumor)]
-        print(f"| {name} | {each[0]} | {each[1]} | "
-              f"{100 * statistics.mean(kidney):.1f} | {100 * statistics.mean(tumor):.1f} | "
-              f"{statistics.median(found[seed, name][1] for seed in range(seeds)):.0f} |")
+        dice, seconds = zip(*(found[name, seed] for seed in seeds))
+        each = [" ".join(f"{100 * value:.1f}" for value in values) for values in zip(*dice)]
+        means = [f"{100 * statistics.mean(values):.1f}" for values in zip(*dice)]
+        print(f"| {' | '.join([name, *each, *means])} | {statistics.median(seconds):.0f} |")
 
 
 if __name__ == "__main__":

@@ -125,17 +125,23 @@ def measure_prepare(tool, case):
     }
 
 
-def a_case(size=None):
-    """Noise and the real labels of case 00200 on the resampled grid, float16 and uint8; of `size`, around a kidney."""
-    from minikits.augmentation import cut
+def a_case():
+    """Noise (float16) and the real labels (uint8) of case 00200 on the resampled grid, and a voxel of its kidneys."""
     from minikits.resampling import prepare_labels
     from minikits.volumes import read_labels
 
     labels = torch.from_numpy(prepare_labels(read_labels(KITS19 / "case_00200" / "segmentation.nii.gz"), PAPER))
     found = labels.nonzero()
-    start = [int(c) - s // 2 for c, s in zip(found[len(found) // 2], size or labels.shape)]
-    labels = cut(labels, start, size) if size else labels
-    return torch.randn(labels.shape).half(), labels, start
+    return torch.randn(labels.shape).half(), labels, found[len(found) // 2].tolist()
+
+
+def a_patch(size):
+    """The same, cut to `size` around that voxel: float32 (1, Z, Y, X) and uint8."""
+    from minikits.augmentation import cut
+
+    image, labels, voxel = a_case()
+    start = [v - s // 2 for v, s in zip(voxel, size)]
+    return cut(image, start, size)[None].float(), cut(labels, start, size)[None]
 
 
 def augment_minikits(patch):
@@ -143,8 +149,17 @@ def augment_minikits(patch):
     from minikits.augmentation import augment
     from minikits.sampling import generator_for
 
-    (image, labels, _), (*_, start) = a_case(), a_case(patch)
+    image, labels, voxel = a_case()
+    start = [v - p // 2 for v, p in zip(voxel, patch)]
     return lambda number: augment(image, labels, PAPER, generator_for(0, number), start=start, patch=patch)
+
+
+def augment_grid_sample(patch):
+    """Ours, but rotated and scaled by torch's function."""
+    from learning import grid_sample
+
+    grid_sample()
+    return augment_minikits(patch)
 
 
 def nnunet_transforms(patch, left_out=()):
@@ -161,9 +176,8 @@ def augment_nnunet(patch, left_out=()):
 
     limit = 30 / 360 * 2 * np.pi
     size = [int(n) for n in get_patch_size(patch, (-limit, limit), (-limit, limit), (-limit, limit), (0.85, 1.25))]
-    image, labels, _ = a_case(size)
-    image, seg, transforms = image[None].float(), labels[None].to(torch.int16), nnunet_transforms(patch, left_out)
-    return lambda number: transforms(image=image.clone(), segmentation=seg.clone())
+    (image, labels), transforms = a_patch(size), nnunet_transforms(patch, left_out)
+    return lambda number: transforms(image=image.clone(), segmentation=labels.to(torch.int16))
 
 
 def augment_nnunet_alike(patch):
@@ -194,8 +208,8 @@ def augment_monai(patch):
             *[M.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)],
         ]
     )
-    image, labels, _ = a_case(patch)
-    data = {"image": image[None].float(), "label": labels[None].float()}
+    image, labels = a_patch(patch)
+    data = {"image": image, "label": labels.float()}
     return lambda number: chain({key: value.clone() for key, value in data.items()})
 
 
@@ -210,8 +224,8 @@ def augment_torchio(patch):
             *[T.RandomFlip(axes=axis) for axis in range(3)],
         ]
     )
-    image, labels, _ = a_case(patch)
-    subject = T.Subject(image=T.ScalarImage(tensor=image[None].float()), label=T.LabelMap(tensor=labels[None]))
+    image, labels = a_patch(patch)
+    subject = T.Subject(image=T.ScalarImage(tensor=image), label=T.LabelMap(tensor=labels))
     return lambda number: chain(subject)
 
 
@@ -353,7 +367,7 @@ def main():
     if "augment" in stages:
         compare(
             "Augmentation on one core, 80x160x160",
-            ["minikits", "nnunet", "nnunet_alike", "monai", "torchio"],
+            ["minikits", "grid_sample", "nnunet", "nnunet_alike", "monai", "torchio"],
             3,
             "augment",
             40,
@@ -363,9 +377,7 @@ def main():
             if not set(stages).isdisjoint(CASES) and case not in stages:
                 continue
             tools = ["minikits", "nnunet", "nnunet_torch", "scipy", "simpleitk"]
-            compare(
-                f"Preparing {case} ({what}), image and labels", tools, 1 if case == "case_00151" else 3, "prepare", case
-            )
+            compare(f"Preparing {case} ({what}), image and labels", tools, 3, "prepare", case)
     if "step" in stages:
         for arch in ("plain", "residual"):
             compare(

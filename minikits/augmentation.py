@@ -17,7 +17,7 @@ def augment(image, labels, recipe, generator, *, start=(0, 0, 0), patch=None):
     """One augmented patch (Z, Y, X) of an image and its labels, which without `patch` are the patch itself.
 
     With it they are a whole case: the patch of that size at voxel `start` (it may lie partly outside) is cut, or turned
-    and scaled, straight from it.
+    and scaled, straight from the case, so that what a rotation brings in is the patient, not a border.
     """
     image, labels = random_geometry(image, labels, recipe, generator, start=start, patch=patch)
     image = random_noise(image, recipe, generator)
@@ -42,8 +42,8 @@ def random_geometry(image, labels, recipe, generator, *, start, patch):
 def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None):
     """A patch turned by `angles` (radians, about Z, Y, X) and scaled about its centre; scale above 1 zooms out.
 
-    Linear; outside the case all is 0. Labels go through their 0/1 masks, the largest wins. nnU-Net v1 interpolates the
-    image with a cubic spline, v2 linearly as here [ours: speed].
+    Linear; outside the case the image is 0 and the label background. Labels go through their 0/1 masks, the largest
+    wins. nnU-Net v1 interpolates the image with a cubic spline, v2 linearly as here [ours: speed].
     """
     patch = tuple(patch or image.shape)
     if not any(angles) and scale == 1:
@@ -65,7 +65,8 @@ def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None
 def _interpolated(image, labels, slices, plane):
     """A patch (Z, N) of a box, outside which all is 0: its voxel n of slice z is at slices[:, z] + plane[:, n] there.
 
-    Seven times as fast as grid_sample on a CPU core: a slice stays in cache, masks count where corners differ.
+    On a CPU one slice at a time, which stays in its cache (against grid_sample: benchmarks/results/training_on_cpu.md).
+    Label masks are interpolated only where the corners of a cell differ: elsewhere their label wins.
     """
     image, labels = (F.pad(values, (1, 2) * 3) for values in (image, labels))  # what lies outside is moved in there
     strides, last = image.stride(), torch.tensor(image.shape, device=image.device)[:, None] - 2
@@ -121,7 +122,7 @@ def random_noise(image, recipe, generator):
 
 
 def change_noise(image, sd, *, seed):
-    """The same seed gives the same noise on one kind of device."""
+    """Adds Gaussian noise; the same seed gives the same noise on one kind of device."""
     generator = torch.Generator(image.device).manual_seed(seed)
     return image + sd * torch.randn(image.shape, generator=generator, device=image.device)
 

@@ -1,6 +1,7 @@
 """A folder of cases: which there are, which fold, prepared once and kept on disk.
 
-Layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`), or `images/NAME.nii.gz` and `labels/` of that.
+Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a flat pair of folders
+(`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of an image's name is dropped).
 """
 
 import hashlib
@@ -27,7 +28,6 @@ CACHE_FORMAT = 1  # raised when what is written to the cache changes
 @dataclass(frozen=True)
 class Case:
     """One case's files; either may be absent (None)."""
-
     id: str
     image: Path | None = None
     labels: Path | None = None
@@ -36,7 +36,6 @@ class Case:
 @dataclass(frozen=True)
 class PreparedCase:
     """image (Z, Y, X) float16 normalised, labels (Z, Y, X) uint8; foreground: flat indices of each structure."""
-
     id: str
     image: torch.Tensor
     labels: torch.Tensor
@@ -62,18 +61,16 @@ def find_cases(source):
     files = {}
     for path in flat or sorted(source.glob("*/*")):
         name, folder = nifti_name(path), path.resolve().parent.name
-        if name in KITS19:
-            name, kind = folder, KITS19[name]  # also where one case's folder is the source
-        elif name and (flat or folder in FOLDERS):
-            kind = "image" if flat else FOLDERS[folder]
-        else:
-            continue
-        if kind in files.setdefault(name, {}):
-            raise ValueError(f"{path}: {files[name][kind].name} has the same name {name}; rename or remove one of them")
-        files[name][kind] = path
+        kind = KITS19.get(name, "image" if flat else FOLDERS.get(folder))
+        if name and kind:
+            id = folder if name in KITS19 else name  # a file of KITS19 bears its folder's, even where it is the source
+            if kind in files.setdefault(id, {}):
+                raise ValueError(f"{path}: {files[id][kind].name} has the same name {id}; rename or remove one of them")
+            files[id][kind] = path
     if not files:
-        raise ValueError(f"{source}: no scans or cases found, wanted *.nii.gz, case_00000/imaging.nii.gz, or images/ "
-                         f"and labels/; found {', '.join(path.name for path in paths[:5]) or 'nothing'}")
+        seen = ", ".join(path.name for path in paths[:5]) or "nothing"
+        raise ValueError(f"{source}: no scans or cases found, wanted *.nii.gz, case_00000/imaging.nii.gz and "
+                         f"segmentation.nii.gz, or images/ and labels/; found {seen}")
     return [Case(id, **found) for id, found in sorted(files.items())]
 
 
@@ -83,7 +80,8 @@ def training_cases(folder, recipe):
     cases = [case for case in find_cases(folder) if case.labels and case.id not in left_out]
     missing = [case.id for case in cases if not case.image]
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])})")
+        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])}); "
+                         "download their imaging.nii.gz")
     if not cases:
         raise ValueError(f"{folder}: no labelled cases found, wanted case_00000/segmentation.nii.gz")
     return cases
@@ -98,9 +96,8 @@ def five_folds(case_ids):
     ids = sorted(case_ids)
     if len(ids) < FOLDS:
         raise ValueError(f"{len(ids)} cases found, wanted at least {FOLDS} for {FOLDS} folds; use --fold all")
-    shuffled = np.random.RandomState(FOLD_SEED).permutation(ids)
-    blocks = [block.tolist() for block in np.array_split(shuffled, FOLDS)]
-    return [(sorted({*ids} - {*block}), sorted(block)) for block in blocks]
+    blocks = np.array_split(np.random.RandomState(FOLD_SEED).permutation(ids), FOLDS)
+    return [(sorted({*ids} - {*block}), sorted(block)) for block in map(np.ndarray.tolist, blocks)]
 
 
 def prepare(folder, cache, recipe):
@@ -109,25 +106,20 @@ def prepare(folder, cache, recipe):
     What is not in `cache` yet is put there, a line each; again when a case's files (name, size, time of change) or
     the numbers of its preparation change. Raises as `read_volume`, `read_labels` and `check_same_grid` do.
     """
-    cases = training_cases(folder, recipe)
-    folders = [_cached(case, Path(cache), recipe) for case in cases]
-    waiting = [(case, kept) for case, kept in zip(cases, folders) if not kept.exists()]
-    started = time.monotonic()
-    for number, (case, kept) in enumerate(waiting, 1):
-        shape = _prepare_case(case, kept, recipe)
+    kept = {case: Path(cache, _cache_name(case, recipe)) for case in training_cases(folder, recipe)}
+    waiting, started = [case for case in kept if not kept[case].exists()], time.monotonic()
+    for number, case in enumerate(waiting, 1):
+        shape = "x".join(map(str, _prepare_case(case, kept[case], recipe)))
         left = (time.monotonic() - started) / number * (len(waiting) - number)
-        print(f"prepared {case.id} {'x'.join(map(str, shape))} ({number} of {len(waiting)}, {left:.0f} s left)",
-              flush=True)
-    return [_load(case.id, kept) for case, kept in zip(cases, folders)]
+        print(f"prepared {case.id} {shape} ({number} of {len(waiting)}, {left:.0f} s left)", flush=True)
+    return [_load(case.id, place) for case, place in kept.items()]
 
 
-def _cached(case, cache, recipe):
-    """Where a case is kept: the name says all that its preparation depends on."""
-    files = (case.image, case.labels)
-    sources = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+def _cache_name(case, recipe):
+    """It says all that a case's preparation depends on."""
+    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in (case.image, case.labels)]
     numbers = [recipe.spacing_mm, recipe.window_hu, recipe.mean_hu, recipe.sd_hu]
-    key = hashlib.sha256(json.dumps([CACHE_FORMAT, sources, numbers]).encode()).hexdigest()[:16]
-    return cache / f"{case.id}-{key}"
+    return f"{case.id}-{hashlib.sha256(json.dumps([CACHE_FORMAT, files, numbers]).encode()).hexdigest()[:16]}"
 
 
 def _prepare_case(case, kept, recipe):

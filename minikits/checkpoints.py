@@ -9,7 +9,6 @@ scaler, log (rows of log.csv), environment (versions). Loading is torch's `weigh
 """
 
 import argparse
-import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -30,39 +29,40 @@ def save_checkpoint(path, **content):
         torch.save({"format": FORMAT, **content}, file)
 
 
-def _plain_data(path, wanted):
+def _load(path, keys, writer):
+    """The dictionary in a file that `writer` wrote, with at least these keys; nothing in it can run."""
+    wanted = f"wanted a checkpoint of {writer}"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; wanted {wanted}")
+        raise FileNotFoundError(f"{path}: no such file; {wanted}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # damage can surface anywhere in the reader
-        raise ValueError(f"{path}: damaged, or holds more than plain tensors, which is not loaded; wanted "
-                         f"{wanted}") from None
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damage can surface anywhere in the reader
+        raise ValueError(f"{path}: damaged, or holds more than plain tensors and data, which is not loaded "
+                         f"({type(error).__name__}); {wanted}") from None
+    for key, kind in keys.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise ValueError(f"{path}: holds no {key!r} ({kind.__name__}); {wanted}")
+    return content
 
 
 def load_checkpoint(path):
     """The dictionary, tensors on the CPU, `recipe` as a Recipe. ValueError for what `save_checkpoint` did not write."""
-    path = Path(path)
-    content = _plain_data(path, "a checkpoint that train.py wrote")
-    for key, kind in KEYS.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-            raise ValueError(f"{path}: holds no {key!r} ({kind.__name__}); wanted a checkpoint that train.py wrote")
+    content = _load(Path(path), KEYS, "train.py")
     if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES:
-        raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}; wanted "
+        raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}; wanted format "
                          f"{FORMAT} and one of {', '.join(ARCHITECTURES)}")
-    content["recipe"] = recipe_from(content["recipe"], source=str(path))
-    return content
+    return {**content, "recipe": recipe_from(content["recipe"], source=str(path))}
 
 
 def load_weights(network, checkpoint, path):
     """Puts a checkpoint's weights into a network built for it; refuses where names or shapes differ."""
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    found = {name: tuple(getattr(value, "shape", ())) for name, value in checkpoint["network"].items()}
-    differing = sorted(set(wanted.items()) ^ set(found.items()))
-    if differing:
-        name = differing[0][0]
-        raise ValueError(f"{path}: weight {name} has shape {found.get(name, '(absent)')}, wanted "
-                         f"{wanted.get(name, 'no such weight')} for the {checkpoint['arch']} network of its recipe")
+    wanted, found = ({name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
+                     for weights in (network.state_dict(), checkpoint["network"]))
+    for name in sorted({**wanted, **found}):
+        here, there = found.get(name, "absent"), wanted.get(name, "absent")
+        if here != there:
+            raise ValueError(f"{path}: weight {name} is {here}, wanted {there} for the {checkpoint['arch']} network "
+                             "of its recipe; the file is not what it says")
     network.load_state_dict(checkpoint["network"])
     return network
 
@@ -79,11 +79,9 @@ def find_checkpoints(run, folds=None):
 
 
 # nnU-Net v1's weights, in the order of ours: how their names begin. Within a group both follow the forward pass.
-NNUNET_ORDER = {
-    "plain": ("conv_blocks_context", "tu", "conv_blocks_localization", "seg_outputs"),
-    "residual": ("encoder", "decoder.tus", "decoder.stages", "decoder.deep_supervision_outputs",
-                 "decoder.segmentation_output")}
-NNUNET_ORDER["preactivation"] = ("encoder", "norm_nonlins", *NNUNET_ORDER["residual"][1:])
+DECODER = ("decoder.tus", "decoder.stages", "decoder.deep_supervision_outputs", "decoder.segmentation_output")
+NNUNET_ORDER = {"plain": ("conv_blocks_context", "tu", "conv_blocks_localization", "seg_outputs"),
+                "residual": ("encoder", *DECODER), "preactivation": ("encoder", "norm_nonlins", *DECODER)}
 GEOMETRY = ("spacing_mm", "patch", "window_hu", "mean_hu", "sd_hu")  # what a network's weights do not tell
 
 
@@ -91,8 +89,8 @@ def import_nnunet(path, arch, geometry, out):
     """Writes nnU-Net v1's checkpoint `path` (`.model`; the pickle beside it is not read) as one of ours: its Recipe.
 
     geometry: a dictionary of GEOMETRY as the network was trained and, if its axes were not Z Y X, "axes": "ZXY".
-    The weights tell strides, features and blocks, but not nonlinearities: ReLU, LeakyReLU in the plain network.
-    ValueError where anything is missing or does not fit; nothing is written then.
+    Strides, features and blocks are read off the weights. Those do not tell the nonlinearities: ReLU, in the plain
+    network LeakyReLU. ValueError where anything is missing or does not fit; nothing is written then.
     """
     geometry, path, out = dict(geometry) if isinstance(geometry, dict) else {}, Path(path), Path(out)
     axes, missing = geometry.pop("axes", "ZYX"), [name for name in GEOMETRY if name not in geometry]
@@ -101,17 +99,17 @@ def import_nnunet(path, arch, geometry, out):
                          f"{', '.join(GEOMETRY)} as the network was trained, and axes like ZXY if not ZYX")
     if out.exists():
         raise ValueError(f"{out}: exists already; choose another --out")
-    weights, epoch = _nnunet_weights(path, arch)
-    recipe = recipe_from({**_structure(weights, arch, path), **geometry}, source=str(path))
+    weights, structure, epoch = _read_nnunet(path, arch)
+    recipe = recipe_from({**structure, **geometry}, source=str(path))
     turn = [axes.index(axis) for axis in "ZYX"]
     recipe = replace(recipe, stage_strides=tuple(tuple(stride[axis] for axis in turn) for stride in recipe.strides), **{
         name: tuple(getattr(recipe, name)[axis] for axis in turn) for name in ("spacing_mm", "patch")})
     network = build_unet(arch, recipe)
     ours = network.state_dict()
     if len(weights) != len(ours):
-        raise ValueError(f"{path}: holds {len(weights)} weights, wanted {len(ours)}; was it another network?")
+        raise ValueError(f"{path}: holds {len(weights)} weights, wanted {len(ours)} of a {arch} network of its strides")
     turned = [value.permute(0, 1, *(2 + axis for axis in turn)).contiguous() if value.ndim == 5 else value
-              for value in weights.values()]
+              for value in weights]
     content = {"arch": arch, "recipe": asdict(recipe), "fold": "imported", "cases": {"train": [], "validation": []},
                "seed": 0, "epoch": epoch, "log": [], "optimizer": {}, "scaler": {}, "network": dict(zip(ours, turned))}
     load_weights(network, content, path)
@@ -119,35 +117,30 @@ def import_nnunet(path, arch, geometry, out):
     return recipe
 
 
-def _nnunet_weights(path, arch):
-    """({their name: tensor}, in the order of ours, epochs trained)."""
+def _read_nnunet(path, arch):
+    """(the weights in the order of ours, the recipe's fields that they tell, epochs trained)."""
     numbers = [np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8"))] + [
         (np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     with torch.serialization.safe_globals(numbers):  # nnU-Net keeps its losses as numpy's scalars
-        content = _plain_data(path, "a checkpoint of nnU-Net v1")
-    theirs = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(theirs, dict) or not all(isinstance(value, torch.Tensor) for value in theirs.values()):
-        raise ValueError(f"{path}: holds no 'state_dict' of tensors; wanted a checkpoint of nnU-Net v1")
-    names = [name for name in theirs if ".all." not in name]  # which are the same weights once more
-    groups = [[name for name in names if name.startswith(f"{prefix}.")] for prefix in NNUNET_ORDER[arch]]
-    if not all(groups) or sum(map(len, groups)) < len(names):
-        found = sorted({name.split(".")[0] for name in names})
-        raise ValueError(f"{path}: holds {found}, wanted {NNUNET_ORDER[arch]}; is it of another architecture?")
+        content = _load(path, {"state_dict": dict}, "nnU-Net v1")
+    theirs = {name: value for name, value in content["state_dict"].items() if ".all." not in name}  # those come twice
+    if not all(isinstance(value, torch.Tensor) for value in content["state_dict"].values()):
+        raise ValueError(f"{path}: its state_dict holds more than tensors; wanted a checkpoint of nnU-Net v1")
+    groups = [[name for name in theirs if name.startswith(f"{prefix}.")] for prefix in NNUNET_ORDER[arch]]
+    if not all(groups) or sum(map(len, groups)) < len(theirs):
+        raise ValueError(f"{path}: holds {', '.join(sorted({name.split('.')[0] for name in theirs}))}, wanted "
+                         f"{', '.join(NNUNET_ORDER[arch])} of a {arch} network; is it of another architecture?")
     if arch == "preactivation":
         groups[1].sort(key=lambda name: -int(name.split(".")[1]))  # their skips count from the top, ours from below
-    epoch = content.get("epoch")
-    return {name: theirs[name] for group in groups for name in group}, epoch if type(epoch) is int else 0
-
-
-def _structure(weights, arch, path):
-    """The recipe's fields that the weights tell."""
-    up = [value.shape for name, value in weights.items() if name.startswith(("tu.", "decoder.tus."))]
+    up = [value.shape for name, value in theirs.items() if name.startswith(("tu.", "decoder.tus."))]
     if any(len(shape) != 5 for shape in up):
         raise ValueError(f"{path}: a 2D network; wanted a 3D one")
-    blocks = set(re.findall(r"encoder\.stages\.(\d+)\.convs\.(\d+)", " ".join(weights)))
-    return {"stage_strides": [(1, 1, 1), *(tuple(shape[2:]) for shape in reversed(up))],
-            f"{'plain' if arch == 'plain' else 'residual'}_features": up[-1][1], "max_features": up[0][0],
-            "residual_blocks": [max(1, sum(s == str(stage) for s, _ in blocks)) for stage in range(len(up) + 1)]}
+    fields = {"stage_strides": [(1, 1, 1), *(tuple(shape[2:]) for shape in reversed(up))],
+              f"{'plain' if arch == 'plain' else 'residual'}_features": up[-1][1], "max_features": up[0][0],
+              "residual_blocks": [sum(name.startswith(f"encoder.stages.{stage}.") and name.endswith(".conv1.weight")
+                                      for name in theirs) or 1 for stage in range(len(up) + 1)]}
+    epoch = content.get("epoch")
+    return [theirs[name] for group in groups for name in group], fields, epoch if type(epoch) is int else 0
 
 
 def main():

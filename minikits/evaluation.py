@@ -54,6 +54,7 @@ def table(rows):
 
 
 def as_csv(rows):
+    """Any rows with the same keys, as the text of a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()

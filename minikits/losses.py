@@ -9,7 +9,8 @@ from minikits.paper import DICE_SMOOTH, head_weights
 def soft_dice_loss(logits, target):
     """Minus the mean soft Dice over samples and structures. (B, K, Z, Y, X) floats, (B, Z, Y, X) ints -> scalar.
 
-    Per sample, without the background [nnU-Net v1 dice_loss.py]. In neither: 1; in the target's absence: nearly 0.
+    Per sample; the background is left out [nnU-Net v1 dice_loss.py]. A structure that neither target nor
+    probabilities hold counts 1, one that the target alone lacks nearly 0: the smoothing term decides.
     """
     probabilities = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))[:, 1:]
     truth = torch.stack([target == value for value in range(1, logits.shape[1])], dim=1).to(probabilities.dtype)

@@ -81,26 +81,28 @@ class Recipe:
                 raise ValueError(f"recipe: {name} is {value}, wanted it positive")
         strides, shrunk = self.strides, [prod(axis) for axis in zip(*self.strides)]
         if strides[0] != (1, 1, 1) or 0 in shrunk or any(side % by for side, by in zip(self.patch, shrunk)):
-            raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first; they divide the patch {self.patch}")
+            raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first and products {shrunk} that divide the "
+                             f"patch {self.patch}")
         if len(strides) > len(self.residual_blocks):
             raise ValueError(f"recipe: residual_blocks {self.residual_blocks} for {len(strides)} stages; name more")
         if len(strides) < 2:
-            raise ValueError(f"recipe: no axis of {self.patch} can be halved; use multiples of {2 * SMALLEST_SIDE}")
+            raise ValueError(f"recipe: no axis of patch {self.patch} can be halved evenly and stay at least "
+                             f"{SMALLEST_SIDE} voxels long; use multiples of {2 * SMALLEST_SIDE}")
 
     @property
     def strides(self):
         """One stride per stage, first (1, 1, 1). The axes that are halved less often begin later.
 
-        "Until further downsampling would result in a size < 4" [paper 2.2]; the first downsamplings leave a short axis
-        alone [nnU-Net v1, July 2019]. An odd length is not halved [ours: it would not come back the same].
+        "Until further downsampling would result in a size < 4" [paper 2.2]; which downsampling leaves the short
+        axis alone: the first [nnU-Net v1, the planner of July 2019]. An odd length is not halved [ours: it would
+        not come back the same on the way up].
         """
         if self.stage_strides:
             return self.stage_strides
-        halvings = [max(n for n in range(32) if not n or (side % 2**n == 0 and side >> n >= SMALLEST_SIDE))
-                    for side in self.patch]
+        halvings = [max((n for n in range(side.bit_length()) if side % 2**n == 0 and side // 2**n >= SMALLEST_SIDE),
+                        default=0) for side in self.patch]
         deepest = max(halvings)
-        return tuple(tuple(2 if stage > deepest - count else 1 for count in halvings) if stage else (1, 1, 1)
-                     for stage in range(deepest + 1))
+        return tuple(tuple(2 if stage > deepest - n else 1 for n in halvings) for stage in range(deepest + 1))
 
     def features(self, arch):
         """Feature maps of each stage: doubled with each downsampling, up to the maximum [paper 2.2]."""
@@ -121,18 +123,11 @@ class Recipe:
                 for name, value in asdict(self).items() if value != getattr(PAPER, name)]
 
 
-# fields that may have any number of items, and the form of one
-_any_length = {"excluded_cases": 0, "residual_blocks": 0, "stage_strides": (0, 0, 0)}
-
-
 def head_weights(heads):
-    """Weight of each supervised resolution, finest first: halved each time, the coarsest (of several) 0, sum 1.
-
-    Deep supervision is [paper 2.3], the weights are [nnU-Net v1 nnUNetTrainerV2.py:77].
+    """Weight of each supervised resolution [paper 2.3], finest first: halved each time, the coarsest (of several) 0,
+    sum 1 [nnU-Net v1 nnUNetTrainerV2.py:77].
     """
-    weights = [0.5**head for head in range(heads)]
-    if heads > 1:
-        weights[-1] = 0.0
+    weights = [0.5**head if head < max(heads - 1, 1) else 0.0 for head in range(heads)]
     return tuple(weight / sum(weights) for weight in weights)
 
 
@@ -141,12 +136,13 @@ def recipe_from(values, source="recipe"):
     if not isinstance(values, dict):
         raise ValueError(f"{source}: expected an object of recipe fields, found {type(values).__name__}")
     known = {field.name: field.default for field in fields(Recipe)}
+    any_length = {"excluded_cases": 0, "residual_blocks": 0, "stage_strides": (0, 0, 0)}  # the form of one item
     checked = {}
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{source}: {name!r} is no field of a recipe; the fields are {', '.join(known)}")
-        several = name in _any_length and isinstance(value, (list, tuple))
-        model = (_any_length[name],) * len(value) if several else known[name]
+        several = name in any_length and isinstance(value, (list, tuple))
+        model = (any_length[name],) * len(value) if several else known[name]
         try:
             checked[name] = _formed(value, model)
         except TypeError:
@@ -165,9 +161,7 @@ def _formed(value, model):
 
 PAPER = Recipe()
 
-# The same method at a size for two CPU cores and a few minutes [ours: a demonstration, no claim].
-DEMO = replace(
-    PAPER, spacing_mm=(5.0, 3.2, 3.2), patch=(32, 48, 48), plain_features=8, residual_features=8, max_features=64,
-    epochs=14, batches_per_epoch=60, validation_batches=4,
-    learning_rate=0.1, momentum=0.9,  # the same step in the long run, a memory that suits a short one
-)
+# The same method at a size for two CPU cores and a few minutes [ours: a demonstration, no claim]. Learning rate and
+# momentum: the same step in the long run, a memory that suits a short one.
+DEMO = replace(PAPER, spacing_mm=(5.0, 3.2, 3.2), patch=(32, 48, 48), plain_features=8, residual_features=8,
+               max_features=64, epochs=14, batches_per_epoch=60, validation_batches=4, learning_rate=0.1, momentum=0.9)

@@ -147,7 +147,7 @@ def _scan(random, hu):
         slab[:] = blurred.round().clamp(-1024).numpy()
 
 
-def write_cases(out, cases, seed, labels):
+def write_cases(out, cases=None, seed=0, labels=None):
     """Writes cases into a folder, a line each. cases: default 10, or as many as the folder `labels` holds."""
     sources = sorted(labels.glob("*/segmentation.nii*"))[:cases] if labels else [None] * (cases or 10)
     if not sources:

@@ -74,8 +74,10 @@ def _apply(matrix, values, axis):
     for rows, result in zip(matrix.split(ROWS_AT_ONCE), out.split(ROWS_AT_ONCE, axis - 3)):
         columns = _span(rows.any(0))
         rows, part = rows[:, columns], values.narrow(axis - 3, columns.start, columns.stop - columns.start)
-        result[...] = (part @ rows.T if axis == 2 else rows @ part if axis == 1 else
-                       (rows @ part.flatten(-2)).unflatten(-1, part.shape[-2:]))
+        if axis == 0:
+            result[...] = (rows @ part.flatten(-2)).unflatten(-1, part.shape[-2:])
+        else:
+            result[...] = rows @ part if axis == 1 else part @ rows.T
     return out
 
 
@@ -106,8 +108,9 @@ def labels_on_native_grid(probabilities, volume):
 def _winners(scores, coarse, shape, orders, *, nearest_wins):
     """Scores interpolated to `shape`, and their winner: uint8, slab by slab. A tie: the nearest voxel's, or the lower.
 
-    scores(z, y, x): (K, z, y, x) floats at these input indices; coarse: the winner at every input voxel. Only what is
-    part of a voxel that is not background is computed: where all corners of a cell agree, their winner is the result's.
+    scores(z, y, x): (K, z, y, x) floats at these input indices; coarse: the winner at every input voxel. Linear
+    interpolation is a convex combination: where all the corners of a cell agree on the winner it cannot change.
+    So only what takes part of a voxel that is not background is computed, and the result is exact.
     """
     out = np.zeros(shape, dtype=np.uint8)
     matrices = [axis_matrix(*sizes) for sizes in zip(coarse.shape, shape, orders)]

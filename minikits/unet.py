@@ -26,6 +26,11 @@ def plain_block(channels, features, stride):
                          conv_norm(features, features, 1, bias=True, nonlinearity=leaky))
 
 
+def reshapes(channels, features, stride):
+    """Does a block change the shape, so that its skip needs a convolution of its own?"""
+    return channels != features or max(stride) > 1
+
+
 class ResidualBlock(nn.Module):
     """conv-IN-ReLU-conv-IN-(+)-ReLU. A skip that changes the shape is a 1x1x1 convolution and IN."""
 
@@ -34,7 +39,7 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
                                   conv(features, features, bias=False), norm(features))
         self.skip = nn.Identity()
-        if channels != features or max(stride) > 1:
+        if reshapes(channels, features, stride):
             self.skip = nn.Sequential(nn.Conv3d(channels, features, 1, stride, bias=False), norm(features))
         self.nonlinearity = relu()
 
@@ -50,7 +55,7 @@ class PreactivationBlock(nn.Module):
         self.activation = nn.Sequential(norm(channels), relu())
         self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
                                   conv(features, features, bias=False))
-        changes = channels != features or max(stride) > 1
+        changes = reshapes(channels, features, stride)
         self.skip = nn.Conv3d(channels, features, 1, stride, bias=False) if changes else None
 
     def forward(self, x):
@@ -61,9 +66,9 @@ class PreactivationBlock(nn.Module):
 class UNet(nn.Module):
     """(B, 1, Z, Y, X) -> logits (B, K, Z, Y, X), in training mode a list: one per decoder resolution, finest first.
 
-    Sides: multiples of the product of the strides. features, strides, blocks: one per stage, where block(channels,
-    features, stride) comes that often. stem: before the first, giving stem_features. activate_skips: IN-ReLU on each
-    skip. decoder_convs: after each upsampling. bias: of these, else of the heads.
+    The side lengths must be multiples of the product of the strides. features, strides, blocks: one per stage, where
+    block(channels, features, stride) comes that often. stem: before the first stage, giving stem_features.
+    activate_skips: IN-ReLU on each skip. decoder_convs: after each upsampling. bias: of these, else of the heads.
     """
 
     def __init__(self, features, strides, *, block, blocks, stem, stem_features, activate_skips, decoder_convs,
@@ -71,25 +76,20 @@ class UNet(nn.Module):
         super().__init__()
         self.stem = stem
         self.encoder, self.skips, self.upsampling, self.decoder, self.heads = (nn.ModuleList() for _ in range(5))
-        channels = stem_features
-        for width, stride, count in zip(features, strides, blocks):
+        for channels, width, stride, count in zip((stem_features, *features), features, strides, blocks):
             more = [block(width, width, (1, 1, 1)) for _ in range(count - 1)]
             self.encoder.append(nn.Sequential(block(channels, width, stride), *more))
-            channels = width
-        for width, stride in zip(features[-2::-1], strides[:0:-1]):
+        for channels, width, stride in zip(features[:0:-1], features[-2::-1], strides[:0:-1]):
             self.skips.append(nn.Sequential(norm(width), relu()) if activate_skips else nn.Identity())
             self.upsampling.append(nn.ConvTranspose3d(channels, width, stride, stride, bias=False))
             self.decoder.append(nn.Sequential(*[
                 conv_norm(width if i else 2 * width, width, 1, bias=bias, nonlinearity=nonlinearity)
                 for i in range(decoder_convs)]))
             self.heads.append(nn.Conv3d(width, len(CLASSES), 1, bias=not bias))  # as it is in nnU-Net v1
-            channels = width
 
     def forward(self, x):
-        x, passed = self.stem(x), []
-        for stage in self.encoder:
-            x = stage(x)
-            passed.append(x)
+        x = self.stem(x)
+        passed = [x := stage(x) for stage in self.encoder]
         passed.pop()  # the bottleneck goes up by itself
         logits = []
         for skip, up, convs, head in zip(self.skips, self.upsampling, self.decoder, self.heads):
@@ -102,20 +102,20 @@ class UNet(nn.Module):
 def build_unet(arch, recipe):
     """A freshly initialised network of the paper: arch "plain", "residual" or "preactivation".
 
-    Kaiming-normal for LeakyReLU, biases 0 [nnU-Net v1 initialization.py:19]; torch's global generator draws them.
+    Kaiming-normal convolutions for LeakyReLU, in all three, biases 0 [nnU-Net v1 initialization.py:19]; torch's
+    global generator draws them.
     """
-    features, strides = recipe.features(arch), recipe.strides
-    shared = dict(blocks=recipe.residual_blocks, stem_features=features[0], decoder_convs=1, bias=False,
-                  nonlinearity=relu)
+    features, strides, blocks = recipe.features(arch), recipe.strides, recipe.residual_blocks
+    both = dict(blocks=blocks, stem_features=features[0], decoder_convs=1, bias=False, nonlinearity=relu)
     if arch == "plain":
         network = UNet(features, strides, block=plain_block, blocks=(1,) * len(strides), stem=nn.Identity(),
                        stem_features=1, activate_skips=False, decoder_convs=2, bias=True, nonlinearity=leaky)
     elif arch == "residual":
         network = UNet(features, strides, block=ResidualBlock, activate_skips=False,
-                       stem=conv_norm(1, features[0], 1, bias=False, nonlinearity=relu), **shared)
+                       stem=conv_norm(1, features[0], 1, bias=False, nonlinearity=relu), **both)
     elif arch == "preactivation":
         network = UNet(features, strides, block=PreactivationBlock, activate_skips=True,
-                       stem=conv(1, features[0], bias=False), **shared)
+                       stem=conv(1, features[0], bias=False), **both)
     else:
         raise ValueError(f"architecture {arch!r}; wanted plain, residual or preactivation")
     for module in network.modules():

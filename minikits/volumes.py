@@ -45,7 +45,8 @@ def read_volume(path):
     path = Path(path)
     stored, header = _read(path)
     if header["sform_code"] <= 0 and header["qform_code"] <= 0:  # nibabel would invent a frame
-        raise ValueError(f"{path}: neither sform nor qform is set, so its frame is unknown; convert it from DICOM")
+        raise ValueError(f"{path}: neither sform nor qform is set, so spacing and orientation are unknown; "
+                         "convert it again from DICOM")
     try:
         affine, (slope, intercept) = header.get_best_affine(), header.get_slope_inter()
     except (HeaderDataError, ValueError) as error:
@@ -72,19 +73,22 @@ def read_labels(path):
         return replace(volume, voxels=whole.astype(np.uint8))
     strange = np.unique(voxels[(whole < 0) | (whole > 2) | (np.abs(voxels - whole) > LABEL_TOLERANCE)])
     shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")
-    raise ValueError(f"{path}: label values {shown} found, wanted only 0, 1 and 2; is this the segmentation?")
+    raise ValueError(f"{path}: label values {shown} found, wanted only 0 (background), 1 (kidney) and 2 (tumor); "
+                     "is this the segmentation file?")
 
 
 def check_same_grid(one, other):
     """Refuses two volumes whose files differ in shape or place: voxel by voxel they would not mean the same."""
     ours, theirs = one.header.get_data_shape(), other.header.get_data_shape()
     if ours != theirs:
-        raise ValueError(f"{one.path}: shape {ours}, but {other.path} has {theirs}; was one of them resampled?")
+        raise ValueError(f"{one.path}: shape {ours}, but {other.path} has {theirs}, wanted the same; "
+                         "was one of them resampled?")
     corners = np.argwhere(np.ones((2, 2, 2))) * (np.array(ours) - 1)
     mine, yours = (nib.affines.apply_affine(volume.affine, corners) for volume in (one, other))
     apart, size = np.abs(mine - yours).max(), np.ptp(mine, axis=0).max()
     if apart > CORNER_TOLERANCE_MM + 1e-4 * size:
-        raise ValueError(f"{one.path}: lies up to {apart:.3g} mm from {other.path}; was one of them registered?")
+        raise ValueError(f"{one.path}: lies up to {apart:.3g} mm from {other.path}, wanted the same affine; "
+                         "was one of them registered or reoriented?")
 
 
 def write_labels(path, labels, like):
@@ -138,7 +142,8 @@ def _header(start, path):
         if bytes(header["magic"])[:3] in (b"n+1", b"n+2") and header["sizeof_hdr"] == kind.sizeof_hdr:
             break
     else:
-        raise ValueError(f"{path}: starts with {start[:12]!r}, no NIfTI file; was a web page saved in its place?")
+        raise ValueError(f"{path}: starts with {start[:12]!r}, which is no NIfTI file (.nii or .nii.gz); "
+                         "was a web page or a pointer saved in its place?")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
@@ -148,7 +153,8 @@ def _header(start, path):
     if dtype.kind not in "iuf":
         raise ValueError(f"{path}: voxels of type {dtype} found, wanted real numbers; export it as int16")
     if not kind.sizeof_hdr <= float(header["vox_offset"]) < 1 << 31:
-        raise ValueError(f"{path}: voxels begin at byte {header['vox_offset']}; is the header damaged?")
+        raise ValueError(f"{path}: voxels begin at byte {header['vox_offset']}, wanted {kind.sizeof_hdr} or more; "
+                         "is the header damaged?")
     header.set_data_shape(shape)
     return header
 
