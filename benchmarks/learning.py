@@ -4,8 +4,8 @@
     python benchmarks/learning.py learning --seeds 3
 
 Trains fold 0 of the demo's recipe with train.py, on learning/data, and scores the held-out cases, for each seed: as it
-is; with memory in torch's default order; with convolutions in bfloat16 (a CPU without it emulates it); with
-rotation and scaling by torch's grid_sample; and with torch.compile.
+is; with memory in torch's default order; with rotation and scaling by torch's grid_sample; with convolutions in
+bfloat16 (a CPU without it emulates it, many times slower).
 """
 
 import argparse
@@ -55,21 +55,7 @@ def bfloat16():
     sys.argv += ["--precision", "bf16"]
 
 
-def compiled():
-    import train
-
-    train.segmentation_loss = torch.compile(train.segmentation_loss)
-    build = train.build_unet
-
-    def build_compiled(arch, recipe):
-        network = build(arch, recipe)
-        network.compile()
-        return network
-
-    train.build_unet = build_compiled
-
-
-VARIANTS = {f.__name__: f for f in (as_it_is, default_memory_order, grid_sample, bfloat16, compiled)}
+VARIANTS = {f.__name__: f for f in (as_it_is, default_memory_order, grid_sample, bfloat16)}
 
 
 def run(command):
