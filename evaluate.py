@@ -1,29 +1,43 @@
 """Kidney, tumor and composite Dice of masks: python evaluate.py --pred masks/ --ref data/"""
 
 import argparse
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from minikits.cases import find_cases
-from minikits.evaluation import as_csv, as_json, score_case, summarise, table
-from minikits.files import write_text, written_whole
+from minikits.evaluation import SCORES, as_csv, as_json, compare, comparison_table, score_case, summarise, table
+from minikits.files import read_json, write_text, written_whole
 from minikits.volumes import check_same_grid, read_labels, read_volume
+
+FIGURES = find_spec("matplotlib")  # pictures are drawn where it is installed
 
 
 def main():
     parser = argparse.ArgumentParser(description="Score masks against references as the KiTS19 challenge does.")
-    parser.add_argument("--pred", type=Path, nargs="+", required=True, help="folders of masks")
+    parser.add_argument("--pred", type=Path, nargs="+", required=True, help="folders of masks; several are compared")
     parser.add_argument("--ref", type=Path, required=True, help="KiTS19 folder, or a flat folder of label files")
-    parser.add_argument("--out", type=Path, help="folder for cases.csv, summary.json and overlay pictures")
+    parser.add_argument("--out", type=Path, help="folder for cases.csv, summary.json, comparison.json and pictures")
     parser.add_argument("--allow-missing", action="store_true", help="score the cases that both have")
     arguments = parser.parse_args()
+    several = len(arguments.pred) > 1
     try:
-        if arguments.out and len({folder.resolve().name for folder in arguments.pred}) < len(arguments.pred):
-            raise ValueError("--pred: folders of one name would share a report; evaluate them one by one")
+        if len({folder.resolve().name for folder in arguments.pred}) < len(arguments.pred):
+            raise ValueError("--pred: several folders of one name; rename one, the reports bear their names")
+        systems = {}
         for folder in arguments.pred:
-            out = arguments.out and (arguments.out / folder.name if len(arguments.pred) > 1 else arguments.out)
-            evaluate(folder, arguments.ref, out, arguments.allow_missing)
+            out = arguments.out and (arguments.out / folder.resolve().name if several else arguments.out)
+            systems[folder.resolve().name] = evaluate(folder, arguments.ref, out, arguments.allow_missing)
+        if several:
+            compared = compare(systems)
+            print(f"\nThe {compared['cases']} cases that all have, best first; p: sign flips, paired; Holm\n"
+                  f"{comparison_table(compared)}")
+            if arguments.out:
+                write_text(arguments.out / "comparison.json", as_json(compared))
+            if arguments.out and FIGURES:
+                draw_comparison(arguments.out / "comparison.png", systems)
     except (ValueError, OSError) as error:
         parser.exit(2, f"evaluate.py: {error}\n")
 
@@ -37,16 +51,22 @@ def evaluate(folder, reference_folder, out, allow_missing):
             raise ValueError(f"{folder}: {len(only)} cases have no {kind} ({', '.join(sorted(only)[:5])}), wanted one "
                              "for each; --allow-missing scores the cases that have both")
     rows = []
-    for name in both:
-        mask, reference = read_labels(masks[name]), read_labels(references[name])
-        check_same_grid(mask, reference)
-        rows.append(score_case(name, mask.voxels, reference.voxels))
-        if out:
-            draw_overlay(out / "overlays" / f"{name}.png", rows[-1], images.get(name), mask.voxels, reference)
+    with ThreadPoolExecutor(2) as threads:  # unpacking is most of the work
+        for name in both:
+            mask, reference = threads.map(read_labels, (masks[name], references[name]))
+            check_same_grid(mask, reference)
+            rows.append(score_case(name, mask.voxels, reference.voxels))
+            if out and FIGURES:
+                draw_overlay(out / "overlays" / f"{name}.png", rows[-1], images.get(name), mask.voxels, reference)
     print(f"{folder} against {reference_folder}, {len(rows)} cases\n{table(rows)}")
+    about = read_json(folder / "prediction.json") if (folder / "prediction.json").exists() else {}
+    if seen := sorted({*both} & {*about.get("trained_on", [])}):
+        print(f"warning: {folder}: its networks were trained on {len(seen)} of these cases ({', '.join(seen[:5])}): "
+              "these scores are no test")
     if out:
         write_text(out / "cases.csv", as_csv(rows))
         write_text(out / "summary.json", as_json(summarise(rows)))
+    return rows
 
 
 def find_labels(folder):
@@ -58,11 +78,8 @@ def find_labels(folder):
 
 
 def draw_overlay(path, row, image_path, mask, reference):
-    """Two axial slices with the contours of reference (solid) and mask (dashed); nothing without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
+    """Two axial slices with the contours of reference (solid) and mask (dashed)."""
+    from matplotlib.figure import Figure
     truth = reference.voxels
     image = read_volume(image_path).voxels if image_path else np.zeros(truth.shape, dtype=np.int16)
     most = ("most tumor", truth == 2) if (truth == 2).any() else ("most kidney", truth > 0)
@@ -79,6 +96,20 @@ def draw_overlay(path, row, image_path, mask, reference):
         axes.set_axis_off()
     scores = ", ".join(f"{name} {100 * row[name]:.1f}" for name in ("kidney", "tumor"))
     figure.suptitle(f"{row['case']}: Dice {scores}. Kidney cyan, tumor red; reference solid, prediction dashed")
+    with written_whole(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def draw_comparison(path, systems):
+    """For each score a box per system, and a line per case."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(4 * len(SCORES), 4.5), layout="constrained")
+    for axes, score in zip(figure.subplots(1, len(SCORES)), SCORES):
+        found = [{row["case"]: row[score] for row in rows} for rows in systems.values()]
+        for case in set.intersection(*map(set, found)):
+            axes.plot(range(1, len(found) + 1), [scores[case] for scores in found], "o-", color="0.7", ms=3, lw=0.5)
+        axes.boxplot([[v for v in scores.values() if v == v] for scores in found], tick_labels=list(systems))
+        axes.set(title=score, ylabel="Dice")
     with written_whole(path) as file:
         figure.savefig(file, format="png", dpi=110)
 

@@ -1,23 +1,30 @@
 """From scans to masks: python predict.py --in scans/ --out masks/"""
 
 import argparse
+import json
 import re
 import sys
-import time
+from collections import namedtuple
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
+from torch import distributed
 
-from minikits.cases import find_cases
+from minikits.cases import find_cases, training_cases
 from minikits.checkpoints import find_checkpoints, load_checkpoint, load_weights
-from minikits.devices import pick_device
-from minikits.paper import FOLDS
-from minikits.prediction import predict_volume
+from minikits.devices import join_processes, memory_bytes, pick_device, pick_precision
+from minikits.files import read_json, write_text
+from minikits.paper import CLASSES, FOLDS
+from minikits.prediction import predict_probabilities
+from minikits.resampling import label_orders, labels_on_native_grid, prepare_image, resample
+from minikits.sampling import fetch_ahead
 from minikits.unet import build_unet
 from minikits.volumes import read_volume, write_labels
 
 SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what networks need in common to be averaged
+Scan = namedtuple("Scan", "id path mask networks")  # mask: where it goes; networks: those to be averaged
 
 
 def main():
@@ -29,8 +36,12 @@ def main():
                         help="run folders; all their folds are averaged")
     parser.add_argument("--folds", type=int, nargs="+", choices=range(FOLDS), metavar="N", help="only these folds")
     parser.add_argument("--no-mirroring", action="store_true", help="an eighth of the work, slightly less accurate")
+    parser.add_argument("--probabilities", action="store_true", help="of kidney and tumor, into OUT/probabilities")
+    parser.add_argument("--cross-validation", action="store_true",
+                        help="training cases, each by the networks that were not trained on it")
     parser.add_argument("--overwrite", action="store_true", help="predict scans again that have a mask")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
     arguments = parser.parse_args()
     try:
         failed = predict(arguments)
@@ -41,38 +52,97 @@ def main():
 
 
 def predict(arguments):
-    """Predicts every scan that has no mask yet; returns a line for each that failed."""
-    scans = [(case.id, case.image, arguments.out / mask_name(case.id, case.image))
-             for case in find_cases(arguments.scans) if case.image]
-    if not scans:
-        raise ValueError(f"{arguments.scans}: no scan found, only labels; wanted imaging.nii.gz or images/")
-    for _, path, mask in scans:
-        if mask.resolve() == path.resolve():
-            raise ValueError(f"{path}: its mask would replace it; choose another folder with --out")
-    waiting = [scan for scan in scans if arguments.overwrite or not scan[-1].exists()]
+    """Predicts every scan that has no mask yet, or this process's share; returns a line for each that failed."""
+    device, (rank, world) = pick_device(arguments.device), join_processes(torch.device("cpu"))
+    networks, recipe, about = load_networks(arguments, device)
+    scans = find_scans(arguments, networks, recipe)
+    waiting = [scan for scan in scans if arguments.overwrite or not scan.mask.exists()]
     if len(waiting) < len(scans):
         print(f"{len(scans) - len(waiting)} of {len(scans)} scans have a mask already; --overwrite predicts them again")
-    if not waiting:
-        return []
-    device = pick_device(arguments.device)
-    networks, recipe = load_networks(arguments.model, arguments.folds, device)
-    failed, started = [], time.monotonic()
-    for number, (name, path, mask) in enumerate(waiting, 1):
-        began, count = time.monotonic(), f"{number} of {len(waiting)}"
-        try:
-            volume = read_volume(path)
-            labels = predict_volume(networks, volume, recipe, mirroring=not arguments.no_mirroring,
-                                    on_window=progress(f"{name} ({count})"))
-            write_labels(mask, labels, volume)
-        except (ValueError, OSError) as error:
-            failed.append(str(error))
-            print(f"{name}: failed ({count}): {error}", flush=True)
-            continue
-        kidney, tumor = (np.count_nonzero(labels == value) * np.prod(volume.spacing_mm) / 1000 for value in (1, 2))
-        left = (time.monotonic() - started) / number * (len(waiting) - number)
-        print(f"{name}: kidney {kidney:.0f} ml, tumor {tumor:.0f} ml, "
-              f"{time.monotonic() - began:.1f} s ({count}, {left:.0f} s left)", flush=True)
+    path = arguments.out / "prediction.json"
+    known = read_json(path) if path.exists() else None
+    if known != about and not arguments.overwrite and (known or len(waiting) < len(scans)):
+        raise ValueError(f"{path}: the masks here are of other networks or options; choose another folder with --out")
+    if world > 1:
+        waiting.sort(key=lambda scan: -scan.path.stat().st_size)  # the last to be done are small
+        distributed.barrier()  # all have seen the same
+    if waiting and rank == 0:
+        write_text(path, json.dumps(about, indent=1))
+    failed = predict_scans(waiting[rank::world], recipe, arguments, device)
+    if world > 1:
+        distributed.barrier()  # torchrun stops all processes once one has failed
     return failed
+
+
+def find_scans(arguments, networks, recipe):
+    """A Scan for each image: to be averaged are all networks, in cross-validation those not trained on the case."""
+    crossed = arguments.cross_validation
+    cases = training_cases(arguments.scans, recipe) if crossed else find_cases(arguments.scans)
+    folders = {path.parent.resolve(): path for case in cases for path in (case.image, case.labels) if path}
+    if arguments.out.resolve() in folders:
+        raise ValueError(f"{arguments.out}: the masks would lie among the scans or labels "
+                         f"({folders[arguments.out.resolve()].name}); choose another folder with --out")
+    scans = [Scan(case.id, case.image, arguments.out / mask_name(case.id, case.image), [
+        network for network, seen in networks if not (crossed and case.id in seen)]) for case in cases if case.image]
+    if not scans:
+        raise ValueError(f"{arguments.scans}: no scan found, only labels; wanted imaging.nii.gz or images/")
+    if refused := [scan.id for scan in scans if not scan.networks]:
+        said = f"{len(refused)} cases were trained on by every network ({', '.join(refused[:5])})"
+        if len(refused) == len(scans):
+            raise ValueError(f"{arguments.scans}: {said}, wanted some that one has not seen; train other folds")
+        print(f"{said} and are left out; train other folds")
+    return [scan for scan in scans if scan.networks]
+
+
+def predict_scans(scans, recipe, arguments, device):
+    """One thread reads and prepares the next scan and one writes the last mask while the device is at work."""
+    started, precision = monotonic(), pick_precision(arguments.precision, device)
+
+    def read(scan, _):
+        volume = read_volume(scan.path)
+        return volume, prepare_image(volume, recipe)
+
+    def look(scan, found):
+        volume, image = found
+        return volume, predict_probabilities(scan.networks, image, recipe, not arguments.no_mirroring, device=device,
+                                             precision=precision, on_window=progress(scan.id))
+
+    def write(scan, found):
+        volume, probabilities = found
+        labels = write_case(scan.mask, probabilities, volume, arguments.probabilities)
+        number, seconds = scans.index(scan) + 1, monotonic() - started
+        kidney, tumor = (np.count_nonzero(labels == value) * np.prod(volume.spacing_mm) / 1000 for value in (1, 2))
+        print(f"{scan.id}: kidney {kidney:.0f} ml, tumor {tumor:.0f} ml ({number} of {len(scans)}, {seconds:.0f} s, "
+              f"{seconds / number * (len(scans) - number):.0f} s left)", flush=True)
+
+    work = fetch_ahead(stage(read), [(scan, None) for scan in scans])
+    done = list(fetch_ahead(stage(write), map(stage(look), work)))
+    return [str(error) for _, error in done if error]
+
+
+def stage(work):
+    """Of (scan, found) pairs: found becomes work(scan, found), or its error, which passes all later stages."""
+    def run(pair):
+        scan, found = pair
+        if isinstance(found, Exception):
+            return pair
+        try:
+            return scan, work(scan, found)
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+            print(f"{scan.id}: failed: {error}", flush=True)
+            return scan, error
+    return run
+
+
+def write_case(path, probabilities, volume, also_probabilities):
+    """Writes the mask, after the probabilities if they are wanted; returns the labels (Z, Y, X)."""
+    labels = labels_on_native_grid(probabilities, volume)
+    for value, structure in list(enumerate(CLASSES))[1:] if also_probabilities else ():
+        native = resample(probabilities[value].cpu(), labels.shape, label_orders(volume.spacing_mm))
+        beside = path.parent / "probabilities" / path.name.replace(".nii", f"_{structure}.nii")
+        write_labels(beside, np.rint(255 * native), volume, slope=1 / 255)
+    write_labels(path, labels, volume)
+    return labels
 
 
 def mask_name(name, path):
@@ -81,29 +151,38 @@ def mask_name(name, path):
     return f"prediction_{kits[1]}.nii.gz" if kits and path.resolve().parent.name == name else f"{name}.nii.gz"
 
 
-def load_networks(runs, folds, device):
-    """Every network of the runs, and the recipe they share. Refuses networks that see images differently."""
-    networks, recipe, first = [], None, None
-    for path in [path for run in runs for path in find_checkpoints(run, folds)]:
-        checkpoint = load_checkpoint(path)
-        for name in SHARED if recipe else ():
+def load_networks(arguments, device):
+    """([(network, ids it was trained on)], the recipe they share, what prediction.json says of them).
+
+    Refuses networks that see images differently. Where all of them would fill half of a GPU they wait beside it.
+    """
+    found = {path: load_checkpoint(path) for run in arguments.model for path in find_checkpoints(run, arguments.folds)}
+    first, recipe = next((path, checkpoint["recipe"]) for path, checkpoint in found.items())
+    networks, trained = [], [checkpoint["cases"]["train"] for checkpoint in found.values()]
+    for path, checkpoint in found.items():
+        for name in SHARED:
             ours, theirs = getattr(checkpoint["recipe"], name), getattr(recipe, name)
             if ours != theirs:
                 raise ValueError(f"{path}: {name} is {ours}, but {theirs} in {first}; average networks of one recipe")
-        recipe, first = recipe or checkpoint["recipe"], first or path
-        network = load_weights(build_unet(checkpoint["arch"], checkpoint["recipe"]), checkpoint, path)
-        networks.append(network.eval().to(device, memory_format=torch.channels_last_3d))
+        networks.append(load_weights(build_unet(checkpoint["arch"], checkpoint["recipe"]), checkpoint, path).eval())
         print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs on "
               f"{len(checkpoint['cases']['train']) or 'unknown'} cases")
-    return networks, recipe
+    fit = sum(weight.nbytes for network in networks for weight in network.parameters()) < memory_bytes(device) / 2
+    for network in networks:
+        network.to(device if fit else "cpu", memory_format=torch.channels_last_3d)
+    crossed, names = arguments.cross_validation, ("arch", "fold", "seed", "epoch")
+    return list(zip(networks, trained)), recipe, {
+        "networks": [{name: checkpoint.get(name) for name in names} for checkpoint in found.values()],
+        "mirroring": not arguments.no_mirroring, "precision": arguments.precision, "cross_validation": crossed,
+        "trained_on": [] if crossed else sorted({id for ids in trained for id in ids})}
 
 
 def progress(what):
     """Writes, on a terminal, the windows done and the time left."""
-    began = time.monotonic()
+    began = monotonic()
 
     def show(done, total):
-        left = (time.monotonic() - began) / done * (total - done)
+        left = (monotonic() - began) / done * (total - done)
         print(f"\r{what}: {100 * done / total:.0f}% of {total} windows, {left:.0f} s left ", end="\r", flush=True)
 
     return show if sys.stdout.isatty() else None

@@ -18,18 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 from minikits.cases import five_folds, prepare, training_cases
 from minikits.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from minikits.devices import join_processes, mean_of_processes, memory_bytes, pick_device, pick_precision, signals_noted
-from minikits.evaluation import as_csv, as_json, kits_dice, score_case, summarise, table
+from minikits.evaluation import as_csv, kits_dice
 from minikits.files import read_json, write_text, written_whole
 from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, recipe_from
-from minikits.prediction import predict_volume
 from minikits.sampling import draw_batch, fetch_ahead
 from minikits.unet import build_unet
-from minikits.volumes import read_labels, read_volume, write_labels
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train one network of one fold, then predict and score the fold.")
+    parser = argparse.ArgumentParser(description="Train one network of one fold.")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="residual")
     parser.add_argument("--fold", default="0", help="0 to 4, or all")
     parser.add_argument("--folds", help='a split of your own: JSON list of {"train": [ids], "validation": [ids]}')
@@ -52,7 +50,7 @@ def main():
 
 
 def train(arguments):
-    """Trains to the end and scores the fold, or until told to stop: then the signal's number."""
+    """Trains to the end, or until told to stop: then the signal's number."""
     recipe = {"paper": PAPER, "demo": DEMO}.get(name := arguments.recipe) or recipe_from(read_json(name), source=name)
     device = pick_device(arguments.device)
     precision, (rank, world) = pick_precision(arguments.precision, device), join_processes(device)
@@ -99,8 +97,9 @@ def train(arguments):
                 return noted[0] if noted else signal.SIGTERM
             if rank == 0:
                 report(run, state["log"], recipe)
-    if rank == 0:
-        score_fold(run, network, arguments.data, validation_ids, recipe)
+    if rank == 0 and validation_ids:
+        print(f"{len(validation_ids)} held-out cases: predict.py --cross-validation --in {arguments.data} --model "
+              f"{run.parent} --out ..., then evaluate.py, gives their Dice")
 
 
 def on_device(cases, device, room):
@@ -269,22 +268,6 @@ def report(run, log, recipe):
     axes.legend(loc="best")
     with written_whole(run / "learning_curve.png") as file:
         figure.savefig(file, format="png", dpi=120)
-
-
-def score_fold(run, network, data, validation_ids, recipe):
-    """Predicts the held-out cases whole, on their own grids, and prints their Dice."""
-    network.eval()
-    rows = []
-    for case in [case for case in training_cases(data, recipe) if case.id in validation_ids]:
-        volume, reference = read_volume(case.image), read_labels(case.labels)
-        labels = predict_volume([network], volume, recipe)
-        write_labels(run / "validation" / f"{case.id}.nii.gz", labels, volume)
-        rows.append(score_case(case.id, labels, reference.voxels))
-        print(f"predicted {case.id} ({len(rows)} of {len(validation_ids)})", flush=True)
-    if rows:
-        print(table(rows))
-        write_text(run / "validation" / "cases.csv", as_csv(rows))
-        write_text(run / "validation" / "summary.json", as_json(summarise(rows)))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""Kidney, tumor and composite Dice, as the challenge computes them. [paper 3]"""
+"""Kidney, tumor and composite Dice, as the challenge computes them [paper 3]; intervals and paired tests [ours]."""
 
 import csv
 import io
 import json
+from itertools import combinations, product
 from math import nan
 
 import numpy as np
 
+from minikits.paper import TABLE_1
+
 SCORES = ("kidney", "tumor", "composite")
+RESAMPLES = 9999  # of the bootstrap, and sign patterns of the permutation test
 
 
 def kits_dice(prediction, reference):
@@ -18,12 +22,12 @@ def kits_dice(prediction, reference):
     prediction, reference = (np.asarray(labels) for labels in (prediction, reference))
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
-    return _dice(prediction > 0, reference > 0), _dice(prediction == 2, reference == 2)
-
-
-def _dice(ours, theirs):
-    total = np.count_nonzero(ours) + np.count_nonzero(theirs)
-    return float(2 * np.count_nonzero(ours & theirs) / total) if total else nan  # both empty: the mean leaves it out
+    slowest = np.argsort(prediction.strides)[-1]  # slabs along it lie together in memory
+    counts = np.zeros((2, 2), dtype=int)  # kidney, tumor: voxels of both, voxels of either
+    for slab in zip(*(np.moveaxis(labels, slowest, 0) for labels in (prediction, reference))):
+        for count, (ours, theirs) in zip(counts, ([part > 0 for part in slab], [part == 2 for part in slab])):
+            count += np.count_nonzero(ours & theirs), np.count_nonzero(ours) + np.count_nonzero(theirs)
+    return tuple(2 * int(both) / int(total) if total else nan for both, total in counts)  # nan: the mean leaves it out
 
 
 def score_case(case_id, prediction, reference):
@@ -33,24 +37,98 @@ def score_case(case_id, prediction, reference):
 
 
 def summarise(rows):
-    """{score: {"mean", "cases", "without_score"}}: NaN scores are left out of the mean, and counted."""
-    known = {score: [row[score] for row in rows if not np.isnan(row[score])] for score in SCORES}
-    return {score: {"mean": float(np.mean(values)) if values else nan, "cases": len(values),
-                    "without_score": len(rows) - len(values)} for score, values in known.items()}
+    """{score: {"mean", "from", "to", "cases", "without_score"}}: NaN scores are left out, and counted.
+
+    from, to: the 95% interval of the mean.
+    """
+    summary = {}
+    for score in SCORES:
+        known = [row[score] for row in rows if not np.isnan(row[score])]
+        low, high = bootstrap_interval(known)
+        summary[score] = {"mean": float(np.mean(known)) if known else nan, "from": low, "to": high, "cases": len(known),
+                          "without_score": len(rows) - len(known)}
+    return summary
+
+
+def bootstrap_interval(values, seed=0):
+    """95% interval of the mean over cases: percentiles of the means of resamples. No values: NaN."""
+    if not len(values):
+        return nan, nan
+    drawn = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    return tuple(np.percentile(np.asarray(values)[drawn].mean(axis=1), (2.5, 97.5)).tolist())
+
+
+def sign_flip_test(differences, seed=0):
+    """Two-sided p that paired differences have mean 0: how often their mean, signs flipped, is as far from 0.
+
+    All sign patterns where there are fewer than RESAMPLES, else so many random ones. No differences: 1.
+    """
+    values, n = np.asarray(differences, dtype=float), len(differences)
+    exact = 2**n <= RESAMPLES
+    signs = (np.array(list(product((-1, 1), repeat=n))) if exact else
+             np.random.default_rng(seed).choice((-1, 1), size=(RESAMPLES, n)))
+    as_far = np.count_nonzero(np.abs(signs @ values) >= np.abs(values.sum()) * (1 - 1e-9))
+    return as_far / len(signs) if exact else (as_far + 1) / (RESAMPLES + 1)
+
+
+def holm(p_values):
+    """The p-values of a family of tests, adjusted by Holm's method, in their order."""
+    p_values = np.asarray(p_values)
+    order, adjusted = np.argsort(p_values), np.empty(len(p_values))
+    adjusted[order] = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return adjusted.tolist()
+
+
+def compare(systems):
+    """{"ranking", "cases", "summaries", "pairs"} of {name: rows}, on the cases that all have.
+
+    Ranked by the mean composite Dice, a tie by the tumor's [paper 3]. Pairs: the mean difference of each score, and
+    its p, Holm-adjusted over the pairs.
+    """
+    cases = sorted(set.intersection(*({row["case"] for row in rows} for rows in systems.values())))
+    rows = {name: [row for row in rows if row["case"] in cases] for name, rows in systems.items()}  # sorted by case
+    summaries = {name: summarise(shared) for name, shared in rows.items()}
+    ranking = sorted(systems, key=lambda name: [-summaries[name][score]["mean"] for score in ("composite", "tumor")])
+    pairs = [{"better": one, "worse": other} for one, other in combinations(ranking, 2)]
+    for score in SCORES:
+        apart = [np.array([ours[score] - theirs[score] for ours, theirs in zip(rows[p["better"]], rows[p["worse"]])])
+                 for p in pairs]
+        known = [differences[~np.isnan(differences)] for differences in apart]
+        for pair, differences, p in zip(pairs, known, holm([sign_flip_test(differences) for differences in known])):
+            pair[score] = {"difference": float(differences.mean()) if len(differences) else nan, "p": p}
+    return {"ranking": ranking, "cases": len(cases), "summaries": summaries, "pairs": pairs}
 
 
 def table(rows):
-    """The rows and their mean as lines of text, in per cent as the paper prints them."""
+    """The rows, their mean and its 95% interval as lines of text, in per cent as the paper prints them."""
     summary = summarise(rows)
-    width = max(len("mean"), *(len(row["case"]) for row in rows))
-    lines = [f"{'Dice in %':<{width}}" + "".join(f"{score:>11}" for score in SCORES)]
-    for row in [*rows, {"case": "mean", **{score: summary[score]["mean"] for score in SCORES}}]:
-        lines.append(f"{row['case']:<{width}}" + "".join(
-            f"{'-':>11}" if np.isnan(row[score]) else f"{100 * row[score]:>11.2f}" for score in SCORES))
-    for score, found in summary.items():
-        if left_out := found["without_score"]:
-            lines.append(f"{left_out} of {len(rows)} cases have no {score} score: neither mask nor reference has any")
-    return "\n".join(lines)
+    return "\n".join(_lines([*rows, *_ends(summary)]) + [
+        f"{found['without_score']} of {len(rows)} cases have no {score} score: neither mask nor reference has any"
+        for score, found in summary.items() if found["without_score"]])
+
+
+def comparison_table(compared):
+    """What `compare` found as lines of text: the paper's Table 1 with intervals, its own numbers, the tests."""
+    rows = []
+    for name in compared["ranking"]:
+        rows += _ends(compared["summaries"][name], name)
+        if name in TABLE_1:
+            rows.append({"case": "  the paper", **{s: dice / 100 for s, dice in zip(SCORES, TABLE_1[name])}})
+    return "\n".join(_lines(rows) + [f"{pair['better']} - {pair['worse']}: " + ", ".join(
+        f"{score} {100 * pair[score]['difference']:+.2f} (p {pair[score]['p']:.3f})" for score in SCORES)
+        for pair in compared["pairs"]])
+
+
+def _ends(summary, name="mean"):
+    return [{"case": label, **{score: found[end] for score, found in summary.items()}}
+            for label, end in ((name, "mean"), ("  95% from", "from"), ("  to", "to"))]
+
+
+def _lines(rows):
+    width = max(len("Dice in %"), *(len(row["case"]) for row in rows))
+    return [f"{'Dice in %':<{width}}" + "".join(f"{score:>11}" for score in SCORES)] + [
+        f"{row['case']:<{width}}" + "".join(f"{'-':>11}" if np.isnan(row[s]) else f"{100 * row[s]:>11.2f}" for s in SCORES)
+        for row in rows]
 
 
 def as_csv(rows):

@@ -21,37 +21,42 @@ def predict_volume(networks, volume, recipe, *, mirroring=True, on_window=None):
 
 
 @torch.inference_mode()
-def predict_probabilities(networks, image, recipe, mirroring=True, *, on_window=None):
-    """Mean softmax of all networks: (Z, Y, X) normalised image -> (K, Z, Y, X) float32, on the networks' device.
+def predict_probabilities(networks, image, recipe, mirroring=True, *, device=None, precision=torch.float32,
+                          on_window=None):
+    """Mean softmax of all networks: (Z, Y, X) normalised image -> (K, Z, Y, X) float32 on `device` (default: theirs).
 
     The image may have any size: one smaller than the patch is padded with 0 on both sides, and cropped back.
-    on_window(done, of) is told the windows done, in fractions where they are mirrored. A network in training mode
-    gives its finest head.
+    precision: the convolutions' dtype. on_window(done, of) is told the windows done, in fractions where they are
+    mirrored. A network in training mode gives its finest head; one on another device comes for its turn and goes back.
     """
-    device = next((parameter.device for network in networks for parameter in network.parameters()), "cpu")
+    homes = [next((parameter.device for parameter in network.parameters()), None) for network in networks]
+    device = device or homes[0] or torch.device("cpu")
     image = torch.as_tensor(image).to(device, torch.float32)
     missing = [max(p - n, 0) for n, p in zip(image.shape, recipe.patch)]
     sides = [side for m in reversed(missing) for side in (m // 2, m - m // 2)]  # F.pad counts the last axis first
     padded = F.pad(image, sides)
-    weight = importance_map(recipe.patch).to(device)
+    weight, weights = importance_map(recipe.patch).to(device), torch.zeros(padded.shape, device=device)
     total = torch.zeros((len(CLASSES), *padded.shape), device=device)
-    weights = torch.zeros(padded.shape, device=device)
     starts = list(product(*map(window_starts, padded.shape, recipe.patch)))
     windows = [tuple(slice(s, s + p) for s, p in zip(start, recipe.patch)) for start in starts]
     looks = list(product(windows, FLIPS if mirroring else FLIPS[:1]))
-    for first in range(0, len(looks), AT_ONCE):
-        group = looks[first:first + AT_ONCE]
-        x = torch.stack([padded[window].flip(axes) for window, axes in group])[:, None]
-        for network in networks:
-            logits = network(x.contiguous(memory_format=torch.channels_last_3d))
+    for window, _ in looks:
+        weights[window] += weight
+    for turn, (network, home) in enumerate(zip(networks, homes)):
+        network.to(device)
+        for first in range(0, len(looks), AT_ONCE):
+            group = looks[first:first + AT_ONCE]
+            x = torch.stack([padded[window].flip(axes) for window, axes in group])[:, None]
+            with torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
+                logits = network(x.contiguous(memory_format=torch.channels_last_3d))
             softmax = (logits[0] if isinstance(logits, (list, tuple)) else logits).float().softmax(dim=1)
             for (window, axes), seen in zip(group, softmax):
                 total[(slice(None), *window)] += weight * seen.flip([axis + 1 for axis in axes])
-        for window, _ in group:
-            weights[window] += weight * len(networks)
-        if on_window:
-            on_window((first + len(group)) * len(windows) / len(looks), len(windows))
-    return F.pad(total.div_(weights), [-side for side in sides])
+            if on_window:
+                done = turn + (first + len(group)) / len(looks)
+                on_window(done * len(windows), len(networks) * len(windows))
+        network.to(home)
+    return F.pad(total.div_(weights * len(networks)), [-side for side in sides])
 
 
 def window_starts(size, patch):

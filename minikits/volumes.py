@@ -91,10 +91,13 @@ def check_same_grid(one, other):
                          "was one of them registered or reoriented?")
 
 
-def write_labels(path, labels, like):
-    """Writes (Z, Y, X) labels as uint8 in the frame, shape, affine and codes of the file that `like` was read from."""
+def write_labels(path, labels, like, *, slope=1.0):
+    """Writes (Z, Y, X) labels as uint8 in the frame, shape, affine and codes of the file that `like` was read from.
+
+    slope: what one step of the bytes stands for, where they are no labels; the header says it.
+    """
     back = ornt_transform(CANONICAL, io_orientation(like.affine))
-    _write(path, apply_orientation(np.asarray(labels, dtype=np.uint8), back), like.header)
+    _write(path, apply_orientation(np.asarray(labels, dtype=np.uint8), back), like.header, slope)
 
 
 def write_image(path, voxels, spacing_mm):
@@ -103,14 +106,16 @@ def write_image(path, voxels, spacing_mm):
     _write(path, voxels, nib.Nifti1Image(voxels, affine).header)
 
 
-def _write(path, array, header):
+def _write(path, array, header, slope=1.0):
     """`array` in the file's own axes; compressed where the name says so; equal input gives equal bytes."""
     header = nib.Nifti1Header.from_header(header, check=False)
     header["sizeof_hdr"], header["magic"] = 348, b"n+1"  # whatever the scan's header was
     header["cal_min"] = header["cal_max"] = 0  # a display range in HU would hide the labels
     with (written_whole(path) as file,
           gzip.GzipFile("", "wb", 3, file, mtime=0) if str(path).endswith(".gz") else nullcontext(file) as stream):
-        nib.Nifti1Image(array, None, header, dtype=array.dtype).to_stream(stream)
+        image = nib.Nifti1Image(array, None, header, dtype=array.dtype)
+        image.header.set_slope_inter(slope, 0)
+        image.to_stream(stream)
 
 
 def _read(path):

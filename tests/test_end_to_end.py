@@ -40,17 +40,15 @@ def test_training_leaves_a_run_that_can_be_audited(trained, phantoms):
     run = out / "residual" / "fold0"
     ids = sorted(path.name for path in phantoms.iterdir())
     train_ids, validation_ids = five_folds(ids)[0]
-    assert {path.name for path in run.iterdir()} == {"checkpoint.pt", "learning_curve.png", "log.csv", "validation"}
+    assert {path.name for path in run.iterdir()} == {"checkpoint.pt", "learning_curve.png", "log.csv"}
     rows = list(csv.DictReader((run / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"] and float(rows[1]["loss"]) < 2
     assert float(rows[1]["learning_rate"]) == pytest.approx(0.01 * 0.5**0.9)
     checkpoint = load_checkpoint(run / "checkpoint.pt")
     assert checkpoint["cases"] == {"train": train_ids, "validation": validation_ids} and checkpoint["recipe"] == TINY
     for line in ("patch: (16, 32, 32) (paper: (80, 160, 160))", "epoch 2 of 2", "patch Dice kidney", "0:00:00 left",
-                 "mean"):
+                 "predict.py --cross-validation"):
         assert line in printed
-    assert {path.name for path in (run / "validation").iterdir()} == {
-        "cases.csv", "summary.json", *(f"{id}.nii.gz" for id in validation_ids)}
 
 
 def test_a_run_is_not_overwritten_and_not_resumed_as_another(trained, phantoms, recipe):
@@ -96,7 +94,8 @@ def test_predict_and_evaluate(trained, phantoms, tmp_path):
 
     before = (masks / "phantom_1.nii.gz").stat().st_mtime_ns
     (masks / "phantom_0.nii.gz").unlink()
-    assert "5 of 6 scans have a mask already" in run_script(*arguments, "--no-mirroring")
+    assert "the masks here are of other networks or options" in run_script(*arguments, "--no-mirroring", expect=2)
+    assert "5 of 6 scans have a mask already" in run_script(*arguments)
     assert (masks / "phantom_1.nii.gz").stat().st_mtime_ns == before and (masks / "phantom_0.nii.gz").exists()
 
     report = tmp_path / "report"
@@ -107,6 +106,7 @@ def test_predict_and_evaluate(trained, phantoms, tmp_path):
     assert float(rows["phantom_2"]["kidney"]) == pytest.approx(wanted[0])
     assert set(json.loads((report / "summary.json").read_text())) == {"kidney", "tumor", "composite"}
     assert len(list((report / "overlays").glob("*.png"))) == 6 and "mean" in printed
+    assert "its networks were trained on 4 of these cases" in printed
 
 
 def test_bad_scans_do_not_stop_the_good_ones(trained, phantoms, tmp_path):
@@ -117,11 +117,11 @@ def test_bad_scans_do_not_stop_the_good_ones(trained, phantoms, tmp_path):
     arguments = ("predict.py", "--in", scans, "--model", trained[0] / "residual", "--no-mirroring")
     printed = run_script(*arguments, "--out", tmp_path / "masks", expect=2)
     assert "bad.nii.gz: starts with b'<html>'" in printed
-    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["good.nii.gz"]
+    assert {path.name for path in (tmp_path / "masks").iterdir()} == {"good.nii.gz", "prediction.json"}
     (scans / "bad.nii.gz").unlink()
     (scans / "good_0000.nii.gz").rename(scans / "good.nii.gz")
     before = (scans / "good.nii.gz").read_bytes()
-    assert "would replace it" in run_script(*arguments, "--out", scans, "--overwrite", expect=2)
+    assert "would lie among the scans or labels" in run_script(*arguments, "--out", scans, "--overwrite", expect=2)
     assert (scans / "good.nii.gz").read_bytes() == before
 
 
@@ -129,7 +129,7 @@ def test_kits19_names(trained, phantoms, tmp_path):
     shutil.copytree(phantoms / "phantom_0", tmp_path / "kits" / "case_00210")
     arguments = ("predict.py", "--in", tmp_path / "kits", "--model", trained[0] / "residual", "--no-mirroring")
     run_script(*arguments, "--out", tmp_path / "masks")
-    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["prediction_00210.nii.gz"]
+    assert {path.name for path in (tmp_path / "masks").iterdir()} == {"prediction_00210.nii.gz", "prediction.json"}
     assert "case_00210" in run_script("evaluate.py", "--pred", tmp_path / "masks", "--ref", tmp_path / "kits")
 
 
