@@ -1,7 +1,6 @@
 """Kidney, tumor and composite Dice of masks: python evaluate.py --pred masks/ --ref data/"""
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 from minikits.cases import find_cases
 from minikits.evaluation import SCORES, as_csv, as_json, compare, comparison_table, score_case, summarise, table
 from minikits.files import read_json, write_text, written_whole
+from minikits.sampling import fetch_ahead
 from minikits.volumes import check_same_grid, read_labels, read_volume
 
 FIGURES = find_spec("matplotlib")  # pictures are drawn where it is installed
@@ -22,22 +22,16 @@ def main():
     parser.add_argument("--out", type=Path, help="folder for cases.csv, summary.json, comparison.json and pictures")
     parser.add_argument("--allow-missing", action="store_true", help="score the cases that both have")
     arguments = parser.parse_args()
-    several = len(arguments.pred) > 1
     try:
-        if len({folder.resolve().name for folder in arguments.pred}) < len(arguments.pred):
+        folders = {folder.resolve().name: folder for folder in arguments.pred}
+        if len(folders) < len(arguments.pred):
             raise ValueError("--pred: several folders of one name; rename one, the reports bear their names")
         systems = {}
-        for folder in arguments.pred:
-            out = arguments.out and (arguments.out / folder.resolve().name if several else arguments.out)
-            systems[folder.resolve().name] = evaluate(folder, arguments.ref, out, arguments.allow_missing)
-        if several:
-            compared = compare(systems)
-            print(f"\nThe {compared['cases']} cases that all have, best first; p: sign flips, paired; Holm\n"
-                  f"{comparison_table(compared)}")
-            if arguments.out:
-                write_text(arguments.out / "comparison.json", as_json(compared))
-            if arguments.out and FIGURES:
-                draw_comparison(arguments.out / "comparison.png", systems)
+        for name, folder in folders.items():
+            out = arguments.out and (arguments.out / name if len(folders) > 1 else arguments.out)
+            systems[name] = evaluate(folder, arguments.ref, out, arguments.allow_missing)
+        if len(systems) > 1:
+            report_comparison(systems, arguments.out)
     except (ValueError, OSError) as error:
         parser.exit(2, f"evaluate.py: {error}\n")
 
@@ -51,13 +45,11 @@ def evaluate(folder, reference_folder, out, allow_missing):
             raise ValueError(f"{folder}: {len(only)} cases have no {kind} ({', '.join(sorted(only)[:5])}), wanted one "
                              "for each; --allow-missing scores the cases that have both")
     rows = []
-    with ThreadPoolExecutor(2) as threads:  # unpacking is most of the work
-        for name in both:
-            mask, reference = threads.map(read_labels, (masks[name], references[name]))
-            check_same_grid(mask, reference)
-            rows.append(score_case(name, mask.voxels, reference.voxels))
-            if out and FIGURES:
-                draw_overlay(out / "overlays" / f"{name}.png", rows[-1], images.get(name), mask.voxels, reference)
+    for mask, reference in fetch_ahead(lambda name: (read_labels(masks[name]), read_labels(references[name])), both):
+        check_same_grid(mask, reference)
+        rows.append(score_case(both[len(rows)], mask.voxels, reference.voxels))
+        if out and FIGURES:
+            draw_overlay(out / "overlays", rows[-1], images.get(rows[-1]["case"]), mask.voxels, reference)
     print(f"{folder} against {reference_folder}, {len(rows)} cases\n{table(rows)}")
     about = read_json(folder / "prediction.json") if (folder / "prediction.json").exists() else {}
     if seen := sorted({*both} & {*about.get("trained_on", [])}):
@@ -77,7 +69,7 @@ def find_labels(folder):
     return {case.id: case.labels for case in cases if case.labels}, {case.id: case.image for case in cases}
 
 
-def draw_overlay(path, row, image_path, mask, reference):
+def draw_overlay(folder, row, image_path, mask, reference):
     """Two axial slices with the contours of reference (solid) and mask (dashed)."""
     from matplotlib.figure import Figure
     truth = reference.voxels
@@ -96,12 +88,19 @@ def draw_overlay(path, row, image_path, mask, reference):
         axes.set_axis_off()
     scores = ", ".join(f"{name} {100 * row[name]:.1f}" for name in ("kidney", "tumor"))
     figure.suptitle(f"{row['case']}: Dice {scores}. Kidney cyan, tumor red; reference solid, prediction dashed")
-    with written_whole(path) as file:
+    with written_whole(folder / f"{row['case']}.png") as file:
         figure.savefig(file, format="png", dpi=110)
 
 
-def draw_comparison(path, systems):
-    """For each score a box per system, and a line per case."""
+def report_comparison(systems, out):
+    """Prints what distinguishes {name: rows}; writes it, and a figure: a box per system, a line per case."""
+    compared = compare(systems)
+    print(f"\nThe {compared['cases']} cases that all have, best first; p: sign flips, paired, Holm\n"
+          f"{comparison_table(compared)}")
+    if out:
+        write_text(out / "comparison.json", as_json(compared))
+    if not (out and FIGURES):
+        return
     from matplotlib.figure import Figure
     figure = Figure(figsize=(4 * len(SCORES), 4.5), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(SCORES)), SCORES):
@@ -110,7 +109,7 @@ def draw_comparison(path, systems):
             axes.plot(range(1, len(found) + 1), [scores[case] for scores in found], "o-", color="0.7", ms=3, lw=0.5)
         axes.boxplot([[v for v in scores.values() if v == v] for scores in found], tick_labels=list(systems))
         axes.set(title=score, ylabel="Dice")
-    with written_whole(path) as file:
+    with written_whole(out / "comparison.png") as file:
         figure.savefig(file, format="png", dpi=110)
 
 

@@ -29,16 +29,13 @@ Scan = namedtuple("Scan", "id path mask networks")  # mask: where it goes; netwo
 
 def main():
     parser = argparse.ArgumentParser(description="Predict kidney (1) and tumor (2) masks of abdominal CT scans.")
-    parser.add_argument("--in", dest="scans", type=Path, required=True,
-                        help="a scan, a folder of *.nii and *.nii.gz, or a KiTS19 folder")
+    parser.add_argument("--in", dest="scans", type=Path, required=True, help="a scan, a folder of scans or of cases")
     parser.add_argument("--out", type=Path, required=True, help="folder for the masks")
-    parser.add_argument("--model", type=Path, nargs="+", default=[Path("runs/residual")],
-                        help="run folders; all their folds are averaged")
+    parser.add_argument("--model", type=Path, nargs="+", default=[Path("runs/residual")], help="run folders, averaged")
     parser.add_argument("--folds", type=int, nargs="+", choices=range(FOLDS), metavar="N", help="only these folds")
     parser.add_argument("--no-mirroring", action="store_true", help="an eighth of the work, slightly less accurate")
     parser.add_argument("--probabilities", action="store_true", help="of kidney and tumor, into OUT/probabilities")
-    parser.add_argument("--cross-validation", action="store_true",
-                        help="training cases, each by the networks that were not trained on it")
+    parser.add_argument("--cross-validation", action="store_true", help="each case by networks that did not see it")
     parser.add_argument("--overwrite", action="store_true", help="predict scans again that have a mask")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
@@ -46,9 +43,8 @@ def main():
     try:
         failed = predict(arguments)
     except (ValueError, OSError) as error:
-        parser.exit(2, f"predict.py: {error}\n")
-    if failed:
-        parser.exit(2, "".join(f"predict.py: {line}\n" for line in failed))
+        failed = [error]
+    parser.exit(2 if failed else 0, "".join(f"predict.py: {line}\n" for line in failed))
 
 
 def predict(arguments):
@@ -83,14 +79,14 @@ def find_scans(arguments, networks, recipe):
         raise ValueError(f"{arguments.out}: the masks would lie among the scans or labels "
                          f"({folders[arguments.out.resolve()].name}); choose another folder with --out")
     scans = [Scan(case.id, case.image, arguments.out / mask_name(case.id, case.image), [
-        network for network, seen in networks if not (crossed and case.id in seen)]) for case in cases if case.image]
+        network for network, seen in networks if not crossed or (seen and case.id not in seen)])
+        for case in cases if case.image]
     if not scans:
         raise ValueError(f"{arguments.scans}: no scan found, only labels; wanted imaging.nii.gz or images/")
     if refused := [scan.id for scan in scans if not scan.networks]:
-        said = f"{len(refused)} cases were trained on by every network ({', '.join(refused[:5])})"
-        if len(refused) == len(scans):
-            raise ValueError(f"{arguments.scans}: {said}, wanted some that one has not seen; train other folds")
-        print(f"{said} and are left out; train other folds")
+        print(f"{len(refused)} cases were trained on by every network ({', '.join(refused[:5])}) and are left out")
+    if len(refused) == len(scans):
+        raise ValueError(f"{arguments.scans}: nothing is left to cross-validate; name other runs or folds")
     return [scan for scan in scans if scan.networks]
 
 

@@ -19,7 +19,7 @@ from minikits.cases import five_folds, prepare, training_cases
 from minikits.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from minikits.devices import join_processes, mean_of_processes, memory_bytes, pick_device, pick_precision, signals_noted
 from minikits.evaluation import as_csv, kits_dice
-from minikits.files import read_json, write_text, written_whole
+from minikits.files import claim, read_json, write_text, written_whole
 from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, recipe_from
 from minikits.sampling import draw_batch, fetch_ahead
@@ -69,6 +69,7 @@ def train(arguments):
                          f"{needed / 2**30:.1f}; a recipe with a smaller patch or batch_size needs less")
     surroundings = environment(device, precision, world) | {"step_gib": round(needed / 2**30, 1)}
     if rank == 0:
+        claim(run)
         introduce(run, about, network, recipe, surroundings, state)
     else:
         distributed.barrier()  # the first prepares the cases for all
@@ -97,9 +98,6 @@ def train(arguments):
                 return noted[0] if noted else signal.SIGTERM
             if rank == 0:
                 report(run, state["log"], recipe)
-    if rank == 0 and validation_ids:
-        print(f"{len(validation_ids)} held-out cases: predict.py --cross-validation --in {arguments.data} --model "
-              f"{run.parent} --out ..., then evaluate.py, gives their Dice")
 
 
 def on_device(cases, device, room):
@@ -214,7 +212,8 @@ def introduce(run, about, network, recipe, environment, state):
           f"{recipe.epochs} epochs of {recipe.batches_per_epoch} batches of {recipe.batch_size}, into {run}")
     print("recipe: the paper's" if not departures else f"recipe: {len(departures)} departures from the paper\n  "
           + "\n  ".join(departures))
-    print(f"cases: {len(about['cases']['train'])} to train on, {len(about['cases']['validation'])} held out; "
+    print(f"cases: {len(about['cases']['train'])} to train on, {len(about['cases']['validation'])} held out "
+          "(predict.py --cross-validation gives their masks); "
           f"{', '.join(f'{name} {value}' for name, value in environment.items())}", flush=True)
     if state["epoch"] or state["batch"]:
         print(f"resumed after epoch {state['epoch']}, batch {state['batch']} of the next", flush=True)

@@ -15,15 +15,12 @@ RESAMPLES = 9999  # of the bootstrap, and sign patterns of the permutation test
 
 
 def kits_dice(prediction, reference):
-    """(kidney, tumor) Dice of two label maps 0, 1, 2 of the same shape, of any axis order.
-
-    Kidney: labels above 0, the tumor with it; tumor: label 2. Both empty: NaN; one empty: 0.
-    """
+    """(kidney, tumor) Dice of two label maps 0, 1, 2 of one shape, of any axis order. Both empty: NaN; one empty: 0."""
     prediction, reference = (np.asarray(labels) for labels in (prediction, reference))
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
     slowest = np.argsort(prediction.strides)[-1]  # slabs along it lie together in memory
-    counts = np.zeros((2, 2), dtype=int)  # kidney, tumor: voxels of both, voxels of either
+    counts = np.zeros((2, 2), dtype=int)  # kidney (the tumor with it), tumor: voxels of both, voxels of either
     for slab in zip(*(np.moveaxis(labels, slowest, 0) for labels in (prediction, reference))):
         for count, (ours, theirs) in zip(counts, ([part > 0 for part in slab], [part == 2 for part in slab])):
             count += np.count_nonzero(ours & theirs), np.count_nonzero(ours) + np.count_nonzero(theirs)
@@ -37,10 +34,7 @@ def score_case(case_id, prediction, reference):
 
 
 def summarise(rows):
-    """{score: {"mean", "from", "to", "cases", "without_score"}}: NaN scores are left out, and counted.
-
-    from, to: the 95% interval of the mean.
-    """
+    """{score: {"mean", "from", "to", "cases", "without_score"}}: NaN is left out and counted; from, to: 95% interval"""
     summary = {}
     for score in SCORES:
         known = [row[score] for row in rows if not np.isnan(row[score])]
@@ -73,26 +67,25 @@ def sign_flip_test(differences, seed=0):
 
 def holm(p_values):
     """The p-values of a family of tests, adjusted by Holm's method, in their order."""
-    p_values = np.asarray(p_values)
     order, adjusted = np.argsort(p_values), np.empty(len(p_values))
-    adjusted[order] = np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    adjusted[order] = np.maximum.accumulate(np.sort(p_values) * np.arange(len(order), 0, -1)).clip(max=1)
     return adjusted.tolist()
 
 
 def compare(systems):
-    """{"ranking", "cases", "summaries", "pairs"} of {name: rows}, on the cases that all have.
+    """{"ranking", "cases", "summaries", "pairs"} of {name: rows sorted by case}, on the cases that all have.
 
     Ranked by the mean composite Dice, a tie by the tumor's [paper 3]. Pairs: the mean difference of each score, and
     its p, Holm-adjusted over the pairs.
     """
-    cases = sorted(set.intersection(*({row["case"] for row in rows} for rows in systems.values())))
-    rows = {name: [row for row in rows if row["case"] in cases] for name, rows in systems.items()}  # sorted by case
+    cases = set.intersection(*({row["case"] for row in rows} for rows in systems.values()))
+    rows = {name: [row for row in rows if row["case"] in cases] for name, rows in systems.items()}
     summaries = {name: summarise(shared) for name, shared in rows.items()}
     ranking = sorted(systems, key=lambda name: [-summaries[name][score]["mean"] for score in ("composite", "tumor")])
-    pairs = [{"better": one, "worse": other} for one, other in combinations(ranking, 2)]
+    pairs = [{"better": better, "worse": worse} for better, worse in combinations(ranking, 2)]
     for score in SCORES:
-        apart = [np.array([ours[score] - theirs[score] for ours, theirs in zip(rows[p["better"]], rows[p["worse"]])])
-                 for p in pairs]
+        ours = {name: np.array([row[score] for row in shared]) for name, shared in rows.items()}
+        apart = [ours[pair["better"]] - ours[pair["worse"]] for pair in pairs]
         known = [differences[~np.isnan(differences)] for differences in apart]
         for pair, differences, p in zip(pairs, known, holm([sign_flip_test(differences) for differences in known])):
             pair[score] = {"difference": float(differences.mean()) if len(differences) else nan, "p": p}
@@ -102,9 +95,9 @@ def compare(systems):
 def table(rows):
     """The rows, their mean and its 95% interval as lines of text, in per cent as the paper prints them."""
     summary = summarise(rows)
-    return "\n".join(_lines([*rows, *_ends(summary)]) + [
+    return "\n".join([*_lines([*rows, *_ends(summary)]), *(
         f"{found['without_score']} of {len(rows)} cases have no {score} score: neither mask nor reference has any"
-        for score, found in summary.items() if found["without_score"]])
+        for score, found in summary.items() if found["without_score"])])
 
 
 def comparison_table(compared):
@@ -112,11 +105,10 @@ def comparison_table(compared):
     rows = []
     for name in compared["ranking"]:
         rows += _ends(compared["summaries"][name], name)
-        if name in TABLE_1:
-            rows.append({"case": "  the paper", **{s: dice / 100 for s, dice in zip(SCORES, TABLE_1[name])}})
-    return "\n".join(_lines(rows) + [f"{pair['better']} - {pair['worse']}: " + ", ".join(
+        rows += [{"case": "  paper", **{s: x / 100 for s, x in zip(SCORES, TABLE_1[name])}}] if name in TABLE_1 else []
+    return "\n".join([*_lines(rows), *(f"{pair['better']} - {pair['worse']}: " + ", ".join(
         f"{score} {100 * pair[score]['difference']:+.2f} (p {pair[score]['p']:.3f})" for score in SCORES)
-        for pair in compared["pairs"]])
+        for pair in compared["pairs"])])
 
 
 def _ends(summary, name="mean"):
@@ -126,9 +118,9 @@ def _ends(summary, name="mean"):
 
 def _lines(rows):
     width = max(len("Dice in %"), *(len(row["case"]) for row in rows))
-    return [f"{'Dice in %':<{width}}" + "".join(f"{score:>11}" for score in SCORES)] + [
-        f"{row['case']:<{width}}" + "".join(f"{'-':>11}" if np.isnan(row[s]) else f"{100 * row[s]:>11.2f}" for s in SCORES)
-        for row in rows]
+    cells = [[row["case"], *("-" if np.isnan(row[score]) else f"{100 * row[score]:.2f}" for score in SCORES)]
+             for row in rows]
+    return [f"{name:<{width}}{k:>11}{t:>11}{c:>11}" for name, k, t, c in [["Dice in %", *SCORES], *cells]]
 
 
 def as_csv(rows):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -24,6 +24,17 @@ def written_whole(path):
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def claim(folder):
+    """Keeps a folder for this process until it ends, however it ends; a ValueError where another has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(ImportError):  # Windows cannot keep it
+        import fcntl
+        try:
+            fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process trains here; wait for it, or choose another --out") from None
 
 
 def write_text(path, text):
