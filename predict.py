@@ -3,9 +3,12 @@
 import argparse
 import json
 import re
+import signal
 import sys
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from time import monotonic
 
 import numpy as np
@@ -19,7 +22,6 @@ from minikits.files import read_json, write_text
 from minikits.paper import CLASSES, FOLDS
 from minikits.prediction import predict_probabilities
 from minikits.resampling import label_orders, labels_on_native_grid, prepare_image, resample
-from minikits.sampling import fetch_ahead
 from minikits.unet import build_unet
 from minikits.volumes import read_volume, write_labels
 
@@ -40,6 +42,7 @@ def main():
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, in all threads; masks appear whole
     try:
         failed = predict(arguments)
     except (ValueError, OSError) as error:
@@ -91,43 +94,32 @@ def find_scans(arguments, networks, recipe):
 
 
 def predict_scans(scans, recipe, arguments, device):
-    """One thread reads and prepares the next scan and one writes the last mask while the device is at work."""
-    started, precision = monotonic(), pick_precision(arguments.precision, device)
+    """Two threads take scans: one reads, prepares or writes its own while the device works for the other."""
+    precision = pick_precision(arguments.precision, device)
+    started, done, device_free = monotonic(), [], Lock()
 
-    def read(scan, _):
-        volume = read_volume(scan.path)
-        return volume, prepare_image(volume, recipe)
-
-    def look(scan, found):
-        volume, image = found
-        return volume, predict_probabilities(scan.networks, image, recipe, not arguments.no_mirroring, device=device,
-                                             precision=precision, on_window=progress(scan.id))
-
-    def write(scan, found):
-        volume, probabilities = found
-        labels = write_case(scan.mask, probabilities, volume, arguments.probabilities)
-        number, seconds = scans.index(scan) + 1, monotonic() - started
-        kidney, tumor = (np.count_nonzero(labels == value) * np.prod(volume.spacing_mm) / 1000 for value in (1, 2))
-        print(f"{scan.id}: kidney {kidney:.0f} ml, tumor {tumor:.0f} ml ({number} of {len(scans)}, {seconds:.0f} s, "
-              f"{seconds / number * (len(scans) - number):.0f} s left)", flush=True)
-
-    work = fetch_ahead(stage(read), [(scan, None) for scan in scans])
-    done = list(fetch_ahead(stage(write), map(stage(look), work)))
-    return [str(error) for _, error in done if error]
-
-
-def stage(work):
-    """Of (scan, found) pairs: found becomes work(scan, found), or its error, which passes all later stages."""
-    def run(pair):
-        scan, found = pair
-        if isinstance(found, Exception):
-            return pair
+    def work(scan):
+        failed = None
         try:
-            return scan, work(scan, found)
+            volume = read_volume(scan.path)
+            image = prepare_image(volume, recipe)
+            with device_free:
+                probabilities = predict_probabilities(
+                    scan.networks, image, recipe, not arguments.no_mirroring, device=device, precision=precision,
+                    on_window=progress(scan.id))
+            labels = write_case(scan.mask, probabilities, volume, arguments.probabilities)
+            kidney, tumor = (np.count_nonzero(labels == value) * np.prod(volume.spacing_mm) / 1000 for value in (1, 2))
+            said = f"kidney {kidney:.0f} ml, tumor {tumor:.0f} ml"
         except (ValueError, OSError, torch.OutOfMemoryError) as error:
-            print(f"{scan.id}: failed: {error}", flush=True)
-            return scan, error
-    return run
+            failed = str(error)
+            said = f"failed: {error}"
+        done.append(scan)
+        left = (monotonic() - started) / len(done) * (len(scans) - len(done))
+        print(f"{scan.id}: {said} ({len(done)} of {len(scans)}, {left:.0f} s left)", flush=True)
+        return failed
+
+    with ThreadPoolExecutor(2) as threads:
+        return [failed for failed in threads.map(work, scans) if failed]
 
 
 def write_case(path, probabilities, volume, also_probabilities):
@@ -152,25 +144,26 @@ def load_networks(arguments, device):
 
     Refuses networks that see images differently. Where all of them would fill half of a GPU they wait beside it.
     """
-    found = {path: load_checkpoint(path) for run in arguments.model for path in find_checkpoints(run, arguments.folds)}
-    first, recipe = next((path, checkpoint["recipe"]) for path, checkpoint in found.items())
-    networks, trained = [], [checkpoint["cases"]["train"] for checkpoint in found.values()]
-    for path, checkpoint in found.items():
+    networks, about, recipe = [], [], None
+    for path in [path for run in arguments.model for path in find_checkpoints(run, arguments.folds)]:
+        checkpoint = load_checkpoint(path)
+        recipe = recipe or checkpoint["recipe"]
         for name in SHARED:
             ours, theirs = getattr(checkpoint["recipe"], name), getattr(recipe, name)
             if ours != theirs:
-                raise ValueError(f"{path}: {name} is {ours}, but {theirs} in {first}; average networks of one recipe")
-        networks.append(load_weights(build_unet(checkpoint["arch"], checkpoint["recipe"]), checkpoint, path).eval())
+                raise ValueError(f"{path}: {name} is {ours}, but {theirs} in the first; average networks of one recipe")
+        network = load_weights(build_unet(checkpoint["arch"], checkpoint["recipe"]), checkpoint, path).eval()
+        networks.append((network, checkpoint["cases"]["train"]))
+        about.append({name: checkpoint.get(name) for name in ("arch", "fold", "seed", "epoch")})
         print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs on "
               f"{len(checkpoint['cases']['train']) or 'unknown'} cases")
-    fit = sum(weight.nbytes for network in networks for weight in network.parameters()) < memory_bytes(device) / 2
-    for network in networks:
+    fit = sum(weight.nbytes for network, _ in networks for weight in network.parameters()) < memory_bytes(device) / 2
+    for network, _ in networks:
         network.to(device if fit else "cpu", memory_format=torch.channels_last_3d)
-    crossed, names = arguments.cross_validation, ("arch", "fold", "seed", "epoch")
-    return list(zip(networks, trained)), recipe, {
-        "networks": [{name: checkpoint.get(name) for name in names} for checkpoint in found.values()],
-        "mirroring": not arguments.no_mirroring, "precision": arguments.precision, "cross_validation": crossed,
-        "trained_on": [] if crossed else sorted({id for ids in trained for id in ids})}
+    return networks, recipe, {
+        "networks": about, "mirroring": not arguments.no_mirroring, "precision": arguments.precision,
+        "cross_validation": arguments.cross_validation,
+        "trained_on": [] if arguments.cross_validation else sorted({id for _, seen in networks for id in seen})}
 
 
 def progress(what):

@@ -46,7 +46,8 @@ def runs(phantoms, tmp_path_factory):
 
 def test_cross_validation_takes_the_networks_that_did_not_see_the_case(runs, phantoms, tmp_path):
     out, networks, folds = runs
-    arguments = ("predict.py", "--in", phantoms, "--cross-validation", "--no-mirroring", "--precision", "fp32", "--model")
+    arguments = ("predict.py", "--in", phantoms, "--cross-validation", "--no-mirroring", "--precision", "fp32",
+                 "--model")
     run_script(*arguments, out / "plain", "--out", tmp_path / "plain")
     run_script(*arguments, out / "plain", out / "residual", "--out", tmp_path / "ensemble")
     for fold, (_, validation) in enumerate(folds):
