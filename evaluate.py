@@ -84,10 +84,9 @@ def draw_overlay(folder, row, image_path, mask, reference):
             for structure, colour in ((labels > 0, "tab:cyan"), (labels == 2, "tab:red")):
                 if structure.any():
                     axes.contour(structure, [0.5], colors=colour, linestyles=line, linewidths=1)
-        axes.set_title(f"slice {z}: {why}")
-        axes.set_axis_off()
-    scores = ", ".join(f"{name} {100 * row[name]:.1f}" for name in ("kidney", "tumor"))
-    figure.suptitle(f"{row['case']}: Dice {scores}. Kidney cyan, tumor red; reference solid, prediction dashed")
+        axes.set(title=f"slice {z}: {why}", xticks=[], yticks=[])
+    figure.suptitle(f"{row['case']}: Dice of kidney (cyan) {100 * row['kidney']:.1f}, of tumor (red) "
+                    f"{100 * row['tumor']:.1f}; reference solid, prediction dashed")
     with written_whole(folder / f"{row['case']}.png") as file:
         figure.savefig(file, format="png", dpi=110)
 

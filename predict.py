@@ -17,7 +17,7 @@ from torch import distributed
 
 from minikits.cases import find_cases, training_cases
 from minikits.checkpoints import find_checkpoints, load_checkpoint, load_weights
-from minikits.devices import join_processes, memory_bytes, pick_device, pick_precision
+from minikits.devices import join_processes, pick_device, pick_precision
 from minikits.files import read_json, write_text
 from minikits.paper import CLASSES, FOLDS
 from minikits.prediction import predict_probabilities
@@ -53,7 +53,7 @@ def main():
 def predict(arguments):
     """Predicts every scan that has no mask yet, or this process's share; returns a line for each that failed."""
     device, (rank, world) = pick_device(arguments.device), join_processes(torch.device("cpu"))
-    networks, recipe, about = load_networks(arguments, device)
+    networks, recipe, about = load_networks(arguments)
     scans = find_scans(arguments, networks, recipe)
     waiting = [scan for scan in scans if arguments.overwrite or not scan.mask.exists()]
     if len(waiting) < len(scans):
@@ -95,8 +95,8 @@ def find_scans(arguments, networks, recipe):
 
 def predict_scans(scans, recipe, arguments, device):
     """Two threads take scans: one reads, prepares or writes its own while the device works for the other."""
-    precision = pick_precision(arguments.precision, device)
-    started, done, device_free = monotonic(), [], Lock()
+    precision, device_free = pick_precision(arguments.precision, device), Lock()
+    started, done = monotonic(), []
 
     def work(scan):
         failed = None
@@ -107,30 +107,23 @@ def predict_scans(scans, recipe, arguments, device):
                 probabilities = predict_probabilities(
                     scan.networks, image, recipe, not arguments.no_mirroring, device=device, precision=precision,
                     on_window=progress(scan.id))
-            labels = write_case(scan.mask, probabilities, volume, arguments.probabilities)
+            labels = labels_on_native_grid(probabilities, volume)
+            for value, structure in list(enumerate(CLASSES))[1:] if arguments.probabilities else ():
+                native = resample(probabilities[value].cpu(), labels.shape, label_orders(volume.spacing_mm))
+                path = arguments.out / "probabilities" / scan.mask.name.replace(".nii", f"_{structure}.nii")
+                write_labels(path, np.rint(255 * native), volume, slope=1 / 255)
+            write_labels(scan.mask, labels, volume)
             kidney, tumor = (np.count_nonzero(labels == value) * np.prod(volume.spacing_mm) / 1000 for value in (1, 2))
             said = f"kidney {kidney:.0f} ml, tumor {tumor:.0f} ml"
         except (ValueError, OSError, torch.OutOfMemoryError) as error:
-            failed = str(error)
-            said = f"failed: {error}"
+            said = failed = f"failed: {error}"
         done.append(scan)
         left = (monotonic() - started) / len(done) * (len(scans) - len(done))
         print(f"{scan.id}: {said} ({len(done)} of {len(scans)}, {left:.0f} s left)", flush=True)
         return failed
 
     with ThreadPoolExecutor(2) as threads:
-        return [failed for failed in threads.map(work, scans) if failed]
-
-
-def write_case(path, probabilities, volume, also_probabilities):
-    """Writes the mask, after the probabilities if they are wanted; returns the labels (Z, Y, X)."""
-    labels = labels_on_native_grid(probabilities, volume)
-    for value, structure in list(enumerate(CLASSES))[1:] if also_probabilities else ():
-        native = resample(probabilities[value].cpu(), labels.shape, label_orders(volume.spacing_mm))
-        beside = path.parent / "probabilities" / path.name.replace(".nii", f"_{structure}.nii")
-        write_labels(beside, np.rint(255 * native), volume, slope=1 / 255)
-    write_labels(path, labels, volume)
-    return labels
+        return [failed.removeprefix("failed: ") for failed in threads.map(work, scans) if failed]
 
 
 def mask_name(name, path):
@@ -139,11 +132,9 @@ def mask_name(name, path):
     return f"prediction_{kits[1]}.nii.gz" if kits and path.resolve().parent.name == name else f"{name}.nii.gz"
 
 
-def load_networks(arguments, device):
+def load_networks(arguments):
     """([(network, ids it was trained on)], the recipe they share, what prediction.json says of them).
-
-    Refuses networks that see images differently. Where all of them would fill half of a GPU they wait beside it.
-    """
+    Refuses networks that see images differently. They stay in the computer's memory, and go to the device in turn."""
     networks, about, recipe = [], [], None
     for path in [path for run in arguments.model for path in find_checkpoints(run, arguments.folds)]:
         checkpoint = load_checkpoint(path)
@@ -153,13 +144,10 @@ def load_networks(arguments, device):
             if ours != theirs:
                 raise ValueError(f"{path}: {name} is {ours}, but {theirs} in the first; average networks of one recipe")
         network = load_weights(build_unet(checkpoint["arch"], checkpoint["recipe"]), checkpoint, path).eval()
-        networks.append((network, checkpoint["cases"]["train"]))
+        networks.append((network.to(memory_format=torch.channels_last_3d), checkpoint["cases"]["train"]))
         about.append({name: checkpoint.get(name) for name in ("arch", "fold", "seed", "epoch")})
         print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs on "
               f"{len(checkpoint['cases']['train']) or 'unknown'} cases")
-    fit = sum(weight.nbytes for network, _ in networks for weight in network.parameters()) < memory_bytes(device) / 2
-    for network, _ in networks:
-        network.to(device if fit else "cpu", memory_format=torch.channels_last_3d)
     return networks, recipe, {
         "networks": about, "mirroring": not arguments.no_mirroring, "precision": arguments.precision,
         "cross_validation": arguments.cross_validation,

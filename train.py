@@ -2,7 +2,6 @@
 
 import argparse
 import platform
-import shutil
 import signal
 import subprocess
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minikits.cases import five_folds, prepare, training_cases
 from minikits.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from minikits.devices import join_processes, mean_of_processes, memory_bytes, pick_device, pick_precision, signals_noted
+from minikits.devices import join_processes, mean_of_processes, memory_bytes, note_signals, pick_device, pick_precision
 from minikits.evaluation import as_csv, kits_dice
 from minikits.files import claim, read_json, write_text, written_whole
 from minikits.losses import segmentation_loss
@@ -83,21 +82,20 @@ def train(arguments):
     def draw(iteration):
         batch = draw_batch(cached, recipe, arguments.seed, iteration, samples=share)
         return [part.to(device, non_blocking=True) for part in batch]
-    with signals_noted() as noted:
-        while state["epoch"] < recipe.epochs:
-            row = train_epoch(model, draw, optimizer, scaler, recipe, precision, state, noted=noted)
-            stopped = state["batch"] < recipe.batches_per_epoch
-            if not stopped:
-                row |= patch_dice(network, validation_cases, recipe, arguments.seed, device)
-                state |= {"epoch": row["epoch"], "batch": 0, "loss_sum": 0.0, "log": [*state["log"], row]}
-            if rank == 0:
-                save_checkpoint(run / "checkpoint.pt", **about, **state, environment=surroundings,
-                                network=network.state_dict(), optimizer=optimizer.state_dict(),
-                                scaler=scaler.state_dict())
-            if stopped:
-                return noted[0] if noted else signal.SIGTERM
-            if rank == 0:
-                report(run, state["log"], recipe)
+    noted = note_signals()
+    while state["epoch"] < recipe.epochs:
+        row = train_epoch(model, draw, optimizer, scaler, recipe, precision, state, noted=noted)
+        stopped = state["batch"] < recipe.batches_per_epoch
+        if not stopped:
+            row |= patch_dice(network, validation_cases, recipe, arguments.seed, device)
+            state |= {"epoch": row["epoch"], "batch": 0, "loss_sum": 0.0, "log": [*state["log"], row]}
+        if rank == 0:
+            save_checkpoint(run / "checkpoint.pt", **about, **state, environment=surroundings, **{
+                "network": network.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()})
+        if stopped:
+            return noted[0] if noted else signal.SIGTERM
+        if rank == 0:
+            report(run, state["log"], recipe)
 
 
 def on_device(cases, device, room):
@@ -197,8 +195,8 @@ def read_folds(path, known):
         folds = [(sorted(fold["train"]), sorted(fold.get("validation", fold.get("val")))) for fold in read_json(path)]
     except (TypeError, KeyError, AttributeError):
         raise ValueError(f'{path}: wanted a JSON list of {{"train": [ids], "validation": [ids]}}') from None
-    for train_ids, validation_ids in folds:
-        strange = {*train_ids, *validation_ids} - {*known} or {*train_ids} & {*validation_ids}
+    for train_ids, held_out in folds:
+        strange = {*train_ids, *held_out} - {*known} or {*train_ids} & {*held_out}
         if strange or not train_ids:
             raise ValueError(f"{path}: {sorted(strange)[:5] or 'nothing to train on'} in a fold, wanted cases of the "
                              "data, each in one list")
@@ -210,23 +208,21 @@ def introduce(run, about, network, recipe, environment, state):
     print(f"{about['arch']} U-Net, fold {about['fold']}, seed {about['seed']}: "
           f"{sum(p.numel() for p in network.parameters()):,} weights, patch {'x'.join(map(str, recipe.patch))}, "
           f"{recipe.epochs} epochs of {recipe.batches_per_epoch} batches of {recipe.batch_size}, into {run}")
+    if state["epoch"] or state["batch"]:
+        print(f"resumed after epoch {state['epoch']}, batch {state['batch']} of the next")
     print("recipe: the paper's" if not departures else f"recipe: {len(departures)} departures from the paper\n  "
           + "\n  ".join(departures))
-    print(f"cases: {len(about['cases']['train'])} to train on, {len(about['cases']['validation'])} held out "
-          "(predict.py --cross-validation gives their masks); "
-          f"{', '.join(f'{name} {value}' for name, value in environment.items())}", flush=True)
-    if state["epoch"] or state["batch"]:
-        print(f"resumed after epoch {state['epoch']}, batch {state['batch']} of the next", flush=True)
+    print(f"cases: {len(about['cases']['train'])} to train on, {len(about['cases']['validation'])} held out, for "
+          f"predict.py --cross-validation; {', '.join(map('{0[0]} {0[1]}'.format, environment.items()))}", flush=True)
 
 
 def environment(device, precision, world):
     """What a run depends on beside its recipe."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    git = subprocess.run(["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"], capture_output=True,
-                         text=True, check=False) if shutil.which("git") else None
+    absent, revision = subprocess.getstatusoutput(f'git -C "{Path(__file__).parent}" describe --always --dirty')
     return {"device": f"{device} ({name})", "precision": str(precision).removeprefix("torch."), "processes": world,
             "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version(),
-            "revision": git.stdout.strip() or "unknown" if git else "unknown"}
+            "revision": "unknown" if absent else revision}
 
 
 @torch.inference_mode()

@@ -15,10 +15,8 @@ from minikits.paper import CLASSES
 
 def augment(image, labels, recipe, generator, *, start=(0, 0, 0), patch=None):
     """One augmented patch (Z, Y, X) of an image and its labels, which without `patch` are the patch itself.
-
     With it they are a whole case: the patch of that size at voxel `start` (it may lie partly outside) is cut, or turned
-    and scaled, straight from the case, so that what a rotation brings in is the patient, not a border.
-    """
+    and scaled, straight from the case, so that what a rotation brings in is the patient, not a border."""
     image, labels = random_geometry(image, labels, recipe, generator, start=start, patch=patch)
     image = random_noise(image, recipe, generator)
     image = random_brightness(image, recipe, generator)
@@ -41,10 +39,8 @@ def random_geometry(image, labels, recipe, generator, *, start, patch):
 
 def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None):
     """A patch turned by `angles` (radians, about Z, Y, X) and scaled about its centre; scale above 1 zooms out.
-
     Linear; outside the case the image is 0 and the label background. Labels go through their 0/1 masks, the largest
-    wins. nnU-Net v1 interpolates the image with a cubic spline, v2 linearly as here [ours: speed].
-    """
+    wins. nnU-Net v1 interpolates the image with a cubic spline, v2 linearly as here [ours: speed]."""
     patch = tuple(patch or image.shape)
     if not any(angles) and scale == 1:
         return cut(image, start, patch).float(), cut(labels, start, patch)
@@ -64,10 +60,8 @@ def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None
 
 def _interpolated(image, labels, slices, plane):
     """A patch (Z, N) of a box, outside which all is 0: its voxel n of slice z is at slices[:, z] + plane[:, n] there.
-
     On a CPU one slice at a time, which stays in its cache (against grid_sample: benchmarks/results/training_on_cpu.md).
-    Label masks are interpolated only where the corners of a cell differ: elsewhere their label wins.
-    """
+    Label masks are interpolated only where the corners of a cell differ: elsewhere their label wins."""
     image, labels = (F.pad(values, (1, 2) * 3) for values in (image, labels))  # what lies outside is moved in there
     strides, last = image.stride(), torch.tensor(image.shape, device=image.device)[:, None] - 2
     image, labels = image.flatten(), labels.flatten()
@@ -155,9 +149,7 @@ def random_gamma(image, recipe, generator, *, inverted):
 
 def change_gamma(image, gamma, *, inverted=False):
     """The patch, scaled to its own range, to the power gamma; its mean and sd are then restored.
-
-    Inverted: the same of the negative image, and back. A constant patch stays as it is.
-    """
+    Inverted: the same of the negative image, and back. A constant patch stays as it is."""
     image = -image if inverted else image
     mean, sd, low = image.mean(), image.std(correction=0), image.min()
     span = image.max() - low

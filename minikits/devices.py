@@ -2,7 +2,6 @@
 
 import os
 import signal
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -11,24 +10,21 @@ from torch import distributed
 
 def pick_device(name):
     """auto: a GPU if there is one; of several processes on a machine (torchrun), each takes its own."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name}: torch {torch.__version__} sees no GPU; use --device cpu or a CUDA build")
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name)
-    except RuntimeError:
-        raise ValueError(f"device {name}: unknown; use auto, cpu, cuda or cuda:1") from None
+        return torch.empty(0, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:1") from None
 
 
 def pick_precision(name, device):
-    """The dtype of convolutions. auto: bfloat16 where the device computes in it, else float16 on GPUs, else float32."""
-    if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    able = torch.cpu.get_capabilities()  # without these a CPU only emulates it, far slower than float32
-    return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
+    """The dtype of convolutions. auto: bfloat16 where the device computes in it, else float32."""
+    if name == "auto" and device.type == "cuda":
+        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    elif name == "auto":  # without these a CPU only emulates it, far slower than float32
+        able = torch.cpu.get_capabilities()
+        name = "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "fp32"
+    return torch.bfloat16 if name == "bf16" else torch.float32
 
 
 def memory_bytes(device):
@@ -54,9 +50,8 @@ def mean_of_processes(value, device):
     return number.item() / distributed.get_world_size()
 
 
-@contextmanager
-def signals_noted():
-    """A list that takes the numbers of SIGTERM and Ctrl-C, once each; sent again they act as ever."""
+def note_signals():
+    """A list that takes, from now on, the numbers of SIGTERM and Ctrl-C, once each; sent again they act as ever."""
     noted = []
 
     def note(number, _):
@@ -64,6 +59,4 @@ def signals_noted():
         signal.signal(number, before[number])
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield noted
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return noted

@@ -54,9 +54,7 @@ def bootstrap_interval(values, seed=0):
 
 def sign_flip_test(differences, seed=0):
     """Two-sided p that paired differences have mean 0: how often their mean, signs flipped, is as far from 0.
-
-    All sign patterns where there are fewer than RESAMPLES, else so many random ones. No differences: 1.
-    """
+    All sign patterns where there are fewer than RESAMPLES, else so many random ones. No differences: 1."""
     values, n = np.asarray(differences, dtype=float), len(differences)
     exact = 2**n <= RESAMPLES
     signs = (np.array(list(product((-1, 1), repeat=n))) if exact else
@@ -74,10 +72,8 @@ def holm(p_values):
 
 def compare(systems):
     """{"ranking", "cases", "summaries", "pairs"} of {name: rows sorted by case}, on the cases that all have.
-
     Ranked by the mean composite Dice, a tie by the tumor's [paper 3]. Pairs: the mean difference of each score, and
-    its p, Holm-adjusted over the pairs.
-    """
+    its p, Holm-adjusted over the pairs."""
     cases = set.intersection(*({row["case"] for row in rows} for rows in systems.values()))
     rows = {name: [row for row in rows if row["case"] in cases] for name, rows in systems.items()}
     summaries = {name: summarise(shared) for name, shared in rows.items()}

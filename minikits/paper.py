@@ -9,7 +9,8 @@ The constants are what no run may change; a `Recipe` is what a run may, and then
 """
 
 from dataclasses import asdict, dataclass, fields, replace
-from math import prod
+
+import numpy as np
 
 ARCHITECTURES = ("plain", "residual", "preactivation")  # [paper 2.2]
 CLASSES = ("background", "kidney", "tumor")  # label values 0, 1, 2 [paper 3]
@@ -79,27 +80,23 @@ class Recipe:
     def __post_init__(self):
         for name in ("spacing_mm", "patch", "sd_hu", "batch_size", "epochs", "batches_per_epoch", "plain_features",
                      "residual_features", "max_features"):
-            value = getattr(self, name)
-            if min(value if isinstance(value, tuple) else (value,)) <= 0:
-                raise ValueError(f"recipe: {name} is {value}, wanted it positive")
-        strides, shrunk = self.strides, [prod(axis) for axis in zip(*self.strides)]
-        if strides[0] != (1, 1, 1) or 0 in shrunk or any(side % by for side, by in zip(self.patch, shrunk)):
+            if np.min(getattr(self, name)) <= 0:
+                raise ValueError(f"recipe: {name} is {getattr(self, name)}, wanted it positive")
+        strides, shrunk = self.strides, np.prod(self.strides, axis=0)
+        if strides[0] != (1, 1, 1) or 0 in shrunk or np.any(self.patch % shrunk):
             raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first and products {shrunk} that divide the "
                              f"patch {self.patch}")
-        if len(strides) > len(self.residual_blocks):
-            raise ValueError(f"recipe: residual_blocks {self.residual_blocks} for {len(strides)} stages; name more")
-        if len(strides) < 2:
-            raise ValueError(f"recipe: no axis of patch {self.patch} can be halved evenly and stay at least "
-                             f"{SMALLEST_SIDE} voxels long; use multiples of {2 * SMALLEST_SIDE}")
+        if not 2 <= len(strides) <= len(self.residual_blocks):
+            raise ValueError(f"recipe: {len(strides)} stages of patch {self.patch}, wanted 2 to as many as "
+                             f"residual_blocks names, {len(self.residual_blocks)}; an axis is halved while it stays "
+                             f"even and at least {SMALLEST_SIDE} voxels long")
 
     @property
     def strides(self):
         """One stride per stage, first (1, 1, 1). The axes that are halved less often begin later.
-
         "Until further downsampling would result in a size < 4" [paper 2.2]; which downsampling leaves the short
         axis alone: the first [nnU-Net v1, the planner of July 2019]. An odd length is not halved [ours: it would
-        not come back the same on the way up].
-        """
+        not come back the same on the way up]."""
         if self.stage_strides:
             return self.stage_strides
         halvings = [max((n for n in range(side.bit_length()) if side % 2**n == 0 and side // 2**n >= SMALLEST_SIDE),
@@ -128,8 +125,7 @@ class Recipe:
 
 def head_weights(heads):
     """Weight of each supervised resolution [paper 2.3], finest first: halved each time, the coarsest (of several) 0,
-    sum 1 [nnU-Net v1 nnUNetTrainerV2.py:77].
-    """
+    sum 1 [nnU-Net v1 nnUNetTrainerV2.py:77]."""
     weights = [0.5**head if head < max(heads - 1, 1) else 0.0 for head in range(heads)]
     return tuple(weight / sum(weights) for weight in weights)
 

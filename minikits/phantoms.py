@@ -21,10 +21,8 @@ FAT_HU = -102
 
 def make_case(seed, *, shape=None, spacing_mm=None, labels=None):
     """(image int16 in HU, labels uint8, spacing_mm); arrays (Z, Y, X). The same arguments give the same case.
-
     seed: an integer or a sequence of them. Without labels, kidneys and tumors are drawn, and shape and spacing
-    where not given. With labels (0, 1, 2) and their spacing, the body is built around them; they come back as given.
-    """
+    where not given. With labels (0, 1, 2) and their spacing, the body is built around them; they come back as given."""
     random = np.random.default_rng(seed)
     if labels is None:
         spacing_mm = spacing_mm or (float(random.choice([2, 3, 3.75, 5])), *[float(random.uniform(1.7, 2.6))] * 2)

@@ -24,13 +24,11 @@ def predict_volume(networks, volume, recipe, *, mirroring=True, on_window=None):
 def predict_probabilities(networks, image, recipe, mirroring=True, *, device=None, precision=torch.float32,
                           on_window=None):
     """Mean softmax of all networks: (Z, Y, X) normalised image -> (K, Z, Y, X) float32 on `device` (default: theirs).
-
     The image may have any size: one smaller than the patch is padded with 0 on both sides, and cropped back.
     precision: the convolutions' dtype. on_window(done, of) is told the windows done, in fractions where they are
     mirrored. A network in training mode gives its finest head; one on another device comes for its turn and goes back.
     """
-    homes = [next((parameter.device for parameter in network.parameters()), None) for network in networks]
-    device = device or homes[0] or torch.device("cpu")
+    device = device or next((parameter.device for parameter in networks[0].parameters()), "cpu")
     image = torch.as_tensor(image).to(device, torch.float32)
     missing = [max(p - n, 0) for n, p in zip(image.shape, recipe.patch)]
     sides = [side for m in reversed(missing) for side in (m // 2, m - m // 2)]  # F.pad counts the last axis first
@@ -42,7 +40,8 @@ def predict_probabilities(networks, image, recipe, mirroring=True, *, device=Non
     looks = list(product(windows, FLIPS if mirroring else FLIPS[:1]))
     for window, _ in looks:
         weights[window] += weight
-    for turn, (network, home) in enumerate(zip(networks, homes)):
+    for turn, network in enumerate(networks):
+        home = next(network.parameters(), image).device
         network.to(device)
         for first in range(0, len(looks), AT_ONCE):
             group = looks[first:first + AT_ONCE]

@@ -44,9 +44,7 @@ def axis_matrix(size, new_size, order):
 
 def resample(volume, shape, order):
     """(Z, Y, X) numbers -> an array of `shape`. order: 0, 1 or 3, or one of them per axis. No clipping.
-
-    Order 0 keeps the type, the others give float32. An axis that keeps its length is left as it is.
-    """
+    Order 0 keeps the type, the others give float32. An axis that keeps its length is left as it is."""
     orders = (order,) * 3 if isinstance(order, int) else tuple(order)
     volume = np.asarray(volume)
     # nearest neighbour first, then the axis that shrinks most: the others have less to do
@@ -83,7 +81,6 @@ def _apply(matrix, values, axis):
 
 def resample_labels(labels, shape, order):
     """(Z, Y, X) labels 0, 1, 2 -> uint8 of `shape`: each label's 0/1 mask is resampled, the largest wins.
-
     A tie goes to the nearest voxel's label [batchgenerators >= 0.25.5; before, each label where its mask was >= 1/2].
     """
     orders = (order,) * 3 if isinstance(order, int) else tuple(order)
@@ -95,9 +92,7 @@ def resample_labels(labels, shape, order):
 
 def labels_on_native_grid(probabilities, volume):
     """(K, Z, Y, X) probabilities on the resampled grid -> (Z, Y, X) uint8 labels on the grid of `volume`.
-
-    Linear (nearest along a thick axis), then the class of the largest probability, a tie to the lower class.
-    """
+    Linear (nearest along a thick axis), then the class of the largest probability, a tie to the lower class."""
     probabilities = torch.as_tensor(probabilities)
     coarse = _largest(probabilities).cpu().numpy()
     orders = label_orders(volume.spacing_mm)
@@ -107,11 +102,9 @@ def labels_on_native_grid(probabilities, volume):
 
 def _winners(scores, coarse, shape, orders, *, nearest_wins):
     """Scores interpolated to `shape`, and their winner: uint8, slab by slab. A tie: the nearest voxel's, or the lower.
-
     scores(z, y, x): (K, z, y, x) floats at these input indices; coarse: the winner at every input voxel. Linear
     interpolation is a convex combination: where all the corners of a cell agree on the winner it cannot change.
-    So only what takes part of a voxel that is not background is computed, and the result is exact.
-    """
+    So only what takes part of a voxel that is not background is computed, and the result is exact."""
     out = np.zeros(shape, dtype=np.uint8)
     matrices = [axis_matrix(*sizes) for sizes in zip(coarse.shape, shape, orders)]
     nearest = [axis_matrix(*sizes, 0).argmax(1).numpy() for sizes in zip(coarse.shape, shape)]
@@ -166,10 +159,8 @@ def resampled_shape(shape, spacing_mm, recipe):
 
 def prepare_image(volume, recipe):
     """A Volume in HU -> float32 (Z, Y, X) as the networks take it: resampled, clipped, normalised [paper 2.1].
-
     The spline's overshoot is clipped to the range of the scan, or of each slice where the axis is interpolated
-    apart. A volume of one value stays constant.
-    """
+    apart. A volume of one value stays constant."""
     shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe)
     thick = thick_axis(volume.spacing_mm)
     picked = [shape[axis] if axis == thick else n for axis, n in enumerate(volume.voxels.shape)]

@@ -10,9 +10,7 @@ from minikits.augmentation import augment, cut
 
 def draw_batch(cases, recipe, seed, iteration, *, augmented=True, samples=None):
     """(B, 1, Z, Y, X) float32 images and (B, Z, Y, X) uint8 targets from PreparedCases, on the cases' device.
-
-    Cases are drawn uniformly, with replacement, whatever was drawn before. samples: which of the batch, default all.
-    """
+    Cases are drawn uniformly, with replacement, whatever was drawn before. samples: which of the batch, default all."""
     drawn = []
     for sample in samples or range(recipe.batch_size):
         generator = generator_for(seed, iteration, sample, augmented)
@@ -29,11 +27,9 @@ def draw_batch(cases, recipe, seed, iteration, *, augmented=True, samples=None):
 
 def draw_start(case, patch, generator, *, forced):
     """The patch's first voxel, Z Y X. [nnU-Net v1 dataset_loading.py:204]
-
     Uniform among the patches inside the case. Forced: centred on a random voxel of a random structure, if the case has
     any, clamped at the low edge, so that it may overhang the high edge. A case smaller than the patch lies in its
-    middle, so that the start is negative; an odd difference has two middles.
-    """
+    middle, so that the start is negative; an odd difference has two middles."""
     size = case.labels.shape
     low = [min(0, (n - p) // 2) for n, p in zip(size, patch)]
     high = [n - p if n > p else -((p - n) // 2) for n, p in zip(size, patch)]

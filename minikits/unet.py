@@ -26,11 +26,6 @@ def plain_block(channels, features, stride):
                          conv_norm(features, features, 1, bias=True, nonlinearity=leaky))
 
 
-def reshapes(channels, features, stride):
-    """Does a block change the shape, so that its skip needs a convolution of its own?"""
-    return channels != features or max(stride) > 1
-
-
 class ResidualBlock(nn.Module):
     """conv-IN-ReLU-conv-IN-(+)-ReLU. A skip that changes the shape is a 1x1x1 convolution and IN."""
 
@@ -39,7 +34,7 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
                                   conv(features, features, bias=False), norm(features))
         self.skip = nn.Identity()
-        if reshapes(channels, features, stride):
+        if channels != features or max(stride) > 1:
             self.skip = nn.Sequential(nn.Conv3d(channels, features, 1, stride, bias=False), norm(features))
         self.nonlinearity = relu()
 
@@ -55,8 +50,8 @@ class PreactivationBlock(nn.Module):
         self.activation = nn.Sequential(norm(channels), relu())
         self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
                                   conv(features, features, bias=False))
-        changes = reshapes(channels, features, stride)
-        self.skip = nn.Conv3d(channels, features, 1, stride, bias=False) if changes else None
+        same = channels == features and max(stride) == 1
+        self.skip = None if same else nn.Conv3d(channels, features, 1, stride, bias=False)
 
     def forward(self, x):
         active = self.activation(x)
@@ -65,11 +60,9 @@ class PreactivationBlock(nn.Module):
 
 class UNet(nn.Module):
     """(B, 1, Z, Y, X) -> logits (B, K, Z, Y, X), in training mode a list: one per decoder resolution, finest first.
-
     The side lengths must be multiples of the product of the strides. features, strides, blocks: one per stage, where
     block(channels, features, stride) comes that often. stem: before the first stage, giving stem_features.
-    activate_skips: IN-ReLU on each skip. decoder_convs: after each upsampling. bias: of these, else of the heads.
-    """
+    activate_skips: IN-ReLU on each skip. decoder_convs: after each upsampling. bias: of these, else of the heads."""
 
     def __init__(self, features, strides, *, block, blocks, stem, stem_features, activate_skips, decoder_convs,
                  bias, nonlinearity):
@@ -101,10 +94,8 @@ class UNet(nn.Module):
 
 def build_unet(arch, recipe):
     """A freshly initialised network of the paper: arch "plain", "residual" or "preactivation".
-
     Kaiming-normal convolutions for LeakyReLU, in all three, biases 0 [nnU-Net v1 initialization.py:19]; torch's
-    global generator draws them.
-    """
+    global generator draws them."""
     features, strides, blocks = recipe.features(arch), recipe.strides, recipe.residual_blocks
     both = dict(blocks=blocks, stem_features=features[0], decoder_convs=1, bias=False, nonlinearity=relu)
     if arch == "plain":
@@ -118,9 +109,9 @@ def build_unet(arch, recipe):
                        stem=conv(1, features[0], bias=False), **both)
     else:
         raise ValueError(f"architecture {arch!r}; wanted plain, residual or preactivation")
-    for module in network.modules():
-        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-            nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 5:  # a convolution
+            nn.init.kaiming_normal_(parameter, a=NEGATIVE_SLOPE)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
     return network

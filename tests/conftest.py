@@ -11,6 +11,8 @@ import torch
 
 from minikits.paper import PAPER
 from minikits.phantoms import make_case
+from minikits.prediction import predict_probabilities
+from minikits.resampling import labels_on_native_grid, prepare_image
 from minikits.volumes import write_image
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +52,12 @@ def phantoms(tmp_path_factory):
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(7)
+
+
+def predict_volume(networks, volume, recipe, **options):
+    """The stages of predict.py, one after the other: the labels (Z, Y, X) on the scan's own grid."""
+    image = prepare_image(volume, recipe)
+    return labels_on_native_grid(predict_probabilities(networks, image, recipe, **options), volume)
 
 
 def run_script(*arguments, expect=0, cwd=ROOT):

@@ -14,7 +14,7 @@ from minikits.unet import build_unet
 
 def content(**changes):
     return {"arch": "plain", "recipe": asdict(TINY), "cases": {"train": ["a"], "validation": []}, "seed": 0, "epoch": 1,
-            "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "scaler": {}, "log": [], **changes}
+            "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "log": [], **changes}
 
 
 def test_round_trip(tmp_path):

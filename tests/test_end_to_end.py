@@ -10,13 +10,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, run_script
+from conftest import ROOT, TINY, predict_volume, run_script
 
 from minikits.cases import five_folds
 from minikits.checkpoints import load_checkpoint
 from minikits.evaluation import kits_dice
 from minikits.paper import DEMO
-from minikits.prediction import predict_volume
 from minikits.unet import build_unet
 from minikits.volumes import read_labels, read_volume, write_labels
 

@@ -84,11 +84,11 @@ def test_recipe_survives_json():
 @pytest.mark.parametrize("values, complaint", [
     ({"epoch": 5}, "no field"), ({"epochs": 2.5}, "expected the form"), ({"epochs": "many"}, "expected the form"),
     ({"epochs": True}, "expected the form"), ({"patch": [80, 160]}, "expected the form"), ([1], "expected an object"),
-    ({"patch": [5, 5, 5]}, "can be halved"), ({"spacing_mm": [0, 1, 1]}, "wanted it positive"),
+    ({"patch": [5, 5, 5]}, "1 stages of patch"), ({"spacing_mm": [0, 1, 1]}, "wanted it positive"),
     ({"sd_hu": 0.0}, "sd_hu is 0.0, wanted it positive"),
     ({"patch": [80.0, 160, 160]}, "expected the form"), ({"stage_strides": [[1, 1], [2, 2]]}, "expected the form"),
     ({"stage_strides": [[1, 1, 1], [2, 2, 3]]}, "divide the patch"), ({"stage_strides": [[2, 2, 2]]}, "1, 1, 1. first"),
-    ({"residual_blocks": [1, 2]}, "for 6 stages"), ({"residual_blocks": 3}, "expected the form"),
+    ({"residual_blocks": [1, 2]}, "6 stages of patch"), ({"residual_blocks": 3}, "expected the form"),
 ])
 def test_recipes_that_do_not_fit_are_refused(values, complaint):
     with pytest.raises(ValueError, match=complaint):

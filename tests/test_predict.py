@@ -10,12 +10,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, run_script
+from conftest import ROOT, TINY, predict_volume, run_script
 
 from minikits.cases import five_folds
 from minikits.checkpoints import save_checkpoint
 from minikits.evaluation import kits_dice
-from minikits.prediction import predict_probabilities, predict_volume
+from minikits.prediction import predict_probabilities
 from minikits.resampling import label_orders, prepare_image, resample
 from minikits.unet import build_unet
 from minikits.volumes import read_labels, read_volume
@@ -28,7 +28,7 @@ def put(path, arch, fold, cases, seed):
     with torch.no_grad():
         network.heads[-1].weight.mul_(3)
     save_checkpoint(path, arch=arch, recipe=asdict(TINY), fold=fold, seed=seed, epoch=2, log=[], optimizer={},
-                    scaler={}, cases=dict(zip(("train", "validation"), cases)), network=network.state_dict())
+                    cases=dict(zip(("train", "validation"), cases)), network=network.state_dict())
     return network.eval()
 
 
