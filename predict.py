@@ -40,7 +40,7 @@ def main():
     parser.add_argument("--cross-validation", action="store_true", help="each case by networks that did not see it")
     parser.add_argument("--overwrite", action="store_true", help="predict scans again that have a mask")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, in all threads; masks appear whole
     try:

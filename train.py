@@ -34,7 +34,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs"), help="the run goes to OUT/ARCH/foldN")
     parser.add_argument("--recipe", default="paper", help="paper, demo, or a JSON file of Recipe fields to override")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="paper: fp32")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="paper: fp32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on where the run's checkpoint ends")
     arguments = parser.parse_args()
@@ -60,7 +60,7 @@ def train(arguments):
     train_ids, validation_ids = split(arguments, recipe)
     about = {"arch": arguments.arch, "recipe": asdict(recipe), "fold": arguments.fold, "seed": arguments.seed,
              "cases": {"train": train_ids, "validation": validation_ids}}
-    network, optimizer, scaler, state = start_or_resume(run, arguments.resume, about, recipe, device, precision)
+    network, optimizer, state = start_or_resume(run, arguments.resume, about, recipe, device)
     share = range(rank, recipe.batch_size, world)  # of each batch's samples
     needed, memory = step_bytes(arguments.arch, recipe, len(share), precision), memory_bytes(device)
     if needed > memory:
@@ -84,14 +84,14 @@ def train(arguments):
         return [part.to(device, non_blocking=True) for part in batch]
     noted = note_signals()
     while state["epoch"] < recipe.epochs:
-        row = train_epoch(model, draw, optimizer, scaler, recipe, precision, state, noted=noted)
+        row = train_epoch(model, draw, optimizer, recipe, precision, state, noted=noted)
         stopped = state["batch"] < recipe.batches_per_epoch
         if not stopped:
             row |= patch_dice(network, validation_cases, recipe, arguments.seed, device)
             state |= {"epoch": row["epoch"], "batch": 0, "loss_sum": 0.0, "log": [*state["log"], row]}
         if rank == 0:
-            save_checkpoint(run / "checkpoint.pt", **about, **state, environment=surroundings, **{
-                "network": network.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()})
+            save_checkpoint(run / "checkpoint.pt", **about, **state, environment=surroundings,
+                            network=network.state_dict(), optimizer=optimizer.state_dict())
         if stopped:
             return noted[0] if noted else signal.SIGTERM
         if rank == 0:
@@ -104,8 +104,8 @@ def on_device(cases, device, room):
     return [replace(c, image=c.image.to(device), labels=c.labels.to(device)) for c in cases] if fit else cases
 
 
-def start_or_resume(run, resume, about, recipe, device, precision):
-    """(network, optimizer, scaler, state): new, or the run's, which is never overwritten or continued as another."""
+def start_or_resume(run, resume, about, recipe, device):
+    """(network, optimizer, state): new, or the run's, which is never overwritten or continued as another."""
     path = run / "checkpoint.pt"
     if path.exists() and not resume:
         raise ValueError(f"{path}: this run exists; go on with --resume, or choose another --out")
@@ -118,17 +118,15 @@ def start_or_resume(run, resume, about, recipe, device, precision):
     network.heads[0].requires_grad_(len(network.heads) == 1)  # the coarsest of several has no weight in the loss
     optimizer = torch.optim.SGD(network.parameters(), recipe.learning_rate, recipe.momentum, nesterov=True,
                                 weight_decay=recipe.weight_decay, fused=device.type == "cuda")
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     state = {"epoch": 0, "batch": 0, "loss_sum": 0.0, "log": []}  # epochs done; of the next one: batches, their losses
     if checkpoint:
         load_weights(network, checkpoint, path)
         optimizer.load_state_dict(checkpoint["optimizer"])
-        scaler.load_state_dict(checkpoint["scaler"])
         state = {name: checkpoint.get(name, value) for name, value in state.items()}
-    return network, optimizer, scaler, state
+    return network, optimizer, state
 
 
-def train_epoch(model, draw, optimizer, scaler, recipe, precision, state, *, noted):
+def train_epoch(model, draw, optimizer, recipe, precision, state, *, noted):
     """What is left of the epoch after state's batches, or until a process notes a signal: its row of the log."""
     epoch = state["epoch"]
     for group in optimizer.param_groups:
@@ -142,11 +140,9 @@ def train_epoch(model, draw, optimizer, scaler, recipe, precision, state, *, not
             logits = model(image.contiguous(memory_format=torch.channels_last_3d))
         loss = segmentation_loss(logits, target)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
-        scaler.step(optimizer)
-        scaler.update()
+        optimizer.step()
         total = total + loss.detach()  # stays on the device: no waiting for it before the epoch's end
         state["batch"] += 1
         ask = state["batch"] % 10 == 0 or not distributed.is_initialized()  # asking, processes wait for each other

@@ -2,7 +2,7 @@
 
 A checkpoint is a dictionary of plain data and tensors: arch, recipe (its fields), fold, cases ({"train": ids,
 "validation": ids}), seed, epoch (how many are done), batch and loss_sum (of the next one), network, optimizer,
-scaler, log (rows of log.csv), environment (versions). Loading is torch's `weights_only=True`, with no way around it.
+log (rows of log.csv), environment (versions). Loading is torch's `weights_only=True`, with no way around it.
 
     python -m minikits.checkpoints import-nnunet model_final_checkpoint.model --arch plain --geometry geometry.json \\
         --out runs/imported/fold0/checkpoint.pt
@@ -21,7 +21,7 @@ from minikits.unet import build_unet
 
 FORMAT = 1
 KEYS = {"format": int, "arch": str, "recipe": dict, "cases": dict, "seed": int, "epoch": int, "network": dict,
-        "optimizer": dict, "scaler": dict, "log": list}
+        "optimizer": dict, "log": list}
 
 
 def save_checkpoint(path, **content):
@@ -111,7 +111,7 @@ def import_nnunet(path, arch, geometry, out):
     turned = [value.permute(0, 1, *(2 + axis for axis in turn)).contiguous() if value.ndim == 5 else value
               for value in weights]
     content = {"arch": arch, "recipe": asdict(recipe), "fold": "imported", "cases": {"train": [], "validation": []},
-               "seed": 0, "epoch": epoch, "log": [], "optimizer": {}, "scaler": {}, "network": dict(zip(ours, turned))}
+               "seed": 0, "epoch": epoch, "log": [], "optimizer": {}, "network": dict(zip(ours, turned))}
     load_weights(network, content, path)
     save_checkpoint(out, **content)
     return recipe

@@ -7,17 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from minikits.paper import CLASSES, WINDOW_SD, WINDOW_STEP
-from minikits.resampling import labels_on_native_grid, prepare_image
 
 FLIPS = [tuple(axis for axis in range(3) if flips[axis]) for flips in product((False, True), repeat=3)]
 AT_ONCE = 2  # torch runs small convolutions of a single sample on CPUs by a path that is several times slower
-
-
-def predict_volume(networks, volume, recipe, *, mirroring=True, on_window=None):
-    """A Volume in HU -> (Z, Y, X) uint8 labels on its own grid."""
-    image = prepare_image(volume, recipe)
-    probabilities = predict_probabilities(networks, image, recipe, mirroring, on_window=on_window)
-    return labels_on_native_grid(probabilities, volume)
 
 
 @torch.inference_mode()
