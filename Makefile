@@ -1,4 +1,4 @@
-# The targets make their .venv from setup.py and constraints.txt, the versions that CI tested.
+# The targets make their .venv from pyproject.toml and constraints.txt, the versions that CI tested.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -31,19 +31,19 @@ golden: $(VENV)-parity/installed
 bench: $(VENV)-bench/installed
 	$(VENV)-bench/bin/python -W ignore benchmarks/training.py
 
-$(VENV)-bench/installed: setup.py constraints.txt benchmarks/bench.txt
+$(VENV)-bench/installed: pyproject.toml constraints.txt benchmarks/bench.txt
 	$(PYTHON) -m venv $(VENV)-bench
 	$(VENV)-bench/bin/pip install --quiet --constraint constraints.txt --editable '.[figures,test]'
 	$(VENV)-bench/bin/pip install --quiet --no-deps --requirement benchmarks/bench.txt
 	touch $@
 
-$(VENV)-parity/installed: setup.py constraints.txt benchmarks/parity.txt
+$(VENV)-parity/installed: pyproject.toml constraints.txt benchmarks/parity.txt
 	$(PYTHON) -m venv $(VENV)-parity
 	$(VENV)-parity/bin/pip install --quiet --constraint constraints.txt --editable '.[figures,test]'
 	$(VENV)-parity/bin/pip install --quiet --no-deps --requirement benchmarks/parity.txt
 	touch $@
 
-$(VENV)/installed: setup.py constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[figures,test]'
 	touch $@
