@@ -92,14 +92,14 @@ def import_nnunet(path, arch, geometry, out):
     Strides, features and blocks are read off the weights. Those do not tell the nonlinearities: ReLU, in the plain
     network LeakyReLU. ValueError where anything is missing or does not fit; nothing is written then.
     """
-    geometry, path, out = dict(geometry) if isinstance(geometry, dict) else {}, Path(path), Path(out)
-    axes, missing = geometry.pop("axes", "ZYX"), [name for name in GEOMETRY if name not in geometry]
+    geometry = {"axes": "ZYX", **(geometry if isinstance(geometry, dict) else {})}
+    axes, missing = geometry.pop("axes"), [name for name in GEOMETRY if name not in geometry]
     if missing or sorted(str(axes)) != ["X", "Y", "Z"]:
-        raise ValueError(f"geometry: {'no ' + ', '.join(missing) if missing else f'axes {axes!r}'}; wanted "
-                         f"{', '.join(GEOMETRY)} as the network was trained, and axes like ZXY if not ZYX")
+        raise ValueError(f"geometry: no {', '.join(missing) or 'axes like ZXY'} in it; wanted {', '.join(GEOMETRY)} as "
+                         f"the network was trained, and its axes if not ZYX; found {axes!r}")
     if out.exists():
         raise ValueError(f"{out}: exists already; choose another --out")
-    weights, structure, epoch = _read_nnunet(path, arch)
+    weights, structure, epoch = _read_nnunet(Path(path), arch)
     recipe = recipe_from({**structure, **geometry}, source=str(path))
     turn = [axes.index(axis) for axis in "ZYX"]
     recipe = replace(recipe, stage_strides=tuple(tuple(stride[axis] for axis in turn) for stride in recipe.strides), **{
@@ -133,8 +133,6 @@ def _read_nnunet(path, arch):
     if arch == "preactivation":
         groups[1].sort(key=lambda name: -int(name.split(".")[1]))  # their skips count from the top, ours from below
     up = [value.shape for name, value in theirs.items() if name.startswith(("tu.", "decoder.tus."))]
-    if any(len(shape) != 5 for shape in up):
-        raise ValueError(f"{path}: a 2D network; wanted a 3D one")
     fields = {"stage_strides": [(1, 1, 1), *(tuple(shape[2:]) for shape in reversed(up))],
               f"{'plain' if arch == 'plain' else 'residual'}_features": up[-1][1], "max_features": up[0][0],
               "residual_blocks": [sum(name.startswith(f"encoder.stages.{stage}.") and name.endswith(".conv1.weight")

@@ -153,7 +153,7 @@ def _formed(value, model):
     """`value`, its lists as tuples, where it has the form of `model`; else a TypeError."""
     if isinstance(model, tuple) and isinstance(value, (list, tuple)) and len(value) == len(model):
         return tuple(_formed(*pair) for pair in zip(value, model))
-    if type(value) is not type(model) and not (type(value) is int and type(model) is float):
+    if isinstance(model, tuple) or not (type(value) is type(model) or (type(value) is int and type(model) is float)):
         raise TypeError
     return value
 
