@@ -19,10 +19,13 @@ from nibabel.wrapstruct import WrapStructError
 from minikits.files import written_whole
 
 CANONICAL = axcodes2ornt(("I", "P", "L"))
+KITS19_AFFINE = np.diag([-1.0, -1.0, -1.0, 1.0])[[2, 1, 0, 3]]  # of voxels of 1 mm
 MAX_VOXELS = 2_000_000_000
 CORNER_TOLERANCE_MM = 1e-3  # beside a relative 1e-4: frames that differ by less are the same
+PIXDIM_TOLERANCE = 0.01  # of the affine's voxel size
 LABEL_TOLERANCE = 1e-3  # a float label this near to 0, 1 or 2 is that label
 READ_BYTES = 1 << 22
+AIR_HU, BONE_HU, COVERAGE_MM = -200, 200, 40  # any CT of kidneys reaches beyond these
 
 
 @dataclass(frozen=True)
@@ -36,37 +39,35 @@ class Volume:
     header: nib.Nifti1Header
 
 
-def read_volume(path):
+def read_volume(path, *, affine=None, assume_spacing=None, max_voxels=MAX_VOXELS):
     """An image. Voxels keep the type they are stored in, or become float32 where the header scales them.
 
+    affine: "sform" or "qform", the one to take where they or pixdim differ. assume_spacing: Z Y X mm of a file that
+    lies as KiTS19's do, whatever its own frame says. Masks of such a volume bear the frame so chosen.
     Raises FileNotFoundError, or ValueError where the file is not a whole 3D NIfTI volume of finite real numbers
-    with a frame. A trailing axis of length 1 is dropped. Nothing is checked of the unit: CT should be in HU.
+    with one frame. A trailing axis of length 1 is dropped. What is only suspect is left to `doubts`.
     """
     path = Path(path)
-    stored, header = _read(path)
-    if header["sform_code"] <= 0 and header["qform_code"] <= 0:  # nibabel would invent a frame
-        raise ValueError(f"{path}: neither sform nor qform is set, so spacing and orientation are unknown; "
-                         "convert it again from DICOM")
+    stored, header = _read(path, max_voxels)
     try:
-        affine, (slope, intercept) = header.get_best_affine(), header.get_slope_inter()
+        slope, intercept = header.get_slope_inter()
+        frame = _frame(header, affine, assume_spacing)
     except (HeaderDataError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; is the header damaged? convert it again from DICOM") from None
-    sizes = nib.affines.voxel_sizes(affine)
-    if not np.isfinite(affine).all() or min(sizes) <= 0 or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-3:
-        raise ValueError(f"{path}: its affine {affine[:3].tolist()} is not invertible; convert it again from DICOM")
+        raise ValueError(f"{path}: {error}; is the header damaged? convert it again from DICOM, or give "
+                         "--assume-spacing Z Y X (mm)") from None
     if slope is not None and (slope, intercept) != (1, 0):
         stored = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     bad = stored.size - np.count_nonzero(np.isfinite(stored)) if stored.dtype.kind == "f" else 0
     if bad:
         raise ValueError(f"{path}: {bad} voxels are NaN or infinite, wanted finite values; export the scan again")
-    turn = ornt_transform(io_orientation(affine), CANONICAL)
-    spacing_mm = tuple(sizes[np.argsort(turn[:, 0])].tolist())
-    return Volume(path, apply_orientation(stored, turn), spacing_mm, affine, header)
+    turn = ornt_transform(io_orientation(frame), CANONICAL)
+    spacing_mm = tuple(nib.affines.voxel_sizes(frame)[np.argsort(turn[:, 0])].tolist())
+    return Volume(path, apply_orientation(stored, turn), spacing_mm, frame, header)
 
 
-def read_labels(path):
+def read_labels(path, **options):
     """A label map: as `read_volume`, with uint8 voxels 0, 1 or 2; anything else is a ValueError naming the values."""
-    volume = read_volume(path)
+    volume = read_volume(path, **options)
     voxels = volume.voxels
     whole = voxels if voxels.dtype.kind in "iu" else np.rint(voxels)
     if whole.min() >= 0 and whole.max() <= 2 and (whole is voxels or np.abs(voxels - whole).max() <= LABEL_TOLERANCE):
@@ -77,18 +78,55 @@ def read_labels(path):
                      "is this the segmentation file?")
 
 
+def doubts(volume):
+    """Lines on what is suspect in an image that can be read: values that are not HU, little of the body."""
+    low, high, mm = volume.voxels.min(), volume.voxels.max(), len(volume.voxels) * volume.spacing_mm[0]
+    unit = f"{volume.path}: values from {low:g} to {high:g}, wanted air and bone too; is this CT in HU?"
+    part = f"{volume.path}: covers {mm:.3g} mm along Z, wanted {COVERAGE_MM} or more; is this the whole scan?"
+    return [unit] * bool(low > AIR_HU or high < BONE_HU) + [part] * bool(mm < COVERAGE_MM)
+
+
 def check_same_grid(one, other):
     """Refuses two volumes whose files differ in shape or place: voxel by voxel they would not mean the same."""
     ours, theirs = one.header.get_data_shape(), other.header.get_data_shape()
     if ours != theirs:
         raise ValueError(f"{one.path}: shape {ours}, but {other.path} has {theirs}, wanted the same; "
                          "was one of them resampled?")
-    corners = np.argwhere(np.ones((2, 2, 2))) * (np.array(ours) - 1)
-    mine, yours = (nib.affines.apply_affine(volume.affine, corners) for volume in (one, other))
-    apart, size = np.abs(mine - yours).max(), np.ptp(mine, axis=0).max()
-    if apart > CORNER_TOLERANCE_MM + 1e-4 * size:
+    if apart := _mm_apart(one.affine, other.affine, ours):
         raise ValueError(f"{one.path}: lies up to {apart:.3g} mm from {other.path}, wanted the same affine; "
                          "was one of them registered or reoriented?")
+
+
+def _mm_apart(affine, other, shape):
+    """How far a grid's corners lie apart under two affines, at most; 0 where it is no more than rounding."""
+    corners = np.argwhere(np.ones((2, 2, 2))) * (np.array(shape) - 1)
+    ours, theirs = (nib.affines.apply_affine(one, corners) for one in (affine, other))
+    apart, size = np.abs(ours - theirs).max(), np.ptp(ours, axis=0).max()
+    return 0 if apart <= CORNER_TOLERANCE_MM + 1e-4 * size else apart
+
+
+def _frame(header, choice, assume_spacing):
+    """The affine that `read_volume`'s options choose, or else the one that sform, qform and pixdim agree on."""
+    forms = [form for form in ("sform", "qform") if header[f"{form}_code"] > 0 and choice in (None, form)]
+    if not forms and not assume_spacing:  # nibabel would invent a frame
+        raise ValueError(f"{f'{choice} is not' if choice else 'neither sform nor qform is'} set, so spacing and "
+                         "orientation are unknown")
+    frames = ([KITS19_AFFINE * [*assume_spacing, 1]] if assume_spacing else
+              [getattr(header, f"get_{form}")() for form in forms])
+    if apart := len(frames) == 2 and _mm_apart(*frames, header.get_data_shape()):
+        raise ValueError("sform {} and qform {} lie up to {:.3g} mm apart, wanted one frame; --affine sform or qform "
+                         "chooses".format(*(frame[:3].round(3).tolist() for frame in frames), apart))
+    frame, pixdim = frames[0], header["pixdim"][1:4]
+    sizes = nib.affines.voxel_sizes(frame)
+    if not np.isfinite(frame).all() or min(sizes) <= 0 or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
+        raise ValueError(f"its affine {frame[:3].tolist()} is not invertible")
+    if choice or assume_spacing:
+        header.set_sform(frame, "aligned")
+        header.set_qform(frame, "unknown")  # it can be no shear; with code 0 it only sets pixdim
+    elif not (abs(pixdim - sizes) <= PIXDIM_TOLERANCE * sizes).all():
+        raise ValueError(f"pixdim {pixdim.tolist()}, but voxels of {sizes.round(4).tolist()} mm by its {forms[0]}, "
+                         f"wanted the same; --affine {forms[0]} takes the latter")
+    return frame
 
 
 def write_labels(path, labels, like):
@@ -99,8 +137,7 @@ def write_labels(path, labels, like):
 
 def write_image(path, voxels, spacing_mm):
     """Writes (Z, Y, X) voxels as a KiTS19 file is: I P L, sform code 2. For data that has no file yet."""
-    affine = -np.diag([*spacing_mm, -1.0])[[2, 1, 0, 3]]
-    _write(path, voxels, nib.Nifti1Image(voxels, affine).header)
+    _write(path, voxels, nib.Nifti1Image(voxels, KITS19_AFFINE * [*spacing_mm, 1]).header)
 
 
 def _write(path, array, header):
@@ -113,7 +150,7 @@ def _write(path, array, header):
         nib.Nifti1Image(array, None, header, dtype=array.dtype).to_stream(stream)
 
 
-def _read(path):
+def _read(path, max_voxels):
     """The file's array, in its own axes, and header. The stream is read to its end, so that gzip checks its sum."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
@@ -125,13 +162,13 @@ def _read(path):
             raise ValueError(f"{path}: the file is empty (0 bytes), wanted a NIfTI volume; download it again")
         try:
             with gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file as stream:
-                header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path)
+                header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path, max_voxels)
                 return _array(stream, header, path), header
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"{path}: the compressed data is damaged ({error}); download it again") from None
+        except (EOFError, OSError, zlib.error, MemoryError) as error:
+            raise ValueError(f"{path}: damaged, or cannot be read ({error}); download it again") from None
 
 
-def _header(start, path):
+def _header(start, path, max_voxels):
     """The NIfTI-1 or NIfTI-2 header that the file starts with; refuses by it what is not a 3D volume of numbers."""
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
         try:
@@ -148,13 +185,14 @@ def _header(start, path):
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"{path}: shape {shape} found, wanted three axes; give one volume a file")
-    if np.prod(shape, dtype=object) > MAX_VOXELS:
-        raise ValueError(f"{path}: shape {shape} found, more than {MAX_VOXELS} voxels; is the header damaged?")
+    if np.prod(shape, dtype=object) > max_voxels:
+        raise ValueError(f"{path}: shape {shape} found, more than {max_voxels} voxels; is the header damaged? "
+                         "--max-voxels N allows more")
     if dtype.kind not in "iuf":
         raise ValueError(f"{path}: voxels of type {dtype} found, wanted real numbers; export it as int16")
-    if not kind.sizeof_hdr <= float(header["vox_offset"]) < 1 << 31:
-        raise ValueError(f"{path}: voxels begin at byte {header['vox_offset']}, wanted {kind.sizeof_hdr} or more; "
-                         "is the header damaged?")
+    if not kind.sizeof_hdr <= float(header["vox_offset"]) <= 1 << 28:
+        raise ValueError(f"{path}: voxels begin at byte {header['vox_offset']}, wanted {kind.sizeof_hdr} or little "
+                         "more; is the header damaged?")
     header.set_data_shape(shape)
     return header
 
@@ -168,6 +206,6 @@ def _array(stream, header, path):
         filled += count
     if filled < len(buffer):
         raise ValueError(f"{path}: ends after {filled} of {len(buffer)} bytes of voxels; download it again")
-    while stream.read(READ_BYTES):
-        pass
+    if len(stream.read(READ_BYTES)) == READ_BYTES:
+        raise ValueError(f"{path}: goes on after the {filled} bytes of voxels of its header; is the header damaged?")
     return voxels
