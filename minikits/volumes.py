@@ -6,7 +6,7 @@ X towards the patient's left (orientation code I P L). Masks go back in the fram
 
 import gzip
 import zlib
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,9 +22,8 @@ CANONICAL = axcodes2ornt(("I", "P", "L"))
 KITS19_AFFINE = np.diag([-1.0, -1.0, -1.0, 1.0])[[2, 1, 0, 3]]  # of voxels of 1 mm
 MAX_VOXELS = 2_000_000_000
 CORNER_TOLERANCE_MM = 1e-3  # beside a relative 1e-4: frames that differ by less are the same
-PIXDIM_TOLERANCE = 0.01  # of the affine's voxel size
 LABEL_TOLERANCE = 1e-3  # a float label this near to 0, 1 or 2 is that label
-READ_BYTES = 1 << 22
+PADDING_BYTES = 1 << 20  # a file may have fewer after its voxels
 AIR_HU, BONE_HU, COVERAGE_MM = -200, 200, 40  # any CT of kidneys reaches beyond these
 
 
@@ -57,8 +56,7 @@ def read_volume(path, *, affine=None, assume_spacing=None, max_voxels=MAX_VOXELS
                          "--assume-spacing Z Y X (mm)") from None
     if slope is not None and (slope, intercept) != (1, 0):
         stored = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    bad = stored.size - np.count_nonzero(np.isfinite(stored)) if stored.dtype.kind == "f" else 0
-    if bad:
+    if bad := stored.dtype.kind == "f" and stored.size - np.count_nonzero(np.isfinite(stored)):
         raise ValueError(f"{path}: {bad} voxels are NaN or infinite, wanted finite values; export the scan again")
     turn = ornt_transform(io_orientation(frame), CANONICAL)
     spacing_mm = tuple(nib.affines.voxel_sizes(frame)[np.argsort(turn[:, 0])].tolist())
@@ -109,23 +107,22 @@ def _frame(header, choice, assume_spacing):
     """The affine that `read_volume`'s options choose, or else the one that sform, qform and pixdim agree on."""
     forms = [form for form in ("sform", "qform") if header[f"{form}_code"] > 0 and choice in (None, form)]
     if not forms and not assume_spacing:  # nibabel would invent a frame
-        raise ValueError(f"{f'{choice} is not' if choice else 'neither sform nor qform is'} set, so spacing and "
-                         "orientation are unknown")
+        raise ValueError(f"{f'{choice} is not' if choice else 'neither sform nor qform is'} set, its frame is unknown")
     frames = ([KITS19_AFFINE * [*assume_spacing, 1]] if assume_spacing else
               [getattr(header, f"get_{form}")() for form in forms])
     if apart := len(frames) == 2 and _mm_apart(*frames, header.get_data_shape()):
         raise ValueError("sform {} and qform {} lie up to {:.3g} mm apart, wanted one frame; --affine sform or qform "
                          "chooses".format(*(frame[:3].round(3).tolist() for frame in frames), apart))
     frame, pixdim = frames[0], header["pixdim"][1:4]
-    sizes = nib.affines.voxel_sizes(frame)
+    sizes = np.array(assume_spacing or nib.affines.voxel_sizes(frame))
     if not np.isfinite(frame).all() or min(sizes) <= 0 or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
-        raise ValueError(f"its affine {frame[:3].tolist()} is not invertible")
+        raise ValueError(f"its affine {frame[:3].tolist()} of voxels of {sizes.tolist()} mm is not invertible")
     if choice or assume_spacing:
         header.set_sform(frame, "aligned")
         header.set_qform(frame, "unknown")  # it can be no shear; with code 0 it only sets pixdim
-    elif not (abs(pixdim - sizes) <= PIXDIM_TOLERANCE * sizes).all():
+    elif not (abs(pixdim - sizes) <= 0.01 * sizes).all():
         raise ValueError(f"pixdim {pixdim.tolist()}, but voxels of {sizes.round(4).tolist()} mm by its {forms[0]}, "
-                         f"wanted the same; --affine {forms[0]} takes the latter")
+                         f"wanted the same to 1%; --affine {forms[0]} takes the latter")
     return frame
 
 
@@ -171,13 +168,11 @@ def _read(path, max_voxels):
 def _header(start, path, max_voxels):
     """The NIfTI-1 or NIfTI-2 header that the file starts with; refuses by it what is not a 3D volume of numbers."""
     for kind in (nib.Nifti1Header, nib.Nifti2Header):
-        try:
+        with suppress(WrapStructError, HeaderDataError, ValueError, KeyError):
             header = kind(start[: kind.sizeof_hdr], check=False)
             shape, dtype = header.get_data_shape(), header.get_data_dtype()
-        except (WrapStructError, HeaderDataError, ValueError, KeyError):
-            continue
-        if bytes(header["magic"])[:3] in (b"n+1", b"n+2") and header["sizeof_hdr"] == kind.sizeof_hdr:
-            break
+            if bytes(header["magic"])[:3] in (b"n+1", b"n+2") and header["sizeof_hdr"] == kind.sizeof_hdr:
+                break
     else:
         raise ValueError(f"{path}: starts with {start[:12]!r}, which is no NIfTI file (.nii or .nii.gz); "
                          "was a web page or a pointer saved in its place?")
@@ -200,12 +195,10 @@ def _header(start, path, max_voxels):
 def _array(stream, header, path):
     """The voxels that follow the header in `stream`, in the file's own axes."""
     voxels = np.empty(header.get_data_shape(), header.get_data_dtype(), order="F")
-    buffer, filled = memoryview(voxels.reshape(-1, order="F").view(np.uint8)), 0
     stream.seek(int(header["vox_offset"]))
-    while count := stream.readinto(buffer[filled : filled + READ_BYTES]):
-        filled += count
-    if filled < len(buffer):
-        raise ValueError(f"{path}: ends after {filled} of {len(buffer)} bytes of voxels; download it again")
-    if len(stream.read(READ_BYTES)) == READ_BYTES:
+    filled = stream.readinto(memoryview(voxels.reshape(-1, order="F").view(np.uint8)))
+    if filled < voxels.nbytes:
+        raise ValueError(f"{path}: ends after {filled} of {voxels.nbytes} bytes of voxels; download it again")
+    if len(stream.read(PADDING_BYTES)) == PADDING_BYTES:
         raise ValueError(f"{path}: goes on after the {filled} bytes of voxels of its header; is the header damaged?")
     return voxels
