@@ -23,7 +23,7 @@ KITS19_AFFINE = np.diag([-1.0, -1.0, -1.0, 1.0])[[2, 1, 0, 3]]  # of voxels of 1
 MAX_VOXELS = 2_000_000_000
 CORNER_TOLERANCE_MM = 1e-3  # beside a relative 1e-4: frames that differ by less are the same
 LABEL_TOLERANCE = 1e-3  # a float label this near to 0, 1 or 2 is that label
-PADDING_BYTES = 1 << 20  # a file may have fewer after its voxels
+READ_BYTES = 1 << 20
 AIR_HU, BONE_HU, COVERAGE_MM = -200, 200, 40  # any CT of kidneys reaches beyond these
 
 
@@ -41,10 +41,9 @@ class Volume:
 def read_volume(path, *, affine=None, assume_spacing=None, max_voxels=MAX_VOXELS):
     """An image. Voxels keep the type they are stored in, or become float32 where the header scales them.
 
-    affine: "sform" or "qform", the one to take where they or pixdim differ. assume_spacing: Z Y X mm of a file that
-    lies as KiTS19's do, whatever its own frame says. Masks of such a volume bear the frame so chosen.
-    Raises FileNotFoundError, or ValueError where the file is not a whole 3D NIfTI volume of finite real numbers
-    with one frame. A trailing axis of length 1 is dropped. What is only suspect is left to `doubts`.
+    affine: "sform" or "qform", the one to take where they or pixdim differ. assume_spacing: Z Y X mm of a file whose
+    axes are KiTS19's, whatever its header says. Masks of such a volume bear the frame so chosen. Raises OSError, or
+    ValueError for what is not a whole 3D volume of finite real numbers with one frame (a last axis of 1 is dropped).
     """
     path = Path(path)
     stored, header = _read(path, max_voxels)
@@ -65,11 +64,10 @@ def read_volume(path, *, affine=None, assume_spacing=None, max_voxels=MAX_VOXELS
 
 def read_labels(path, **options):
     """A label map: as `read_volume`, with uint8 voxels 0, 1 or 2; anything else is a ValueError naming the values."""
-    volume = read_volume(path, **options)
-    voxels = volume.voxels
+    voxels = (volume := read_volume(path, **options)).voxels
     whole = voxels if voxels.dtype.kind in "iu" else np.rint(voxels)
     if whole.min() >= 0 and whole.max() <= 2 and (whole is voxels or np.abs(voxels - whole).max() <= LABEL_TOLERANCE):
-        return replace(volume, voxels=whole.astype(np.uint8))
+        return replace(volume, voxels=whole.astype(np.uint8, copy=False))
     strange = np.unique(voxels[(whole < 0) | (whole > 2) | (np.abs(voxels - whole) > LABEL_TOLERANCE)])
     shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")
     raise ValueError(f"{path}: label values {shown} found, wanted only 0 (background), 1 (kidney) and 2 (tumor); "
@@ -88,8 +86,7 @@ def check_same_grid(one, other):
     """Refuses two volumes whose files differ in shape or place: voxel by voxel they would not mean the same."""
     ours, theirs = one.header.get_data_shape(), other.header.get_data_shape()
     if ours != theirs:
-        raise ValueError(f"{one.path}: shape {ours}, but {other.path} has {theirs}, wanted the same; "
-                         "was one of them resampled?")
+        raise ValueError(f"{one.path}: shape {ours}, but {other.path} has {theirs}, wanted the same; is one resampled?")
     if apart := _mm_apart(one.affine, other.affine, ours):
         raise ValueError(f"{one.path}: lies up to {apart:.3g} mm from {other.path}, wanted the same affine; "
                          "was one of them registered or reoriented?")
@@ -111,8 +108,8 @@ def _frame(header, choice, assume_spacing):
     frames = ([KITS19_AFFINE * [*assume_spacing, 1]] if assume_spacing else
               [getattr(header, f"get_{form}")() for form in forms])
     if apart := len(frames) == 2 and _mm_apart(*frames, header.get_data_shape()):
-        raise ValueError("sform {} and qform {} lie up to {:.3g} mm apart, wanted one frame; --affine sform or qform "
-                         "chooses".format(*(frame[:3].round(3).tolist() for frame in frames), apart))
+        sform, qform = (frame[:3].round(3).tolist() for frame in frames)
+        raise ValueError(f"sform {sform} and qform {qform} lie {apart:.3g} mm apart; choose --affine sform or qform")
     frame, pixdim = frames[0], header["pixdim"][1:4]
     sizes = np.array(assume_spacing or nib.affines.voxel_sizes(frame))
     if not np.isfinite(frame).all() or min(sizes) <= 0 or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
@@ -121,8 +118,8 @@ def _frame(header, choice, assume_spacing):
         header.set_sform(frame, "aligned")
         header.set_qform(frame, "unknown")  # it can be no shear; with code 0 it only sets pixdim
     elif not (abs(pixdim - sizes) <= 0.01 * sizes).all():
-        raise ValueError(f"pixdim {pixdim.tolist()}, but voxels of {sizes.round(4).tolist()} mm by its {forms[0]}, "
-                         f"wanted the same to 1%; --affine {forms[0]} takes the latter")
+        raise ValueError(f"pixdim {pixdim.tolist()} and {forms[0]} {sizes.round(4).tolist()} mm, wanted the same; "
+                         f"--affine {forms[0]} takes the latter")
     return frame
 
 
@@ -181,13 +178,11 @@ def _header(start, path, max_voxels):
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"{path}: shape {shape} found, wanted three axes; give one volume a file")
     if np.prod(shape, dtype=object) > max_voxels:
-        raise ValueError(f"{path}: shape {shape} found, more than {max_voxels} voxels; is the header damaged? "
-                         "--max-voxels N allows more")
+        raise ValueError(f"{path}: shape {shape} found, more than {max_voxels} voxels; --max-voxels N allows more")
     if dtype.kind not in "iuf":
         raise ValueError(f"{path}: voxels of type {dtype} found, wanted real numbers; export it as int16")
     if not kind.sizeof_hdr <= float(header["vox_offset"]) <= 1 << 28:
-        raise ValueError(f"{path}: voxels begin at byte {header['vox_offset']}, wanted {kind.sizeof_hdr} or little "
-                         "more; is the header damaged?")
+        raise ValueError(f"{path}: voxels begin at byte {header['vox_offset']}, wanted 352 or so; download it again")
     header.set_data_shape(shape)
     return header
 
@@ -195,10 +190,12 @@ def _header(start, path, max_voxels):
 def _array(stream, header, path):
     """The voxels that follow the header in `stream`, in the file's own axes."""
     voxels = np.empty(header.get_data_shape(), header.get_data_dtype(), order="F")
+    buffer, filled = memoryview(voxels.reshape(-1, order="F").view(np.uint8)), 0
     stream.seek(int(header["vox_offset"]))
-    filled = stream.readinto(memoryview(voxels.reshape(-1, order="F").view(np.uint8)))
-    if filled < voxels.nbytes:
-        raise ValueError(f"{path}: ends after {filled} of {voxels.nbytes} bytes of voxels; download it again")
-    if len(stream.read(PADDING_BYTES)) == PADDING_BYTES:
+    while count := stream.readinto(buffer[filled : filled + READ_BYTES]):
+        filled += count
+    if filled < len(buffer):
+        raise ValueError(f"{path}: ends after {filled} of {len(buffer)} bytes of voxels; download it again")
+    if len(stream.read(READ_BYTES)) == READ_BYTES:  # a little padding may follow
         raise ValueError(f"{path}: goes on after the {filled} bytes of voxels of its header; is the header damaged?")
     return voxels
