@@ -38,6 +38,7 @@ class Volume:
     header: nib.Nifti1Header
 
 
+@np.errstate(all="ignore")  # an overflow is found among the voxels or in the affine
 def read_volume(path, *, affine=None, assume_spacing=None, max_voxels=MAX_VOXELS):
     """An image. Voxels keep the type they are stored in, or become float32 where the header scales them.
 
@@ -102,7 +103,7 @@ def _mm_apart(affine, other, shape):
 
 def _frame(header, choice, assume_spacing):
     """The affine that `read_volume`'s options choose, or else the one that sform, qform and pixdim agree on."""
-    forms = [form for form in ("sform", "qform") if header[f"{form}_code"] > 0 and choice in (None, form)]
+    forms = [form for form in ("sform", "qform") if 0 < header[f"{form}_code"] <= 5 and choice in (None, form)]
     if not forms and not assume_spacing:  # nibabel would invent a frame
         raise ValueError(f"{f'{choice} is not' if choice else 'neither sform nor qform is'} set, its frame is unknown")
     frames = ([KITS19_AFFINE * [*assume_spacing, 1]] if assume_spacing else
@@ -112,8 +113,8 @@ def _frame(header, choice, assume_spacing):
         raise ValueError(f"sform {sform} and qform {qform} lie {apart:.3g} mm apart; choose --affine sform or qform")
     frame, pixdim = frames[0], header["pixdim"][1:4]
     sizes = np.array(assume_spacing or nib.affines.voxel_sizes(frame))
-    if not np.isfinite(frame).all() or min(sizes) <= 0 or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
-        raise ValueError(f"its affine {frame[:3].tolist()} of voxels of {sizes.tolist()} mm is not invertible")
+    if not (abs(frame) < 1e6).all() or min(sizes) < 1e-3 or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
+        raise ValueError(f"its affine {frame[:3].tolist()}, of voxels of {sizes.tolist()} mm, is not invertible")
     if choice or assume_spacing:
         header.set_sform(frame, "aligned")
         header.set_qform(frame, "unknown")  # it can be no shear; with code 0 it only sets pixdim
@@ -138,7 +139,7 @@ def _write(path, array, header):
     """`array` in the file's own axes; compressed where the name says so; equal input gives equal bytes."""
     header = nib.Nifti1Header.from_header(header, check=False)
     header["sizeof_hdr"], header["magic"] = 348, b"n+1"  # whatever the scan's header was
-    header["cal_min"] = header["cal_max"] = 0  # a display range in HU would hide the labels
+    header["cal_min"] = header["cal_max"] = header["vox_offset"] = 0  # a display range in HU would hide the labels
     with (written_whole(path) as file,
           gzip.GzipFile("", "wb", 3, file, mtime=0) if str(path).endswith(".gz") else nullcontext(file) as stream):
         nib.Nifti1Image(array, None, header, dtype=array.dtype).to_stream(stream)
@@ -151,8 +152,7 @@ def _read(path, max_voxels):
     if not path.is_file():
         raise ValueError(f"{path}: a folder or device, wanted a NIfTI file")
     with open(path, "rb") as file:
-        start = file.peek()[:2]
-        if not start:
+        if not (start := file.peek()[:2]):
             raise ValueError(f"{path}: the file is empty (0 bytes), wanted a NIfTI volume; download it again")
         try:
             with gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file as stream:
@@ -175,7 +175,7 @@ def _header(start, path, max_voxels):
                          "was a web page or a pointer saved in its place?")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) != 3 or min(shape) < 1:
+    if len(shape) != 3 or min(shape) < 1 or max(shape) >= 1 << 15:  # more does not fit into a mask's header
         raise ValueError(f"{path}: shape {shape} found, wanted three axes; give one volume a file")
     if np.prod(shape, dtype=object) > max_voxels:
         raise ValueError(f"{path}: shape {shape} found, more than {max_voxels} voxels; --max-voxels N allows more")
