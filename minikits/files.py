@@ -2,7 +2,9 @@
 
 import json
 import os
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 
@@ -14,6 +16,10 @@ def written_whole(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{escape(path.name)}.*.part"):  # by killed runs; a young one may be at work still
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                left.unlink()
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(beside, "wb") as file:
