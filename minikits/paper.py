@@ -9,7 +9,7 @@ The constants are what no run may change; a `Recipe` is what a run may, and then
 """
 
 from dataclasses import asdict, dataclass, fields, replace
-from math import prod
+from math import inf, prod
 
 ARCHITECTURES = ("plain", "residual", "preactivation")  # [paper 2.2]
 CLASSES = ("background", "kidney", "tumor")  # label values 0, 1, 2 [paper 3]
@@ -77,14 +77,14 @@ class Recipe:
         for name in ("spacing_mm", "patch", "sd_hu", "batch_size", "epochs", "batches_per_epoch", "plain_features",
                      "residual_features", "max_features"):
             value = getattr(self, name)
-            if min(value if isinstance(value, tuple) else (value,)) <= 0:
-                raise ValueError(f"recipe: {name} is {value}, wanted it positive")
+            if min(each := value if isinstance(value, tuple) else (value,)) <= 0 or prod(each) >= 1e8:
+                raise ValueError(f"recipe: {name} is {value}, wanted it positive, and less than 1e8 in all")
         strides, shrunk = self.strides, [prod(axis) for axis in zip(*self.strides)]
         if strides[0] != (1, 1, 1) or 0 in shrunk or any(side % by for side, by in zip(self.patch, shrunk)):
             raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first and products {shrunk} that divide the "
                              f"patch {self.patch}")
-        if len(strides) > len(self.residual_blocks):
-            raise ValueError(f"recipe: residual_blocks {self.residual_blocks} for {len(strides)} stages; name more")
+        if not len(strides) <= len(self.residual_blocks) < 100 or {*self.residual_blocks} - {*range(1, 100)}:
+            raise ValueError(f"recipe: residual_blocks {self.residual_blocks} for {len(strides)} stages; wanted 1 to 99 for each")
         if len(strides) < 2:
             raise ValueError(f"recipe: no axis of patch {self.patch} can be halved evenly and stay at least "
                              f"{SMALLEST_SIDE} voxels long; use multiples of {2 * SMALLEST_SIDE}")
@@ -154,7 +154,7 @@ def _formed(value, model):
     """`value`, its lists as tuples, where it has the form of `model`; else a TypeError."""
     if isinstance(model, tuple) and isinstance(value, (list, tuple)) and len(value) == len(model):
         return tuple(_formed(*pair) for pair in zip(value, model))
-    if type(value) is not type(model) and not (type(value) is int and type(model) is float):
+    if type(value) not in (type(model), int) or type(model) is tuple or not abs(value) < inf:
         raise TypeError
     return value
 
