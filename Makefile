@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo
 
-.PHONY: demo test lint parity golden bench clean
+.PHONY: demo test fuzz lint parity golden bench clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -16,6 +16,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -q
+
+fuzz: $(VENV)/installed
+	$(RUN) tests/fuzz.py
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -23,7 +23,7 @@ from minikits.paper import CLASSES, FOLDS
 from minikits.prediction import predict_probabilities
 from minikits.resampling import label_orders, labels_on_native_grid, prepare_image, resample
 from minikits.unet import build_unet
-from minikits.volumes import read_volume, write_labels
+from minikits.volumes import MAX_VOXELS, doubts, read_volume, write_labels
 
 SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what networks need in common to be averaged
 Scan = namedtuple("Scan", "id path mask networks")  # mask: where it goes; networks: those to be averaged
@@ -41,6 +41,9 @@ def main():
     parser.add_argument("--overwrite", action="store_true", help="predict scans again that have a mask")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
+    parser.add_argument("--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ")
+    parser.add_argument("--assume-spacing", type=float, nargs=3, metavar=("Z", "Y", "X"), help="mm; axes as KiTS19's")
+    parser.add_argument("--max-voxels", type=int, default=MAX_VOXELS, help="of a scan (default %(default)s)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, in all threads; masks appear whole
     try:
@@ -101,7 +104,9 @@ def predict_scans(scans, recipe, arguments, device):
     def work(scan):
         failed = None
         try:
-            volume = read_volume(scan.path)
+            volume = read_volume(scan.path, affine=arguments.affine, assume_spacing=arguments.assume_spacing,
+                                 max_voxels=arguments.max_voxels)
+            print("".join(f"warning: {doubt}\n" for doubt in doubts(volume)), end="", flush=True)
             image = prepare_image(volume, recipe)
             with device_free:
                 probabilities = predict_probabilities(

@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 
 from minikits.paper import CLASSES, FOLD_SEED, FOLDS
 from minikits.resampling import prepare_image, prepare_labels
-from minikits.volumes import check_same_grid, read_labels, read_volume
+from minikits.volumes import check_same_grid, doubts, read_labels, read_volume
 
 KITS19 = {"imaging": "image", "segmentation": "labels"}  # the files of a case's folder
 FOLDERS = {"images": "image", "labels": "labels"}  # of the other layout
@@ -44,15 +45,12 @@ class PreparedCase:
 
 def nifti_name(path):
     """A scan's name without folder, `.nii`, `.nii.gz` and nnU-Net's `_0000`; None where it is no NIfTI file."""
-    found = re.fullmatch(r"([^.].*?)(_0000)?\.nii(\.gz)?", path.name)
-    return found and found[1]
+    return (found := re.fullmatch(r"([^.].*?)(_0000)?\.nii(\.gz)?", path.name)) and found[1]
 
 
 def find_cases(source):
     """The cases of a NIfTI file, a flat folder of them (all images), or a folder of either layout; sorted by id.
-
-    FileNotFoundError where there is no `source`; ValueError where it has no case, or two files for the same.
-    """
+    FileNotFoundError where there is no `source`; ValueError where it has no case, or two files for the same."""
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder; wanted a scan, scans, or a KiTS19 folder")
@@ -78,8 +76,7 @@ def training_cases(folder, recipe):
     """The labelled cases of a folder less those the recipe leaves out; refuses labels without an image."""
     left_out = {f"case_{number:05d}" for number in recipe.excluded_cases}
     cases = [case for case in find_cases(folder) if case.labels and case.id not in left_out]
-    missing = [case.id for case in cases if not case.image]
-    if missing:
+    if missing := [case.id for case in cases if not case.image]:
         raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])}); "
                          "download their imaging.nii.gz")
     if not cases:
@@ -89,10 +86,8 @@ def training_cases(folder, recipe):
 
 def five_folds(case_ids):
     """Five (train, validation) pairs of sorted id lists; every id is in one validation list.
-
     The sorted ids are shuffled and cut into consecutive blocks, the longer ones first: scikit-learn's
-    KFold(5, shuffle=True, random_state=12345), as nnU-Net v1 calls it.
-    """
+    KFold(5, shuffle=True, random_state=12345), as nnU-Net v1 calls it."""
     ids = sorted(case_ids)
     if len(ids) < FOLDS:
         raise ValueError(f"{len(ids)} cases found, wanted at least {FOLDS} for {FOLDS} folds; use --fold all")
@@ -102,44 +97,44 @@ def five_folds(case_ids):
 
 def prepare(folder, cache, recipe):
     """The PreparedCases of a folder's training cases, sorted by id, memory-mapped.
-
     What is not in `cache` yet is put there, a line each; again when a case's files (name, size, time of change) or
-    the numbers of its preparation change. Raises as `read_volume`, `read_labels` and `check_same_grid` do.
+    the numbers of its preparation change. ValueError, once all are tried, for those that cannot be read, a line each.
     """
     kept = {case: Path(cache, _cache_name(case, recipe)) for case in training_cases(folder, recipe)}
-    waiting, started = [case for case in kept if not kept[case].exists()], time.monotonic()
+    waiting, started, refused = [case for case in kept if not kept[case].exists()], time.monotonic(), []
     for number, case in enumerate(waiting, 1):
-        shape = "x".join(map(str, _prepare_case(case, kept[case], recipe)))
+        try:
+            scan, reference = read_volume(case.image), read_labels(case.labels)
+            check_same_grid(scan, reference)
+        except (ValueError, OSError) as error:
+            refused.append(f"\n  {error}")
+            continue
+        shape = "x".join(map(str, _prepare_case(case.id, scan, reference, kept[case], recipe)))
         left = (time.monotonic() - started) / number * (len(waiting) - number)
+        for doubt in doubts(scan):
+            print(f"warning: {doubt}")
         print(f"prepared {case.id} {shape} ({number} of {len(waiting)}, {left:.0f} s left)", flush=True)
+    if refused:
+        raise ValueError(f"{folder}: {len(refused)} of {len(kept)} cases cannot be used:{''.join(refused)}")
     return [_load(case.id, place) for case, place in kept.items()]
 
 
 def _cache_name(case, recipe):
-    """It says all that a case's preparation depends on."""
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in (case.image, case.labels)]
     numbers = [recipe.spacing_mm, recipe.window_hu, recipe.mean_hu, recipe.sd_hu]
     return f"{case.id}-{hashlib.sha256(json.dumps([CACHE_FORMAT, files, numbers]).encode()).hexdigest()[:16]}"
 
 
-def _prepare_case(case, kept, recipe):
-    """Reads, resamples and keeps one case; its folder appears whole or not at all. Returns the shape."""
-    scan, reference = read_volume(case.image), read_labels(case.labels)
-    check_same_grid(scan, reference)
+def _prepare_case(id, scan, reference, kept, recipe):
+    """Resamples and keeps one case; its folder appears whole or not at all. Returns the shape."""
     image, labels = prepare_image(scan, recipe).astype(np.float16), prepare_labels(reference, recipe)
     foreground = {name: np.flatnonzero(labels == value).astype(np.int32) for value, name in enumerate(CLASSES) if value}
-    geometry = {"id": case.id, "image": str(case.image), "labels": str(case.labels), "shape": image.shape,
-                "native_shape": scan.voxels.shape, "native_spacing_mm": scan.spacing_mm}
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{case.id}-", dir=kept.parent, ignore_cleanup_errors=True) as beside:
+    with tempfile.TemporaryDirectory(prefix=f".{id}-", dir=kept.parent, ignore_cleanup_errors=True) as beside:
         for name, array in {"image": image, "labels": labels, **foreground}.items():
             np.save(Path(beside, f"{name}.npy"), array)
-        Path(beside, "case.json").write_text(json.dumps(geometry, indent=1))
-        try:
+        with suppress(OSError):  # another process may have been first, with the same result
             os.rename(beside, kept)
-        except OSError:
-            if not kept.exists():  # else another process was first, with the same result
-                raise
     return image.shape
 
 

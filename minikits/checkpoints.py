@@ -9,6 +9,8 @@ log (rows of log.csv), environment (versions). Loading is torch's `weights_only=
 """
 
 import argparse
+import re
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from minikits.unet import build_unet
 FORMAT = 1
 KEYS = {"format": int, "arch": str, "recipe": dict, "cases": dict, "seed": int, "epoch": int, "network": dict,
         "optimizer": dict, "log": list}
+NAMES = {b"collections\nOrderedDict", b"torch._utils\n_rebuild_tensor_v2", b"torch\nFloatStorage"}  # what ours calls
 
 
 def save_checkpoint(path, **content):
@@ -29,12 +32,18 @@ def save_checkpoint(path, **content):
         torch.save({"format": FORMAT, **content}, file)
 
 
-def _load(path, keys, writer):
+def _load(path, keys, writer, names=None):
     """The dictionary in a file that `writer` wrote, with at least these keys; nothing in it can run."""
     wanted = f"wanted a checkpoint of {writer}"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {wanted}")
     try:
+        if names:  # torch would call more than these, which can take any memory, unpack, and check no sums
+            with zipfile.ZipFile(path) as file:
+                pickles = (file.read(name) for name in file.namelist() if name.endswith(".pkl"))
+                if (sum(entry.file_size for entry in file.infolist()) > path.stat().st_size or file.testzip()
+                        or not names.issuperset(re.findall(rb"c([\w.]+\n\w+)\n", b"".join(pickles)))):
+                    raise ValueError
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage can surface anywhere in the reader
         raise ValueError(f"{path}: damaged, or holds more than plain tensors and data, which is not loaded "
@@ -47,23 +56,31 @@ def _load(path, keys, writer):
 
 def load_checkpoint(path):
     """The dictionary, tensors on the CPU, `recipe` as a Recipe. ValueError for what `save_checkpoint` did not write."""
-    content = _load(Path(path), KEYS, "train.py")
-    if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES:
-        raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}; wanted format "
-                         f"{FORMAT} and one of {', '.join(ARCHITECTURES)}")
-    return {**content, "recipe": recipe_from(content["recipe"], source=str(path))}
+    content = _load(Path(path), KEYS, "train.py", NAMES)
+    if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES or not {"train"} <= {*content["cases"]}:
+        raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}, cases "
+                         f"{[*content['cases']]}; wanted format {FORMAT}, one of {', '.join(ARCHITECTURES)}, and train")
+    try:
+        content["recipe"] = recipe_from(content["recipe"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    with torch.device("meta"):  # takes no memory, whatever the recipe says
+        load_weights(build_unet(content["arch"], content["recipe"]), content, path)
+    return content
 
 
 def load_weights(network, checkpoint, path):
-    """Puts a checkpoint's weights into a network built for it; refuses where names or shapes differ."""
-    wanted, found = ({name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
-                     for weights in (network.state_dict(), checkpoint["network"]))
-    for name in sorted({**wanted, **found}):
+    """Puts a checkpoint's weights into a network built for it; refuses where names, shapes or types differ."""
+    wanted, found = ({name: (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else type(value)
+                      for name, value in weights.items()} for weights in (network.state_dict(), checkpoint["network"]))
+    for name in sorted({**wanted, **found}, key=str):
         here, there = found.get(name, "absent"), wanted.get(name, "absent")
         if here != there:
             raise ValueError(f"{path}: weight {name} is {here}, wanted {there} for the {checkpoint['arch']} network "
                              "of its recipe; the file is not what it says")
-    network.load_state_dict(checkpoint["network"])
+    if not all(value.isfinite().all() for value in checkpoint["network"].values()):
+        raise ValueError(f"{path}: weights that are NaN or infinite; wanted finite ones, of another epoch or run")
+    network.load_state_dict(checkpoint["network"], assign=next(network.parameters()).is_meta)
     return network
 
 
@@ -87,11 +104,9 @@ GEOMETRY = ("spacing_mm", "patch", "window_hu", "mean_hu", "sd_hu")  # what a ne
 
 def import_nnunet(path, arch, geometry, out):
     """Writes nnU-Net v1's checkpoint `path` (`.model`; the pickle beside it is not read) as one of ours: its Recipe.
-
     geometry: a dictionary of GEOMETRY as the network was trained and, if its axes were not Z Y X, "axes": "ZXY".
     Strides, features and blocks are read off the weights. Those do not tell the nonlinearities: ReLU, in the plain
-    network LeakyReLU. ValueError where anything is missing or does not fit; nothing is written then.
-    """
+    network LeakyReLU. ValueError where anything is missing or does not fit; nothing is written then."""
     geometry = {"axes": "ZYX", **(geometry if isinstance(geometry, dict) else {})}
     axes, missing = geometry.pop("axes"), [name for name in GEOMETRY if name not in geometry]
     if missing or sorted(str(axes)) != ["X", "Y", "Z"]:

@@ -9,6 +9,7 @@ The constants are what no run may change; a `Recipe` is what a run may, and then
 """
 
 from dataclasses import asdict, dataclass, fields, replace
+from math import inf
 
 import numpy as np
 
@@ -80,16 +81,16 @@ class Recipe:
     def __post_init__(self):
         for name in ("spacing_mm", "patch", "sd_hu", "batch_size", "epochs", "batches_per_epoch", "plain_features",
                      "residual_features", "max_features"):
-            if np.min(getattr(self, name)) <= 0:
-                raise ValueError(f"recipe: {name} is {getattr(self, name)}, wanted it positive")
+            if np.min(value := getattr(self, name)) <= 0 or np.prod(value, dtype=float) >= 1e8:
+                raise ValueError(f"recipe: {name} is {value}, wanted it positive, and less than 1e8 in all")
         strides, shrunk = self.strides, np.prod(self.strides, axis=0)
         if strides[0] != (1, 1, 1) or 0 in shrunk or np.any(self.patch % shrunk):
             raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first and products {shrunk} that divide the "
                              f"patch {self.patch}")
-        if not 2 <= len(strides) <= len(self.residual_blocks):
-            raise ValueError(f"recipe: {len(strides)} stages of patch {self.patch}, wanted 2 to as many as "
-                             f"residual_blocks names, {len(self.residual_blocks)}; an axis is halved while it stays "
-                             f"even and at least {SMALLEST_SIDE} voxels long")
+        if not 2 <= len(strides) <= len(self.residual_blocks) < 100 or {*self.residual_blocks} - {*range(1, 100)}:
+            raise ValueError(f"recipe: {len(strides)} stages of patch {self.patch} and residual_blocks "
+                             f"{self.residual_blocks}, wanted 2 or more and 1 to 99 blocks for each; an axis is halved "
+                             f"while it stays even and at least {SMALLEST_SIDE} voxels long")
 
     @property
     def strides(self):
@@ -153,7 +154,7 @@ def _formed(value, model):
     """`value`, its lists as tuples, where it has the form of `model`; else a TypeError."""
     if isinstance(model, tuple) and isinstance(value, (list, tuple)) and len(value) == len(model):
         return tuple(_formed(*pair) for pair in zip(value, model))
-    if isinstance(model, tuple) or not (type(value) is type(model) or (type(value) is int and type(model) is float)):
+    if type(value) not in (type(model), int) or type(model) is tuple or not abs(value) < inf:
         raise TypeError
     return value
 

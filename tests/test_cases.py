@@ -1,7 +1,6 @@
 """Which cases, which fold, and a cache that is never stale and never half."""
 
 import dataclasses
-import json
 import os
 import shutil
 
@@ -130,8 +129,28 @@ def test_a_preparation_that_fails_leaves_no_half_case(phantoms, tmp_path, monkey
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     assert len(prepare(phantoms, tmp_path, TINY)) == 6
-    geometry = json.loads(next(tmp_path.glob("phantom_0-*/case.json")).read_text())
-    assert geometry["native_shape"] == [30, 64, 70] and geometry["native_spacing_mm"] == [6.0, 5.5, 5.5]
+    assert sorted(path.name for path in next(tmp_path.glob("phantom_0-*")).iterdir()) == [
+        "image.npy", "kidney.npy", "labels.npy", "tumor.npy"]
+
+
+def test_every_bad_case_is_named_and_the_good_ones_are_kept(phantoms, tmp_path, capsys):
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    shutil.copytree(phantoms, data)
+    short, odd = data / "phantom_2" / "imaging.nii.gz", data / "phantom_4" / "segmentation.nii.gz"
+    short.write_bytes(short.read_bytes()[:500])
+    shutil.copy(data / "phantom_4" / "imaging.nii.gz", odd)
+    shutil.copy(data / "phantom_5" / "segmentation.nii.gz", data / "phantom_5" / "imaging.nii.gz")
+    with pytest.raises(ValueError) as refusal:
+        prepare(data, cache, TINY)
+    first, *lines = str(refusal.value).splitlines()
+    assert first == f"{data}: 2 of 6 cases cannot be used:" and len(lines) == 2
+    assert lines[0].startswith(f"  {short}: damaged") and lines[1].startswith(f"  {odd}: label values")
+    printed = capsys.readouterr().out
+    assert printed.count("prepared phantom_") == 4 == len(list(cache.iterdir()))
+    assert printed.count("warning: ") == printed.count("phantom_5/imaging.nii.gz: values from 0 to ") == 1
+    shutil.copy(phantoms / "phantom_2" / "imaging.nii.gz", short)
+    shutil.copy(phantoms / "phantom_4" / "segmentation.nii.gz", odd)
+    assert len(prepare(data, cache, TINY)) == 6 and capsys.readouterr().out.count("prepared phantom_") == 2
 
 
 def test_image_and_labels_that_differ_are_refused_by_name(phantoms, tmp_path):
