@@ -159,7 +159,8 @@ def test_a_step_that_would_not_fit_is_refused_before_the_first_batch(phantoms, t
     monkeypatch.syspath_prepend(ROOT)
     train = importlib.import_module("train")
     monkeypatch.setattr(train, "memory_bytes", lambda device: 2**30)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--data", str(phantoms), "--out", str(tmp_path / "runs")])
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", str(phantoms), "--out", str(tmp_path / "runs"),
+                                      "--precision", "fp32"])
     with pytest.raises(SystemExit) as stop:
         train.main()
     assert stop.value.code == 2 and not (tmp_path / "runs").exists()
