@@ -84,7 +84,7 @@ class Recipe:
             raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first and products {shrunk} that divide the "
                              f"patch {self.patch}")
         if not len(strides) <= len(self.residual_blocks) < 100 or {*self.residual_blocks} - {*range(1, 100)}:
-            raise ValueError(f"recipe: residual_blocks {self.residual_blocks} for {len(strides)} stages; wanted 1 to 99 for each")
+            raise ValueError(f"recipe: residual_blocks {self.residual_blocks} for {len(strides)} stages, wanted 1-99")
         if len(strides) < 2:
             raise ValueError(f"recipe: no axis of patch {self.patch} can be halved evenly and stay at least "
                              f"{SMALLEST_SIDE} voxels long; use multiples of {2 * SMALLEST_SIDE}")
