@@ -9,7 +9,7 @@ scaler, log (rows of log.csv), environment (versions). Loading is torch's `weigh
 """
 
 import argparse
-import re
+import pickletools
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from minikits.unet import build_unet
 FORMAT = 1
 KEYS = {"format": int, "arch": str, "recipe": dict, "cases": dict, "seed": int, "epoch": int, "network": dict,
         "optimizer": dict, "scaler": dict, "log": list}
-NAMES = {b"collections\nOrderedDict", b"torch._utils\n_rebuild_tensor_v2", b"torch\nFloatStorage"}  # what ours calls
+NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}  # all that ours call
 
 
 def save_checkpoint(path, **content):
@@ -42,7 +42,8 @@ def _load(path, keys, writer, names=None):
             with zipfile.ZipFile(path) as file:
                 pickles = (file.read(name) for name in file.namelist() if name.endswith(".pkl"))
                 if (sum(entry.file_size for entry in file.infolist()) > path.stat().st_size or file.testzip()
-                        or not names.issuperset(re.findall(rb"c([\w.]+\n\w+)\n", b"".join(pickles)))):
+                        or not names.issuperset(name for pickle in pickles for code, name, _ in pickletools.genops(pickle)
+                                                if code.name == "GLOBAL")):
                     raise ValueError
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage can surface anywhere in the reader
@@ -71,7 +72,7 @@ def load_checkpoint(path):
 
 def load_weights(network, checkpoint, path):
     """Puts a checkpoint's weights into a network built for it; refuses where names, shapes or types differ."""
-    wanted, found = ({name: (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else type(value)
+    wanted, found = ({name: f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value)
                       for name, value in weights.items()} for weights in (network.state_dict(), checkpoint["network"]))
     for name in sorted({**wanted, **found}, key=str):
         here, there = found.get(name, "absent"), wanted.get(name, "absent")

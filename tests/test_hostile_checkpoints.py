@@ -93,7 +93,8 @@ def hostile_contents(witness):
         "many_strides": {"stage_strides": ((1, 1, 1),) * 10**5, "residual_blocks": (1,) * 10**5},
         "patch_of_two": {"patch": (32, 32)}, "no_patch": {"patch": ()},
         "text": {"patch": "16x32x32"}, "nan_spacing": {"spacing_mm": (float("nan"), 1.0, 1.0)},
-        "infinite": {"sd_hu": float("inf")}, "negative": {"plain_features": -4}, "unknown": {"layers": 3}, "name": {5: 5},
+        "infinite": {"sd_hu": float("inf")}, "negative": {"plain_features": -4}, "unknown": {"layers": 3},
+        "no_name": {5: 5},
         "tensor": {"sd_hu": torch.ones(1)}, "flag": {"plain_features": True}}
     for key, changes in recipes.items():
         yield f"recipe_{key}", {**content, "recipe": {**content["recipe"], **changes}}
