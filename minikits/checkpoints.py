@@ -12,6 +12,7 @@ import argparse
 import pickletools
 import zipfile
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from minikits.unet import build_unet
 FORMAT = 1
 KEYS = {"format": int, "arch": str, "recipe": dict, "cases": dict, "seed": int, "epoch": int, "network": dict,
         "optimizer": dict, "scaler": dict, "log": list}
-NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage"}  # all that ours call
+NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage", "torch DoubleStorage"}
 
 
 def save_checkpoint(path, **content):
@@ -38,13 +39,13 @@ def _load(path, keys, writer, names=None):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {wanted}")
     try:
-        if names:  # torch would call more than these, which can take any memory, unpack, and check no sums
+        if names:  # all that it may call; torch allows more, which can take any memory, and checks no sums
             with zipfile.ZipFile(path) as file:
-                pickles = (file.read(name) for name in file.namelist() if name.endswith(".pkl"))
-                if (sum(entry.file_size for entry in file.infolist()) > path.stat().st_size or file.testzip()
-                        or not names.issuperset(name for pickle in pickles for code, name, _ in pickletools.genops(pickle)
-                                                if code.name == "GLOBAL")):
+                if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size or file.testzip():
                     raise ValueError
+                steps = [pickletools.genops(file.read(name)) for name in file.namelist() if name.endswith(".pkl")]
+            if not names.issuperset(name for code, name, _ in chain(*steps) if code.name == "GLOBAL"):
+                raise ValueError
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage can surface anywhere in the reader
         raise ValueError(f"{path}: damaged, or holds more than plain tensors and data, which is not loaded "
@@ -71,9 +72,9 @@ def load_checkpoint(path):
 
 
 def load_weights(network, checkpoint, path):
-    """Puts a checkpoint's weights into a network built for it; refuses where names, shapes or types differ."""
-    wanted, found = ({name: f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value)
-                      for name, value in weights.items()} for weights in (network.state_dict(), checkpoint["network"]))
+    """Puts a checkpoint's weights into a network built for it; refuses where names or shapes differ."""
+    wanted, found = ({name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
+                     for weights in (network.state_dict(), checkpoint["network"]))
     for name in sorted({**wanted, **found}, key=str):
         here, there = found.get(name, "absent"), wanted.get(name, "absent")
         if here != there:

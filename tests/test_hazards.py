@@ -97,7 +97,7 @@ HAZARDS = {  # hazard: (how the file is made, the message after its name)
     "qform infinite": (both(None, KITS_AFFINE, (0, 1), pixdim=(1, np.inf, 1, 1, 0, 0, 0, 0)), CONVERT),
     "beyond float32": (by_sform(kind=NIFTI_2, **row(1e300)), "not invertible"),
     "voxels of nothing": (both(KITS_AFFINE * 1e-38, None, (1, 0), NIFTI_2), "not invertible"),
-    "spacing in metres": (saved(VOXELS, np.diag([8e-4, 8e-4, 3e-3, 1])), r"not in mm: voxels of \[0\.0008.* --assume-spacing"),
+    "spacing in metres": (saved(VOXELS, np.diag([8e-4, 8e-4, 3e-3, 1])), r"not in mm: voxels of \[0\.0008.* --assume"),
     "truncated": (lambda p: truncated(p, 0.5), "damaged.*download it again"),
     "truncated, plain": (lambda p: truncated(p.with_suffix(""), 0.5), r"ends after \d+ of 6240 bytes.*download it"),
     "no bytes": (lambda p: written(p, b""), r"empty \(0 bytes\).*download it again"),

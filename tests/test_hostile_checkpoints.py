@@ -76,7 +76,7 @@ def hostile_contents(witness):
         "expanded": torch.zeros(1).expand(10**9), "expanded_in_shape": torch.zeros(1).expand(10**4, 10**5, 1, 1, 1),
         "meta": torch.zeros(10**11, device="meta"), "sparse": torch.zeros(weight.shape).to_sparse(),
         "quantized": torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "complex": weight.to(torch.complex64),
-        "double": weight.double(), "half": weight.half(), "integer": weight.int(), "flat": weight.flatten(),
+        "half": weight.half(), "integer": weight.int(), "flat": weight.flatten(),
         "none": None, "number": 3.0, "list": weight.flatten()[:9].tolist(), "text": "xyz",
         "tensor_in_a_list": [weight],
         "not_finite": weight * torch.nan}
