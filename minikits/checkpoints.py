@@ -82,7 +82,8 @@ def load_weights(network, checkpoint, path):
                              "of its recipe; the file is not what it says")
     if not all(value.isfinite().all() for value in checkpoint["network"].values()):
         raise ValueError(f"{path}: weights that are NaN or infinite; wanted finite ones, of another epoch or run")
-    network.load_state_dict(checkpoint["network"], assign=next(network.parameters()).is_meta)
+    weights = dict(checkpoint["network"])  # without what torch notes beside them, such as an `assign` of before
+    network.load_state_dict(weights, assign=next(network.parameters()).is_meta)
     return network
 
 
