@@ -18,7 +18,7 @@ test: $(VENV)/installed
 	$(RUN) -m pytest -q
 
 fuzz: $(VENV)/installed
-	$(RUN) tests/fuzz.py
+	$(VENV)/bin/python tests/fuzz.py
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

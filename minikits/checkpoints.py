@@ -12,6 +12,7 @@ import argparse
 import pickletools
 import zipfile
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,13 @@ def _load(path, keys, writer, names=None):
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {wanted}")
     try:
-        if names:  # torch would call more than these, which can take any memory, unpack, and check no sums
+        if names:  # all that it may call; torch allows more, which can take any memory, and checks no sums
             with zipfile.ZipFile(path) as file:
-                pickles = [file.read(name) for name in file.namelist() if name.endswith(".pkl")]
-                calls = {name for each in pickles for code, name, _ in pickletools.genops(each) if "GLOBAL" in code.name}
-                size = sum(entry.file_size for entry in file.infolist())
-                if size > path.stat().st_size or file.testzip() or calls - names:
+                if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size or file.testzip():
                     raise ValueError
+                steps = [pickletools.genops(file.read(name)) for name in file.namelist() if name.endswith(".pkl")]
+            if not names.issuperset(name for code, name, _ in chain(*steps) if code.name == "GLOBAL"):
+                raise ValueError
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage can surface anywhere in the reader
         raise ValueError(f"{path}: damaged, or holds more than plain tensors and data, which is not loaded "
@@ -71,9 +72,9 @@ def load_checkpoint(path):
 
 
 def load_weights(network, checkpoint, path):
-    """Puts a checkpoint's weights into a network built for it; refuses where names, shapes or types differ."""
-    wanted, found = ({name: (tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else type(value)
-                      for name, value in weights.items()} for weights in (network.state_dict(), checkpoint["network"]))
+    """Puts a checkpoint's weights into a network built for it; refuses where names or shapes differ."""
+    wanted, found = ({name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
+                     for weights in (network.state_dict(), checkpoint["network"]))
     for name in sorted({**wanted, **found}, key=str):
         here, there = found.get(name, "absent"), wanted.get(name, "absent")
         if here != there:
@@ -81,7 +82,8 @@ def load_weights(network, checkpoint, path):
                              "of its recipe; the file is not what it says")
     if not all(value.isfinite().all() for value in checkpoint["network"].values()):
         raise ValueError(f"{path}: weights that are NaN or infinite; wanted finite ones, of another epoch or run")
-    network.load_state_dict(checkpoint["network"], assign=next(network.parameters()).is_meta)
+    weights = dict(checkpoint["network"])  # without what torch notes beside them, such as an `assign` of before
+    network.load_state_dict(weights, assign=next(network.parameters()).is_meta)
     return network
 
 

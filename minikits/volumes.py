@@ -87,8 +87,7 @@ def check_same_grid(one, other):
     if ours != theirs:
         raise ValueError(f"{one.path}: shape {ours}, but {other.path} has {theirs}, wanted the same; is one resampled?")
     if apart := _mm_apart(one.affine, other.affine, ours):
-        raise ValueError(f"{one.path}: lies up to {apart:.3g} mm from {other.path}, wanted the same affine; "
-                         "was one of them registered or reoriented?")
+        raise ValueError(f"{one.path}: lies up to {apart:.3g} mm from {other.path}, wanted the same; is one moved?")
 
 
 def _mm_apart(affine, other, shape):
@@ -101,7 +100,9 @@ def _mm_apart(affine, other, shape):
 
 def _frame(header, choice, assume_spacing):
     """The affine that `read_volume`'s options choose, or else the one that sform, qform and pixdim agree on."""
-    forms = [form for form in ("sform", "qform") if 0 < header[f"{form}_code"] <= 5 and choice in (None, form)]
+    for code in ("sform_code", "qform_code"):
+        header[code] = header[code] * (0 <= header[code] <= 5)  # others nibabel would change in the mask
+    forms = [form for form in ("sform", "qform") if header[f"{form}_code"] > 0 and choice in (None, form)]
     if not forms and not assume_spacing:  # nibabel would invent a frame
         raise ValueError(f"{f'{choice} is not' if choice else 'neither sform nor qform is'} set, its frame is unknown")
     frames = ([KITS19_AFFINE * [*assume_spacing, 1]] if assume_spacing else
@@ -112,13 +113,12 @@ def _frame(header, choice, assume_spacing):
     frame, pixdim = frames[0], header["pixdim"][1:4]
     sizes = np.array(assume_spacing or nib.affines.voxel_sizes(frame))
     if not (abs(frame) < 1e6).all() or min(sizes) < 1e-3 or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
-        raise ValueError(f"its affine {frame[:3].tolist()}, of voxels of {sizes.tolist()} mm, is not invertible")
+        raise ValueError(f"its affine {frame[:3].tolist()} is not invertible, or not in mm: voxels of {sizes}")
     if choice or assume_spacing:
         header.set_sform(frame, "aligned")
         header.set_qform(frame, "unknown")  # it can be no shear; with code 0 it only sets pixdim
     elif not (abs(pixdim - sizes) <= 0.01 * sizes).all():
-        raise ValueError(f"pixdim {pixdim.tolist()} and {forms[0]} {sizes.round(4).tolist()} mm, wanted the same; "
-                         f"--affine {forms[0]} takes the latter")
+        raise ValueError(f"pixdim {pixdim} and {forms[0]} {sizes} mm, wanted the same; --affine {forms[0]} takes these")
     return frame
 
 

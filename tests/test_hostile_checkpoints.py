@@ -53,8 +53,8 @@ class Calls:
 
 
 def good():
-    return {"format": 1, "arch": "plain", "recipe": asdict(TINY), "cases": {"train": ["a"], "validation": []}, "seed": 0,
-            "epoch": 1, "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "scaler": {}, "log": []}
+    return {"format": 1, "arch": "plain", "recipe": asdict(TINY), "cases": {"train": [], "validation": []}, "epoch": 1,
+            "seed": 0, "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "scaler": {}, "log": []}
 
 
 def hostile_contents(witness):
@@ -76,22 +76,25 @@ def hostile_contents(witness):
         "expanded": torch.zeros(1).expand(10**9), "expanded_in_shape": torch.zeros(1).expand(10**4, 10**5, 1, 1, 1),
         "meta": torch.zeros(10**11, device="meta"), "sparse": torch.zeros(weight.shape).to_sparse(),
         "quantized": torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "complex": weight.to(torch.complex64),
-        "double": weight.double(), "half": weight.half(), "integer": weight.int(), "flat": weight.flatten(),
-        "none": None, "number": 3.0, "list": weight.flatten()[:9].tolist(), "text": "x" * 99, "parameter_in_a_list": [weight],
+        "half": weight.half(), "integer": weight.int(), "flat": weight.flatten(),
+        "none": None, "number": 3.0, "list": weight.flatten()[:9].tolist(), "text": "xyz",
+        "tensor_in_a_list": [weight],
         "not_finite": weight * torch.nan}
     for key, value in weights.items():
         yield f"weight_{key}", {**content, "network": {**content["network"], name: value}}
     yield "weight_names", {**content, "network": dict(enumerate(content["network"].values()))}
     yield "weight_names_mixed", {**content, "network": {**content["network"], 3: weight, None: weight, (1, 2): weight}}
     recipes = {
-        "features": {"plain_features": 10**9, "max_features": 10**9}, "features_beyond_all": {"plain_features": 10**30,
-        "max_features": 10**30}, "features_somewhat": {"plain_features": 2000, "max_features": 64000},
+        **{f"features_{n:.0e}": {"plain_features": n, "max_features": n} for n in (10**4, 10**7, 10**9, 10**30)},
         "blocks": {"residual_blocks": (10**9,) * 6}, "few_blocks": {"residual_blocks": ()},
-        "patch": {"patch": (2**40, 2**40, 2**40), "residual_blocks": (1,) * 60, "stage_strides": asdict(TINY)["stage_strides"]},
-        "wide_patch": {"patch": (16, 2**20, 2**20), "stage_strides": TINY.strides}, "strides": {"stage_strides": ((1, 1, 1),) * 9},
-        "zero_strides": {"stage_strides": ((1, 1, 1), (0, 0, 0))}, "patch_of_two": {"patch": (32, 32)}, "no_patch": {"patch": ()},
+        "patch": {"patch": (2**40, 2**40, 2**40), "residual_blocks": (1,) * 60},
+        "wide_patch": {"patch": (16, 2**20, 2**20), "stage_strides": TINY.strides},
+        "strides": {"stage_strides": ((1, 1, 1),) * 9}, "zero_strides": {"stage_strides": ((1, 1, 1), (0, 0, 0))},
+        "many_strides": {"stage_strides": ((1, 1, 1),) * 10**5, "residual_blocks": (1,) * 10**5},
+        "patch_of_two": {"patch": (32, 32)}, "no_patch": {"patch": ()},
         "text": {"patch": "16x32x32"}, "nan_spacing": {"spacing_mm": (float("nan"), 1.0, 1.0)},
-        "infinite": {"sd_hu": float("inf")}, "negative": {"plain_features": -4}, "unknown": {"layers": 3}, "name": {5: 5},
+        "infinite": {"sd_hu": float("inf")}, "negative": {"plain_features": -4}, "unknown": {"layers": 3},
+        "no_name": {5: 5},
         "tensor": {"sd_hu": torch.ones(1)}, "flag": {"plain_features": True}}
     for key, changes in recipes.items():
         yield f"recipe_{key}", {**content, "recipe": {**content["recipe"], **changes}}
@@ -112,7 +115,8 @@ def hostile_files(folder, valid):
     for length in np.linspace(0, len(valid) - 1, TRUNCATIONS).astype(int):
         yield f"truncated_{length}", valid[:length]
     for name in (name for name in entries if name.endswith("pkl") or "/data/" in name):
-        yield f"without_{name.replace('/', '_')}", zipped({other: data for other, data in entries.items() if other != name})
+        rest = {other: data for other, data in entries.items() if other != name}
+        yield f"without_{name.replace('/', '_')}", zipped(rest)
     for protocol in (0, 2, 4, 5):
         yield f"pickle_{protocol}", pickle.dumps({"format": 1}, protocol)
         yield f"pickle_{protocol}_inside", zipped({**entries, pickled: pickle.dumps(Calls(os.getcwd), protocol)})
@@ -148,8 +152,9 @@ def test_hostile_checkpoints_are_refused_and_nothing_runs(tmp_path):
     files.update(hostile_files(tmp_path, files["good"]))
     for name, content in files.items():
         (tmp_path / f"{name}.pt").write_bytes(content)
-    command = [sys.executable, "-c", CHILD.replace("LIMIT", str(MEGABYTES)), *(tmp_path / f"{name}.pt" for name in files)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    paths = [tmp_path / f"{name}.pt" for name in files]
+    child = CHILD.replace("LIMIT", str(MEGABYTES))
+    done = subprocess.run([sys.executable, "-c", child, *paths], capture_output=True, text=True, cwd=ROOT)
     assert not done.stdout and not done.returncode and not witness.exists(), done.stdout + done.stderr
 
 
