@@ -81,9 +81,8 @@ def draw_overlay(folder, row, image_path, mask, reference):
         axes.imshow(image[z], cmap="gray", vmin=-160, vmax=300,  # HU, for soft tissue
                     aspect=reference.spacing_mm[1] / reference.spacing_mm[2])
         for labels, line in ((truth[z], "solid"), (mask[z], "dashed")):
-            for structure, colour in ((labels > 0, "tab:cyan"), (labels == 2, "tab:red")):
-                if structure.any():
-                    axes.contour(structure, [0.5], colors=colour, linestyles=line, linewidths=1)
+            for level in range(1, labels.max() + 1):  # kidney, tumor
+                axes.contour(labels >= level, [0.5], colors=("tab:cyan", "tab:red")[level - 1], linestyles=line)
         axes.set(title=f"slice {z}: {why}", xticks=[], yticks=[])
     figure.suptitle(f"{row['case']}: Dice of kidney (cyan) {100 * row['kidney']:.1f}, of tumor (red) "
                     f"{100 * row['tumor']:.1f}; reference solid, prediction dashed")
@@ -94,7 +93,7 @@ def draw_overlay(folder, row, image_path, mask, reference):
 def report_comparison(systems, out):
     """Prints what distinguishes {name: rows}; writes it, and a figure: a box per system, a line per case."""
     compared = compare(systems)
-    print(f"\nThe {compared['cases']} cases that all have, best first; p: sign flips, paired, Holm\n"
+    print(f"\nThe {len(compared['cases'])} cases that all have, best first; p: sign flips, paired, Holm\n"
           f"{comparison_table(compared)}")
     if out:
         write_text(out / "comparison.json", as_json(compared))
@@ -103,10 +102,9 @@ def report_comparison(systems, out):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(4 * len(SCORES), 4.5), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(SCORES)), SCORES):
-        found = [{row["case"]: row[score] for row in rows} for rows in systems.values()]
-        for case in set.intersection(*map(set, found)):
-            axes.plot(range(1, len(found) + 1), [scores[case] for scores in found], "o-", color="0.7", ms=3, lw=0.5)
-        axes.boxplot([[v for v in scores.values() if v == v] for scores in found], tick_labels=list(systems))
+        found = np.array([[r[score] for r in rows if r["case"] in compared["cases"]] for rows in systems.values()])
+        axes.plot(range(1, len(found) + 1), found, "o-", color="0.7", ms=3, lw=0.5)
+        axes.boxplot([dice[~np.isnan(dice)] for dice in found], tick_labels=list(systems))
         axes.set(title=score, ylabel="Dice")
     with written_whole(out / "comparison.png") as file:
         figure.savefig(file, format="png", dpi=110)

@@ -58,26 +58,25 @@ def predict(arguments):
     device, (rank, world) = pick_device(arguments.device), join_processes(torch.device("cpu"))
     networks, recipe, about = load_networks(arguments)
     scans = find_scans(arguments, networks, recipe)
+    if world > 1:  # the last to be done are small
+        scans = sorted(scans, key=lambda scan: -scan.path.stat().st_size)[rank::world]
     waiting = [scan for scan in scans if arguments.overwrite or not scan.mask.exists()]
-    if len(waiting) < len(scans):
-        print(f"{len(scans) - len(waiting)} of {len(scans)} scans have a mask already; --overwrite predicts them again")
+    if done := len(scans) - len(waiting):
+        print(f"{done} of {len(scans)} scans have a mask already; --overwrite predicts them again")
     path = arguments.out / "prediction.json"
     known = read_json(path) if path.exists() else None
-    if known != about and not arguments.overwrite and (known or len(waiting) < len(scans)):
+    if known != about and not arguments.overwrite and (known or done):
         raise ValueError(f"{path}: the masks here are of other networks or options; choose another folder with --out")
-    if world > 1:
-        waiting.sort(key=lambda scan: -scan.path.stat().st_size)  # the last to be done are small
-        distributed.barrier()  # all have seen the same
-    if waiting and rank == 0:
+    if waiting:
         write_text(path, json.dumps(about, indent=1))
-    failed = predict_scans(waiting[rank::world], recipe, arguments, device)
+    failed = predict_scans(waiting, recipe, arguments, device)
     if world > 1:
         distributed.barrier()  # torchrun stops all processes once one has failed
     return failed
 
 
 def find_scans(arguments, networks, recipe):
-    """A Scan for each image: to be averaged are all networks, in cross-validation those not trained on the case."""
+    """A Scan for each image: to be averaged are all networks, or in cross-validation those not trained on the case."""
     crossed = arguments.cross_validation
     cases = training_cases(arguments.scans, recipe) if crossed else find_cases(arguments.scans)
     folders = {path.parent.resolve(): path for case in cases for path in (case.image, case.labels) if path}
@@ -106,7 +105,7 @@ def predict_scans(scans, recipe, arguments, device):
         try:
             volume = read_volume(scan.path, affine=arguments.affine, assume_spacing=arguments.assume_spacing,
                                  max_voxels=arguments.max_voxels)
-            print("".join(f"warning: {doubt}\n" for doubt in doubts(volume)), end="", flush=True)
+            print(*(f"warning: {doubt}\n" for doubt in doubts(volume)), end="", sep="", flush=True)
             image = prepare_image(volume, recipe)
             with device_free:
                 probabilities = predict_probabilities(

@@ -111,8 +111,7 @@ def prepare(folder, cache, recipe):
             continue
         shape = "x".join(map(str, _prepare_case(case.id, scan, reference, kept[case], recipe)))
         left = (time.monotonic() - started) / number * (len(waiting) - number)
-        for doubt in doubts(scan):
-            print(f"warning: {doubt}")
+        print(*(f"warning: {doubt}\n" for doubt in doubts(scan)), end="", sep="")
         print(f"prepared {case.id} {shape} ({number} of {len(waiting)}, {left:.0f} s left)", flush=True)
     if refused:
         raise ValueError(f"{folder}: {len(refused)} of {len(kept)} cases cannot be used:{''.join(refused)}")

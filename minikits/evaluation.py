@@ -74,7 +74,7 @@ def compare(systems):
     """{"ranking", "cases", "summaries", "pairs"} of {name: rows sorted by case}, on the cases that all have.
     Ranked by the mean composite Dice, a tie by the tumor's [paper 3]. Pairs: the mean difference of each score, and
     its p, Holm-adjusted over the pairs."""
-    cases = set.intersection(*({row["case"] for row in rows} for rows in systems.values()))
+    cases = sorted(set.intersection(*({row["case"] for row in rows} for rows in systems.values())))
     rows = {name: [row for row in rows if row["case"] in cases] for name, rows in systems.items()}
     summaries = {name: summarise(shared) for name, shared in rows.items()}
     ranking = sorted(systems, key=lambda name: [-summaries[name][score]["mean"] for score in ("composite", "tumor")])
@@ -85,7 +85,7 @@ def compare(systems):
         known = [differences[~np.isnan(differences)] for differences in apart]
         for pair, differences, p in zip(pairs, known, holm([sign_flip_test(differences) for differences in known])):
             pair[score] = {"difference": float(differences.mean()) if len(differences) else nan, "p": p}
-    return {"ranking": ranking, "cases": len(cases), "summaries": summaries, "pairs": pairs}
+    return {"ranking": ranking, "cases": cases, "summaries": summaries, "pairs": pairs}
 
 
 def table(rows):

@@ -2,9 +2,7 @@
 
 import json
 import os
-import time
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
 
 
@@ -14,10 +12,6 @@ def written_whole(path):
     Whatever kills the process, `path` is either what it was before or complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{escape(path.name)}.*.part"):  # by killed runs; a young one may be at work still
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                left.unlink()
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(beside, "wb") as file:
