@@ -87,31 +87,30 @@ def resample_labels(labels, shape, order):
     labels = np.asarray(labels, dtype=np.uint8)
     values = torch.arange(int(labels.max()) + 1, dtype=torch.uint8).reshape(-1, 1, 1, 1)
     return _winners(lambda z, y, x: (torch.from_numpy(np.ascontiguousarray(labels[z, y, x])) == values).float(),
-                    labels, shape, orders, nearest_wins=True)
+                    labels, np.zeros(shape, dtype=np.uint8), orders, nearest_wins=True)
 
 
 def labels_on_native_grid(probabilities, volume):
     """(K, Z, Y, X) probabilities on the resampled grid -> (Z, Y, X) uint8 labels on the grid of `volume`.
     Linear (nearest along a thick axis), then the class of the largest probability, a tie to the lower class."""
     probabilities = torch.as_tensor(probabilities)
-    coarse = _largest(probabilities).cpu().numpy()
-    orders = label_orders(volume.spacing_mm)
-    return _winners(lambda z, y, x: probabilities[:, z, y, x].float(), coarse, volume.voxels.shape, orders,
-                    nearest_wins=False)
+    out = np.zeros_like(volume.voxels, dtype=np.uint8)  # in the order of the file, in which it will be written
+    return _winners(lambda z, y, x: probabilities[:, z, y, x].float(), _largest(probabilities).cpu().numpy(), out,
+                    label_orders(volume.spacing_mm), nearest_wins=False)
 
 
-def _winners(scores, coarse, shape, orders, *, nearest_wins):
-    """Scores interpolated to `shape`, and their winner: uint8, slab by slab. A tie: the nearest voxel's, or the lower.
+def _winners(scores, coarse, out, orders, *, nearest_wins):
+    """The winners of scores interpolated to the shape of `out`, put there slab by slab where they are not background.
     scores(z, y, x): (K, z, y, x) floats at these input indices; coarse: the winner at every input voxel. Linear
     interpolation is a convex combination: where all the corners of a cell agree on the winner it cannot change.
-    So only what takes part of a voxel that is not background is computed, and the result is exact."""
-    out = np.zeros(shape, dtype=np.uint8)
-    matrices = [axis_matrix(*sizes) for sizes in zip(coarse.shape, shape, orders)]
-    nearest = [axis_matrix(*sizes, 0).argmax(1).numpy() for sizes in zip(coarse.shape, shape)]
+    So only what takes part of a voxel that is not background is computed, and the result is exact. A tie goes to the
+    nearest voxel's label, or to the lower one."""
+    matrices = [axis_matrix(*sizes) for sizes in zip(coarse.shape, out.shape, orders)]
+    nearest = [axis_matrix(*sizes, 0).argmax(1).numpy() for sizes in zip(coarse.shape, out.shape)]
     occupied = [torch.from_numpy(coarse.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
     box = [_span(matrix[:, flags].any(1)) for matrix, flags in zip(matrices, occupied)]
     used = [_span(matrix[rows].any(0)) for matrix, rows in zip(matrices, box)]
-    growth = sorted(range(3), key=lambda axis: shape[axis] / coarse.shape[axis])
+    growth = sorted(range(3), key=lambda axis: out.shape[axis] / coarse.shape[axis])
     thickness = max(1, SLAB_VOXELS // max(1, len(CLASSES) * out[0, box[1], box[2]].size))
     for start in range(box[0].start, box[0].stop, thickness):
         rows = (slice(start, min(start + thickness, box[0].stop)), *box[1:])
