@@ -16,13 +16,12 @@ import torch
 from torch import distributed
 
 from minikits.cases import find_cases, training_cases
-from minikits.checkpoints import find_checkpoints, load_checkpoint, load_weights
+from minikits.checkpoints import find_checkpoints, load_checkpoint, load_network
 from minikits.devices import join_processes, pick_device, pick_precision
 from minikits.files import read_json, write_text
 from minikits.paper import CLASSES, FOLDS
 from minikits.prediction import predict_probabilities
 from minikits.resampling import label_orders, labels_on_native_grid, prepare_image, resample
-from minikits.unet import build_unet
 from minikits.volumes import MAX_VOXELS, doubts, read_volume, write_labels
 
 SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what networks need in common to be averaged
@@ -147,8 +146,8 @@ def load_networks(arguments):
             ours, theirs = getattr(checkpoint["recipe"], name), getattr(recipe, name)
             if ours != theirs:
                 raise ValueError(f"{path}: {name} is {ours}, but {theirs} in the first; average networks of one recipe")
-        network = load_weights(build_unet(checkpoint["arch"], checkpoint["recipe"]), checkpoint, path).eval()
-        networks.append((network.to(memory_format=torch.channels_last_3d), checkpoint["cases"]["train"]))
+        network = load_network(checkpoint, path).eval().to(memory_format=torch.channels_last_3d)
+        networks.append((network, checkpoint["cases"]["train"]))
         about.append({name: checkpoint.get(name) for name in ("arch", "fold", "seed", "epoch")})
         print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs on "
               f"{len(checkpoint['cases']['train']) or 'unknown'} cases")

@@ -15,7 +15,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from minikits.cases import five_folds, prepare, training_cases
-from minikits.checkpoints import load_checkpoint, load_weights, save_checkpoint
+from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.devices import join_processes, mean_of_processes, memory_bytes, note_signals, pick_device, pick_precision
 from minikits.evaluation import as_csv, kits_dice
 from minikits.files import claim, read_json, write_text, written_whole
@@ -114,13 +114,13 @@ def start_or_resume(run, resume, about, recipe, device):
         if (asdict(checkpoint[name]) if name == "recipe" else checkpoint[name]) != value:
             raise ValueError(f"{path}: was trained with another {name}; resume with the same, or choose another --out")
     torch.manual_seed(about["seed"])  # of the initial weights; every later draw has a generator of its own
-    network = build_unet(about["arch"], recipe).to(device, memory_format=torch.channels_last_3d)
+    network = load_network(checkpoint, path) if checkpoint else build_unet(about["arch"], recipe)
+    network.to(device, memory_format=torch.channels_last_3d)
     network.heads[0].requires_grad_(len(network.heads) == 1)  # the coarsest of several has no weight in the loss
     optimizer = torch.optim.SGD(network.parameters(), recipe.learning_rate, recipe.momentum, nesterov=True,
                                 weight_decay=recipe.weight_decay, fused=device.type == "cuda")
     state = {"epoch": 0, "batch": 0, "loss_sum": 0.0, "log": []}  # epochs done; of the next one: batches, their losses
     if checkpoint:
-        load_weights(network, checkpoint, path)
         optimizer.load_state_dict(checkpoint["optimizer"])
         state = {name: checkpoint.get(name, value) for name, value in state.items()}
     return network, optimizer, state

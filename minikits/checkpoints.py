@@ -3,9 +3,6 @@
 A checkpoint is a dictionary of plain data and tensors: arch, recipe (its fields), fold, cases ({"train": ids,
 "validation": ids}), seed, epoch (how many are done), batch and loss_sum (of the next one), network, optimizer,
 log (rows of log.csv), environment (versions). Loading is torch's `weights_only=True`, with no way around it.
-
-    python -m minikits.checkpoints import-nnunet model_final_checkpoint.model --arch plain --geometry geometry.json \\
-        --out runs/imported/fold0/checkpoint.pt
 """
 
 import argparse
@@ -59,20 +56,16 @@ def _load(path, keys, writer, names=None):
 def load_checkpoint(path):
     """The dictionary, tensors on the CPU, `recipe` as a Recipe. ValueError for what `save_checkpoint` did not write."""
     content = _load(Path(path), KEYS, "train.py", NAMES)
-    if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES or not {"train"} <= {*content["cases"]}:
+    if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES or "train" not in content["cases"]:
         raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}, cases "
                          f"{[*content['cases']]}; wanted format {FORMAT}, one of {', '.join(ARCHITECTURES)}, and train")
-    try:
-        content["recipe"] = recipe_from(content["recipe"])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return {**content, "recipe": recipe_from(content["recipe"], source=path)}
+
+
+def load_network(checkpoint, path):
+    """The network of a checkpoint; refuses weights whose names, shapes or values are not those of its recipe's."""
     with torch.device("meta"):  # takes no memory, whatever the recipe says
-        load_weights(build_unet(content["arch"], content["recipe"]), content, path)
-    return content
-
-
-def load_weights(network, checkpoint, path):
-    """Puts a checkpoint's weights into a network built for it; refuses where names or shapes differ."""
+        network = build_unet(checkpoint["arch"], checkpoint["recipe"])
     wanted, found = ({name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
                      for weights in (network.state_dict(), checkpoint["network"]))
     for name in sorted({**wanted, **found}, key=str):
@@ -82,9 +75,8 @@ def load_weights(network, checkpoint, path):
                              "of its recipe; the file is not what it says")
     if not all(value.isfinite().all() for value in checkpoint["network"].values()):
         raise ValueError(f"{path}: weights that are NaN or infinite; wanted finite ones, of another epoch or run")
-    weights = dict(checkpoint["network"])  # without what torch notes beside them, such as an `assign` of before
-    network.load_state_dict(weights, assign=next(network.parameters()).is_meta)
-    return network
+    network.load_state_dict(checkpoint["network"], assign=True)
+    return network.to(torch.get_default_dtype())
 
 
 def find_checkpoints(run, folds=None):
@@ -122,15 +114,15 @@ def import_nnunet(path, arch, geometry, out):
     turn = [axes.index(axis) for axis in "ZYX"]
     recipe = replace(recipe, stage_strides=tuple(tuple(stride[axis] for axis in turn) for stride in recipe.strides), **{
         name: tuple(getattr(recipe, name)[axis] for axis in turn) for name in ("spacing_mm", "patch")})
-    network = build_unet(arch, recipe)
-    ours = network.state_dict()
+    with torch.device("meta"):
+        ours = build_unet(arch, recipe).state_dict()
     if len(weights) != len(ours):
         raise ValueError(f"{path}: holds {len(weights)} weights, wanted {len(ours)} of a {arch} network of its strides")
     turned = [value.permute(0, 1, *(2 + axis for axis in turn)).contiguous() if value.ndim == 5 else value
               for value in weights]
     content = {"arch": arch, "recipe": asdict(recipe), "fold": "imported", "cases": {"train": [], "validation": []},
                "seed": 0, "epoch": epoch, "log": [], "optimizer": {}, "network": dict(zip(ours, turned))}
-    load_weights(network, content, path)
+    load_network({**content, "recipe": recipe}, path)
     save_checkpoint(out, **content)
     return recipe
 

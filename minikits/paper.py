@@ -147,7 +147,10 @@ def recipe_from(values, source="recipe"):
             checked[name] = _formed(value, model)
         except TypeError:
             raise ValueError(f"{source}: {name} is {value!r}; expected the form of {model!r}") from None
-    return Recipe(**checked)
+    try:
+        return Recipe(**checked)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
 
 
 def _formed(value, model):

@@ -103,28 +103,25 @@ def _paint_kidneys(random, hu, labels, spacing_mm, cortex_hu):
     hu[labels == 2] = random.uniform(30, 95) + random.uniform(30, 60) * grain[labels == 2]
 
 
-def write_cases(out, cases=None, seed=0, labels=None):
-    """Writes cases into a folder, a line each. cases: default 10, or as many as the folder `labels` holds."""
-    sources = sorted(labels.glob("*/segmentation.nii*"))[:cases] if labels else [None] * (cases or 10)
-    if not sources:
-        raise ValueError(f"{labels}: no label volumes found, wanted case_00000/segmentation.nii.gz")
-    for number, source in enumerate(sources):
-        name = source.parent.name if source else f"phantom_{number:03d}"
-        ref = read_labels(source) if source else None
-        image, mask, spacing = make_case([seed, number], labels=ref and ref.voxels, spacing_mm=ref and ref.spacing_mm)
-        write_image(out / name / "imaging.nii.gz", image, spacing)
-        write_image(out / name / "segmentation.nii.gz", mask, spacing)
-        print(f"{name}: {mask.shape} voxels, {np.count_nonzero(mask == 2)} of tumor", flush=True)
-
-
 def main():
     parser = argparse.ArgumentParser(description="Write synthetic KiTS19 cases.")
     parser.add_argument("--out", type=Path, required=True, help="folder for NAME/imaging.nii.gz, segmentation.nii.gz")
     parser.add_argument("--cases", type=int, help="how many (default 10, or all of --labels)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--labels", type=Path, help="folder of case_00000/segmentation.nii.gz to build bodies around")
+    out, cases, seed, labels = vars(parser.parse_args()).values()
+    sources = sorted(labels.glob("*/segmentation.nii*"))[:cases] if labels else [None] * (cases or 10)
+    if not sources:
+        parser.exit(2, f"phantoms: {labels}: no label volumes found, wanted case_00000/segmentation.nii.gz\n")
     try:
-        write_cases(**vars(parser.parse_args()))
+        for number, source in enumerate(sources):
+            volume = source and read_labels(source)
+            name = source.parent.name if source else f"phantom_{number:03d}"
+            given = {"labels": volume.voxels, "spacing_mm": volume.spacing_mm} if source else {}
+            image, mask, spacing = make_case([seed, number], **given)
+            write_image(out / name / "imaging.nii.gz", image, spacing)
+            write_image(out / name / "segmentation.nii.gz", mask, spacing)
+            print(f"{name}: {mask.shape} voxels, {np.count_nonzero(mask == 2)} of tumor", flush=True)
     except (ValueError, OSError) as error:
         parser.exit(2, f"phantoms: {error}\n")
 

@@ -158,9 +158,19 @@ def _read(path, max_voxels):
         try:
             with gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file as stream:
                 header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path, max_voxels)
-                return _array(stream, header, path), header
+                voxels = np.empty(header.get_data_shape(), header.get_data_dtype(), order="F")
+                buffer, filled = memoryview(voxels.reshape(-1, order="F").view(np.uint8)), 0
+                stream.seek(int(header["vox_offset"]))
+                while count := stream.readinto(buffer[filled : filled + READ_BYTES]):
+                    filled += count
+                more = len(stream.read(READ_BYTES))  # a little padding may follow
         except (EOFError, OSError, zlib.error, MemoryError) as error:
             raise ValueError(f"{path}: damaged, or cannot be read ({error}); download it again") from None
+    if filled < len(buffer):
+        raise ValueError(f"{path}: ends after {filled} of {len(buffer)} bytes of voxels; download it again")
+    if more == READ_BYTES:
+        raise ValueError(f"{path}: goes on after the {filled} bytes of voxels of its header; is the header damaged?")
+    return voxels, header
 
 
 def _header(start, path, max_voxels):
@@ -186,17 +196,3 @@ def _header(start, path, max_voxels):
         raise ValueError(f"{path}: voxels begin at byte {header['vox_offset']}, wanted 352 or so; download it again")
     header.set_data_shape(shape)
     return header
-
-
-def _array(stream, header, path):
-    """The voxels that follow the header in `stream`, in the file's own axes."""
-    voxels = np.empty(header.get_data_shape(), header.get_data_dtype(), order="F")
-    buffer, filled = memoryview(voxels.reshape(-1, order="F").view(np.uint8)), 0
-    stream.seek(int(header["vox_offset"]))
-    while count := stream.readinto(buffer[filled : filled + READ_BYTES]):
-        filled += count
-    if filled < len(buffer):
-        raise ValueError(f"{path}: ends after {filled} of {len(buffer)} bytes of voxels; download it again")
-    if len(stream.read(READ_BYTES)) == READ_BYTES:  # a little padding may follow
-        raise ValueError(f"{path}: goes on after the {filled} bytes of voxels of its header; is the header damaged?")
-    return voxels

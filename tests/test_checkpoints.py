@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from minikits.checkpoints import find_checkpoints, load_checkpoint, load_weights, save_checkpoint
+from minikits.checkpoints import find_checkpoints, load_checkpoint, load_network, save_checkpoint
 from minikits.unet import build_unet
 
 
@@ -23,7 +23,7 @@ def test_round_trip(tmp_path):
     save_checkpoint(path, **saved)
     loaded = load_checkpoint(path)
     assert loaded["recipe"] == TINY and loaded["cases"] == saved["cases"]
-    network = load_weights(build_unet("plain", TINY), loaded, path)
+    network = load_network(loaded, path)
     assert all(torch.equal(value, saved["network"][name]) for name, value in network.state_dict().items())
     assert find_checkpoints(tmp_path) == [path] and [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
 
@@ -76,9 +76,9 @@ def test_damaged_and_absent_files(tmp_path):
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
-    loaded = {"arch": "plain", "network": build_unet("residual", TINY).state_dict()}
+    loaded = {"arch": "plain", "recipe": TINY, "network": build_unet("residual", TINY).state_dict()}
     with pytest.raises(ValueError, match=r"weight .* for the plain network"):
-        load_weights(build_unet("plain", TINY), loaded, tmp_path)
+        load_network(loaded, tmp_path)
 
 
 def test_a_save_that_fails_keeps_the_last_good_file(tmp_path, monkeypatch):

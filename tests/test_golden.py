@@ -158,7 +158,7 @@ def test_what_cannot_be_imported_is_refused_in_a_line(tmp_path, phantoms):
     refused(plain, "expected the form", patch=[16, 32])
     refused(plain, "no field of a recipe", spacing=[1, 1, 1])
     refused(plain, "divide the patch", patch=[10, 32, 24])
-    refused(plain, "wanted ((6, 3, 1, 1, 1)", stage_strides=[[1, 1, 1], [1, 1, 1], [2, 2, 2], [2, 2, 2]])
+    refused(plain, "wanted (6, 3, 1, 1, 1)", stage_strides=[[1, 1, 1], [1, 1, 1], [2, 2, 2], [2, 2, 2]])
 
 
 class Run:

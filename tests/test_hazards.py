@@ -12,7 +12,6 @@ from conftest import ROOT
 from test_volumes import KITS_AFFINE, save
 
 from minikits.cases import find_cases
-from minikits.files import written_whole
 from minikits.volumes import check_same_grid, doubts, read_labels, read_volume, write_labels
 
 pytestmark = pytest.mark.filterwarnings("error")  # a warning of numpy's is a line that no user asked for
@@ -282,14 +281,3 @@ def test_names_of_all_sorts(tmp_path, name, monkeypatch):
     for source in (folder, linked, folder / ".." / folder.name, folder / name):
         (case,) = find_cases(source)
         assert case.id == name.removesuffix(".gz").removesuffix(".nii") and case.image.name == name
-
-
-def test_what_killed_runs_left_beside_a_file_goes_when_it_is_old(tmp_path):
-    for name in (".mask.nii.123.part", ".mask.nii.124.part", ".other.nii.125.part", "mask.nii.part"):
-        (tmp_path / name).write_bytes(b"half")
-    for name in (".mask.nii.123.part", ".other.nii.125.part"):
-        os.utime(tmp_path / name, (1e9, 1e9))
-    with written_whole(tmp_path / "mask.nii") as file:
-        file.write(b"whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".mask.nii.124.part", ".other.nii.125.part", "mask.nii", "mask.nii.part"]

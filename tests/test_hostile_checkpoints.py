@@ -22,14 +22,14 @@ MEGABYTES = 500
 TRUNCATIONS, FLIPS = 100, 400
 CHILD = """
 import sys
-from minikits.checkpoints import load_checkpoint
+from minikits.checkpoints import load_checkpoint, load_network
 peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
 good, *hostile = sys.argv[1:]
-load_checkpoint(good)
+load_network(load_checkpoint(good), good)
 before = peak()
 for path in hostile:
     try:
-        load_checkpoint(path)
+        load_network(load_checkpoint(path), path)
         print(path, "was taken")
     except ValueError as error:
         if "\\n" in str(error) or not str(error).startswith(f"{path}: "):
@@ -54,7 +54,7 @@ class Calls:
 
 def good():
     return {"format": 1, "arch": "plain", "recipe": asdict(TINY), "cases": {"train": [], "validation": []}, "epoch": 1,
-            "seed": 0, "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "scaler": {}, "log": []}
+            "seed": 0, "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "log": []}
 
 
 def hostile_contents(witness):
