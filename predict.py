@@ -78,13 +78,14 @@ def find_scans(arguments, networks, recipe):
     """A Scan for each image: to be averaged are all networks, or in cross-validation those not trained on the case."""
     crossed = arguments.cross_validation
     cases = training_cases(arguments.scans, recipe) if crossed else find_cases(arguments.scans)
-    folders = {path.parent.resolve(): path for case in cases for path in (case.image, case.labels) if path}
-    if arguments.out.resolve() in folders:
-        raise ValueError(f"{arguments.out}: the masks would lie among the scans or labels "
-                         f"({folders[arguments.out.resolve()].name}); choose another folder with --out")
-    scans = [Scan(case.id, case.image, arguments.out / mask_name(case.id, case.image), [
-        network for network, seen in networks if not crossed or (seen and case.id not in seen)])
-        for case in cases if case.image]
+    if arguments.out.resolve() in {p.parent.resolve() for case in cases for p in (case.image, case.labels) if p}:
+        raise ValueError(f"{arguments.out}: scans or labels lie there; choose another folder for the masks with --out")
+    scans = []
+    for case in cases:
+        kits19 = case.image and case.image.name.startswith("imaging.")  # its masks are named as the challenge wants
+        name = re.sub(r"^case_(?=\d{5}$)", "prediction_", case.id) if kits19 else case.id
+        suited = [network for network, seen in networks if not crossed or (seen and case.id not in seen)]
+        scans += [Scan(case.id, case.image, arguments.out / f"{name}.nii.gz", suited)] if case.image else []
     if not scans:
         raise ValueError(f"{arguments.scans}: no scan found, only labels; wanted imaging.nii.gz or images/")
     if refused := [scan.id for scan in scans if not scan.networks]:
@@ -129,12 +130,6 @@ def predict_scans(scans, recipe, arguments, device):
         return [failed.removeprefix("failed: ") for failed in threads.map(work, scans) if failed]
 
 
-def mask_name(name, path):
-    """The scan's own name; for a KiTS19 case the one that the challenge takes."""
-    kits = re.fullmatch(r"case_(\d{5})", name)
-    return f"prediction_{kits[1]}.nii.gz" if kits and path.resolve().parent.name == name else f"{name}.nii.gz"
-
-
 def load_networks(arguments):
     """([(network, ids it was trained on)], the recipe they share, what prediction.json says of them).
     Refuses networks that see images differently. They stay in the computer's memory, and go to the device in turn."""
@@ -143,11 +138,9 @@ def load_networks(arguments):
         checkpoint = load_checkpoint(path)
         recipe = recipe or checkpoint["recipe"]
         for name in SHARED:
-            ours, theirs = getattr(checkpoint["recipe"], name), getattr(recipe, name)
-            if ours != theirs:
+            if (ours := getattr(checkpoint["recipe"], name)) != (theirs := getattr(recipe, name)):
                 raise ValueError(f"{path}: {name} is {ours}, but {theirs} in the first; average networks of one recipe")
-        network = load_network(checkpoint, path).eval().to(memory_format=torch.channels_last_3d)
-        networks.append((network, checkpoint["cases"]["train"]))
+        networks.append((load_network(checkpoint, path).eval(), checkpoint["cases"]["train"]))
         about.append({name: checkpoint.get(name) for name in ("arch", "fold", "seed", "epoch")})
         print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs on "
               f"{len(checkpoint['cases']['train']) or 'unknown'} cases")

@@ -114,8 +114,7 @@ def start_or_resume(run, resume, about, recipe, device):
         if (asdict(checkpoint[name]) if name == "recipe" else checkpoint[name]) != value:
             raise ValueError(f"{path}: was trained with another {name}; resume with the same, or choose another --out")
     torch.manual_seed(about["seed"])  # of the initial weights; every later draw has a generator of its own
-    network = load_network(checkpoint, path) if checkpoint else build_unet(about["arch"], recipe)
-    network.to(device, memory_format=torch.channels_last_3d)
+    network = (load_network(checkpoint, path) if checkpoint else build_unet(about["arch"], recipe)).to(device)
     network.heads[0].requires_grad_(len(network.heads) == 1)  # the coarsest of several has no weight in the loss
     optimizer = torch.optim.SGD(network.parameters(), recipe.learning_rate, recipe.momentum, nesterov=True,
                                 weight_decay=recipe.weight_decay, fused=device.type == "cuda")
@@ -137,7 +136,7 @@ def train_epoch(model, draw, optimizer, recipe, precision, state, *, noted):
     for image, target in fetch_ahead(draw, range(start + state["batch"], start + recipe.batches_per_epoch)):
         waited += monotonic() - asked  # (B, 1, Z, Y, X), (B, Z, Y, X)
         with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
-            logits = model(image.contiguous(memory_format=torch.channels_last_3d))
+            logits = model(image)
         loss = segmentation_loss(logits, target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -152,8 +151,7 @@ def train_epoch(model, draw, optimizer, recipe, precision, state, *, noted):
     state["loss_sum"] = mean_of_processes(total, image.device)
     mean = state["loss_sum"] / state["batch"]
     if not np.isfinite(mean):
-        raise ValueError(f"epoch {epoch + 1}: the loss is {mean}, wanted a finite one; the checkpoint of the epoch "
-                         "before is kept; try --precision fp32, or look at the data")
+        raise ValueError(f"epoch {epoch + 1}: the loss is {mean}, wanted a finite one; --resume with --precision fp32")
     return {"epoch": epoch + 1, "loss": mean, "learning_rate": recipe.learning_rate_at(epoch),
             "seconds_computing": monotonic() - began - waited, "seconds_waiting": waited}
 
@@ -194,8 +192,7 @@ def read_folds(path, known):
     for train_ids, held_out in folds:
         strange = {*train_ids, *held_out} - {*known} or {*train_ids} & {*held_out}
         if strange or not train_ids:
-            raise ValueError(f"{path}: {sorted(strange)[:5] or 'nothing to train on'} in a fold, wanted cases of the "
-                             "data, each in one list")
+            raise ValueError(f"{path}: {sorted(strange)[:5] or 'nothing to train on'} in a fold, wanted cases, once")
     return folds
 
 

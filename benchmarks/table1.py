@@ -1,6 +1,6 @@
 """The paper's Table 1 in small: three architectures and their ensemble, five folds, on bodies around real kidneys.
 
-    python benchmarks/table1.py [FOLDER] [--labels ../shared/kits19] [--epochs 10] [--recipe demo]
+    python benchmarks/table1.py [FOLDER] [--labels ../shared/kits19] [--epochs 8] [--recipe demo]
 
 Fifteen trainings of the demo's recipe, cut to so many epochs, two at a time with a core each (`--jobs`, `--threads`);
 then every case is predicted by the networks that did not see it, and evaluate.py compares. Without the labels, bodies
@@ -29,7 +29,7 @@ def main():
     parser.add_argument("folder", type=Path, nargs="?", default=Path("table1"))
     parser.add_argument("--labels", type=Path, default=ROOT.parent / "shared" / "kits19")
     parser.add_argument("--recipe", choices=["demo", "paper"], default="demo")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -39,7 +39,8 @@ def main():
     data, runs, masks = out / "data", out / "runs", out / "masks"
 
     def run(*command):
-        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
+        whole = [sys.executable, *map(str, command)]
+        done = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False)
         print(f"{(time.monotonic() - began) / 60:.0f} min: {' '.join(map(str, command[:5]))}", flush=True)
         if done.returncode:
             raise SystemExit(done.stderr)

@@ -77,8 +77,7 @@ def training_cases(folder, recipe):
     left_out = {f"case_{number:05d}" for number in recipe.excluded_cases}
     cases = [case for case in find_cases(folder) if case.labels and case.id not in left_out]
     if missing := [case.id for case in cases if not case.image]:
-        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])}); "
-                         "download their imaging.nii.gz")
+        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])}); get them")
     if not cases:
         raise ValueError(f"{folder}: no labelled cases found, wanted case_00000/segmentation.nii.gz")
     return cases
@@ -111,8 +110,8 @@ def prepare(folder, cache, recipe):
             continue
         shape = "x".join(map(str, _prepare_case(case.id, scan, reference, kept[case], recipe)))
         left = (time.monotonic() - started) / number * (len(waiting) - number)
-        print(*(f"warning: {doubt}\n" for doubt in doubts(scan)), end="", sep="")
-        print(f"prepared {case.id} {shape} ({number} of {len(waiting)}, {left:.0f} s left)", flush=True)
+        print(*(f"warning: {doubt}\n" for doubt in doubts(scan)), sep="", end=f"prepared {case.id} {shape} "
+              f"({number} of {len(waiting)}, {left:.0f} s left)\n", flush=True)
     if refused:
         raise ValueError(f"{folder}: {len(refused)} of {len(kept)} cases cannot be used:{''.join(refused)}")
     return [_load(case.id, place) for case, place in kept.items()]

@@ -82,9 +82,8 @@ def load_network(checkpoint, path):
 def find_checkpoints(run, folds=None):
     """The checkpoints of a run folder (runs/residual holds fold0/checkpoint.pt, ...): all, or those of `folds`."""
     run = Path(run)
-    found = sorted(run.glob("fold*/checkpoint.pt")) or sorted(run.glob("checkpoint.pt"))
-    if folds is not None:
-        found = [run / f"fold{fold}" / "checkpoint.pt" for fold in folds]
+    found = [run / f"fold{fold}" / "checkpoint.pt" for fold in folds or ()] or (
+        sorted(run.glob("fold*/checkpoint.pt")) or sorted(run.glob("checkpoint.pt")))
     if not found:
         raise FileNotFoundError(f"{run / 'fold0' / 'checkpoint.pt'}: no such checkpoint; wanted a run of train.py")
     return found

@@ -35,7 +35,6 @@ WINDOW_SD = 1 / 8  # of the patch: spread of the importance map [nnU-Net v1 neur
 @dataclass(frozen=True)
 class Recipe:
     """What a run may override with `--recipe FILE.json`; the defaults are the paper's. Axes are Z Y X."""
-
     excluded_cases: tuple = (23, 68, 125, 133)  # KiTS19 numbers [paper 2.4]
 
     spacing_mm: tuple = (3.22, 1.62, 1.62)  # as printed, rounded from 3.2164 x 1.6153 x 1.6153 [paper 2.1]
@@ -88,9 +87,8 @@ class Recipe:
             raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first and products {shrunk} that divide the "
                              f"patch {self.patch}")
         if not 2 <= len(strides) <= len(self.residual_blocks) < 100 or {*self.residual_blocks} - {*range(1, 100)}:
-            raise ValueError(f"recipe: {len(strides)} stages of patch {self.patch} and residual_blocks "
-                             f"{self.residual_blocks}, wanted 2 or more and 1 to 99 blocks for each; an axis is halved "
-                             f"while it stays even and at least {SMALLEST_SIDE} voxels long")
+            raise ValueError(f"recipe: {len(strides)} stages of patch {self.patch}, blocks {self.residual_blocks}; wanted "
+                             f"2 or more, by sides in multiples of {2 * SMALLEST_SIDE}, and 1 to 99 blocks in each")
 
     @property
     def strides(self):

@@ -39,7 +39,7 @@ def predict_probabilities(networks, image, recipe, mirroring=True, *, device=Non
             group = looks[first:first + AT_ONCE]
             x = torch.stack([padded[window].flip(axes) for window, axes in group])[:, None]
             with torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
-                logits = network(x.contiguous(memory_format=torch.channels_last_3d))
+                logits = network(x)
             softmax = (logits[0] if isinstance(logits, (list, tuple)) else logits).float().softmax(dim=1)
             for (window, axes), seen in zip(group, softmax):
                 total[(slice(None), *window)] += weight * seen.flip([axis + 1 for axis in axes])

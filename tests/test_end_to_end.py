@@ -120,7 +120,7 @@ def test_bad_scans_do_not_stop_the_good_ones(trained, phantoms, tmp_path):
     (scans / "bad.nii.gz").unlink()
     (scans / "good_0000.nii.gz").rename(scans / "good.nii.gz")
     before = (scans / "good.nii.gz").read_bytes()
-    assert "would lie among the scans or labels" in run_script(*arguments, "--out", scans, "--overwrite", expect=2)
+    assert "scans or labels lie there" in run_script(*arguments, "--out", scans, "--overwrite", expect=2)
     assert (scans / "good.nii.gz").read_bytes() == before
 
 
