@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from minikits.cases import find_cases
-from minikits.evaluation import SCORES, as_csv, as_json, compare, comparison_table, score_case, summarise, table
+from minikits.evaluation import as_csv, as_json, compare, comparison_table, score_case, summarise, table
 from minikits.files import read_json, write_text, written_whole
 from minikits.sampling import fetch_ahead
 from minikits.volumes import check_same_grid, read_labels, read_volume
@@ -31,7 +31,11 @@ def main():
             out = arguments.out and (arguments.out / name if len(folders) > 1 else arguments.out)
             systems[name] = evaluate(folder, arguments.ref, out, arguments.allow_missing)
         if len(systems) > 1:
-            report_comparison(systems, arguments.out)
+            compared = compare(systems)
+            print(f"\nThe {len(compared['cases'])} cases that all have, best first; p: sign flips, paired, Holm\n"
+                  f"{comparison_table(compared)}")
+            if arguments.out:
+                write_text(arguments.out / "comparison.json", as_json(compared))
     except (ValueError, OSError) as error:
         parser.exit(2, f"evaluate.py: {error}\n")
 
@@ -87,26 +91,6 @@ def draw_overlay(folder, row, image_path, mask, reference):
     figure.suptitle(f"{row['case']}: Dice of kidney (cyan) {100 * row['kidney']:.1f}, of tumor (red) "
                     f"{100 * row['tumor']:.1f}; reference solid, prediction dashed")
     with written_whole(folder / f"{row['case']}.png") as file:
-        figure.savefig(file, format="png", dpi=110)
-
-
-def report_comparison(systems, out):
-    """Prints what distinguishes {name: rows}; writes it, and a figure: a box per system, a line per case."""
-    compared = compare(systems)
-    print(f"\nThe {len(compared['cases'])} cases that all have, best first; p: sign flips, paired, Holm\n"
-          f"{comparison_table(compared)}")
-    if out:
-        write_text(out / "comparison.json", as_json(compared))
-    if not (out and FIGURES):
-        return
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(4 * len(SCORES), 4.5), layout="constrained")
-    for axes, score in zip(figure.subplots(1, len(SCORES)), SCORES):
-        found = np.array([[r[score] for r in rows if r["case"] in compared["cases"]] for rows in systems.values()])
-        axes.plot(range(1, len(found) + 1), found, "o-", color="0.7", ms=3, lw=0.5)
-        axes.boxplot([dice[~np.isnan(dice)] for dice in found], tick_labels=list(systems))
-        axes.set(title=score, ylabel="Dice")
-    with written_whole(out / "comparison.png") as file:
         figure.savefig(file, format="png", dpi=110)
 
 

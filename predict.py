@@ -142,8 +142,7 @@ def load_networks(arguments):
                 raise ValueError(f"{path}: {name} is {ours}, but {theirs} in the first; average networks of one recipe")
         networks.append((load_network(checkpoint, path).eval(), checkpoint["cases"]["train"]))
         about.append({name: checkpoint.get(name) for name in ("arch", "fold", "seed", "epoch")})
-        print(f"{path}: {checkpoint['arch']}, {checkpoint['epoch']} of {checkpoint['recipe'].epochs} epochs on "
-              f"{len(checkpoint['cases']['train']) or 'unknown'} cases")
+        print(f"{path}: {', '.join(f'{name} {value}' for name, value in about[-1].items())}")
     return networks, recipe, {
         "networks": about, "mirroring": not arguments.no_mirroring, "precision": arguments.precision,
         "cross_validation": arguments.cross_validation,
@@ -157,7 +156,6 @@ def progress(what):
     def show(done, total):
         left = (monotonic() - began) / done * (total - done)
         print(f"\r{what}: {100 * done / total:.0f}% of {total} windows, {left:.0f} s left ", end="\r", flush=True)
-
     return show if sys.stdout.isatty() else None
 
 

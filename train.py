@@ -6,6 +6,7 @@ import signal
 import subprocess
 from dataclasses import asdict, replace
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 
@@ -222,12 +223,11 @@ def environment(device, precision, world):
 def patch_dice(network, cases, recipe, seed, device):
     """Dice of all voxels of the same held-out patches in each epoch; not the Dice of the fold."""
     network.eval()
-    predictions, targets = [torch.zeros(0)], [torch.zeros(0)]
+    pairs = []
     for iteration in range(recipe.validation_batches if cases else 0):
         image, target = draw_batch(cases, recipe, seed, iteration, augmented=False)
-        predictions.append(network(image.to(device)).argmax(dim=1).byte().cpu())
-        targets.append(target)
-    kidney, tumor = kits_dice(*(torch.cat([part.flatten() for part in parts]) for parts in (predictions, targets)))
+        pairs.append((network(image.to(device)).argmax(dim=1).byte().cpu(), target))
+    kidney, tumor = kits_dice(*map(torch.stack, zip(*pairs))) if pairs else (np.nan, np.nan)
     return {"patch_dice_kidney": kidney, "patch_dice_tumor": tumor}
 
 
@@ -242,10 +242,9 @@ def report(run, log, recipe):
     if waiting > 0.3 * (computing + waiting):
         print("  more than 30% of the time was spent waiting for data: is the disk of runs/prepared slow?", flush=True)
     write_text(run / "log.csv", as_csv(log))
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not find_spec("matplotlib"):
         return
+    from matplotlib.figure import Figure
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, unit in (("loss", 1), ("patch_dice_kidney", 1), ("patch_dice_tumor", 1),

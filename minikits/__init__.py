@@ -1,5 +1,4 @@
 """minikits: the KiTS19-winning 3D U-Nets, from CT scan to kidney and tumor masks, to be read in an afternoon.
 
 Reading order, a patch's life: paper, volumes, resampling, cases, sampling, augmentation, unet, losses, train.py,
-checkpoints, prediction, evaluation, predict.py, evaluate.py. Beside it: files, devices, phantoms (synthetic cases).
-"""
+checkpoints, prediction, evaluation, predict.py, evaluate.py. Beside it: files, devices, phantoms (synthetic cases)."""

@@ -1,8 +1,7 @@
 """The eight transforms, in their order, in six pairs: change_x does, random_x draws and then calls change_x.
 
 Images are float tensors (Z, Y, X), normalised; labels integer tensors (Z, Y, X); on any device. Draws come from a
-CPU generator: the same on every device. [paper 2.3] lists the transforms but mirroring, which is [author #61].
-"""
+CPU generator: the same on every device. [paper 2.3] lists the transforms but mirroring, which is [author #61]."""
 
 import math
 from itertools import product
@@ -14,9 +13,8 @@ from minikits.paper import CLASSES
 
 
 def augment(image, labels, recipe, generator, *, start=(0, 0, 0), patch=None):
-    """One augmented patch (Z, Y, X) of an image and its labels, which without `patch` are the patch itself.
-    With it they are a whole case: the patch of that size at voxel `start` (it may lie partly outside) is cut, or turned
-    and scaled, straight from the case, so that what a rotation brings in is the patient, not a border."""
+    """One augmented patch (Z, Y, X) of a whole case, cut or turned straight from it, so that a rotation brings in the
+    patient: the one of size `patch` at voxel `start`, perhaps partly outside. Without `patch`, of a patch itself."""
     image, labels = random_geometry(image, labels, recipe, generator, start=start, patch=patch)
     image = random_noise(image, recipe, generator)
     image = random_brightness(image, recipe, generator)

@@ -1,8 +1,7 @@
 """A folder of cases: which there are, which fold, prepared once and kept on disk.
 
 Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a flat pair of folders
-(`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of an image's name is dropped).
-"""
+(`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of an image's name is dropped)."""
 
 import hashlib
 import json
@@ -96,9 +95,8 @@ def five_folds(case_ids):
 
 def prepare(folder, cache, recipe):
     """The PreparedCases of a folder's training cases, sorted by id, memory-mapped.
-    What is not in `cache` yet is put there, a line each; again when a case's files (name, size, time of change) or
-    the numbers of its preparation change. ValueError, once all are tried, for those that cannot be read, a line each.
-    """
+    What is not in `cache` yet is put there, a line each; again when a case's files (name, size, time of change) or the
+    numbers of its preparation change. ValueError, once all are tried, for those that cannot be read, a line each."""
     kept = {case: Path(cache, _cache_name(case, recipe)) for case in training_cases(folder, recipe)}
     waiting, started, refused = [case for case in kept if not kept[case].exists()], time.monotonic(), []
     for number, case in enumerate(waiting, 1):

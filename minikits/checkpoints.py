@@ -2,8 +2,7 @@
 
 A checkpoint is a dictionary of plain data and tensors: arch, recipe (its fields), fold, cases ({"train": ids,
 "validation": ids}), seed, epoch (how many are done), batch and loss_sum (of the next one), network, optimizer,
-log (rows of log.csv), environment (versions). Loading is torch's `weights_only=True`, with no way around it.
-"""
+log (rows of log.csv), environment (versions). Loading is torch's `weights_only=True`, with no way around it."""
 
 import argparse
 import pickletools
@@ -98,9 +97,8 @@ GEOMETRY = ("spacing_mm", "patch", "window_hu", "mean_hu", "sd_hu")  # what a ne
 
 def import_nnunet(path, arch, geometry, out):
     """Writes nnU-Net v1's checkpoint `path` (`.model`; the pickle beside it is not read) as one of ours: its Recipe.
-    geometry: a dictionary of GEOMETRY as the network was trained and, if its axes were not Z Y X, "axes": "ZXY".
-    Strides, features and blocks are read off the weights. Those do not tell the nonlinearities: ReLU, in the plain
-    network LeakyReLU. ValueError where anything is missing or does not fit; nothing is written then."""
+    geometry: a dictionary of GEOMETRY as the network was trained and, if its axes were not Z Y X, "axes": "ZXY"; the
+    weights tell the rest but the nonlinearities. ValueError where anything does not fit; nothing is written then."""
     geometry = {"axes": "ZYX", **(geometry if isinstance(geometry, dict) else {})}
     axes, missing = geometry.pop("axes"), [name for name in GEOMETRY if name not in geometry]
     if missing or sorted(str(axes)) != ["X", "Y", "Z"]:
@@ -162,8 +160,7 @@ def main():
         recipe = import_nnunet(arguments.model, arguments.arch, read_json(arguments.geometry), arguments.out)
     except (ValueError, OSError) as error:
         parser.exit(2, f"checkpoints: {error}\n")
-    print(f"{arguments.out}: {arguments.arch}, features {recipe.features(arguments.arch)}, strides {recipe.strides}; "
-          f"{'LeakyReLU' if arguments.arch == 'plain' else 'ReLU'} is taken for granted, the weights do not tell")
+    print(f"{arguments.out}: strides {recipe.strides}; {'Leaky' * (arguments.arch == 'plain')}ReLU is taken for granted")
 
 
 if __name__ == "__main__":

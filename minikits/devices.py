@@ -57,6 +57,5 @@ def note_signals():
     def note(number, _):
         noted.append(number)
         signal.signal(number, before[number])
-
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     return noted

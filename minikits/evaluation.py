@@ -38,9 +38,8 @@ def summarise(rows):
     summary = {}
     for score in SCORES:
         known = [row[score] for row in rows if not np.isnan(row[score])]
-        low, high = bootstrap_interval(known)
-        summary[score] = {"mean": float(np.mean(known)) if known else nan, "from": low, "to": high, "cases": len(known),
-                          "without_score": len(rows) - len(known)}
+        summary[score] = {"mean": float(np.mean(known)) if known else nan, "cases": len(known), **dict(
+            zip(("from", "to"), bootstrap_interval(known))), "without_score": len(rows) - len(known)}
     return summary
 
 
@@ -71,9 +70,8 @@ def holm(p_values):
 
 
 def compare(systems):
-    """{"ranking", "cases", "summaries", "pairs"} of {name: rows sorted by case}, on the cases that all have.
-    Ranked by the mean composite Dice, a tie by the tumor's [paper 3]. Pairs: the mean difference of each score, and
-    its p, Holm-adjusted over the pairs."""
+    """{"ranking", "cases", "summaries", "pairs"} of {name: rows sorted by case}, on the cases that all have. Ranked by
+    the composite, then the tumor [paper 3]. Pairs: each score's mean difference, and its p, Holm-adjusted over them."""
     cases = sorted(set.intersection(*({row["case"] for row in rows} for rows in systems.values())))
     rows = {name: [row for row in rows if row["case"] in cases] for name, rows in systems.items()}
     summaries = {name: summarise(shared) for name, shared in rows.items()}

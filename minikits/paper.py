@@ -5,8 +5,7 @@
 [nnU-Net v1 FILE]  the default of branch `nnunetv1`, path below `nnunet/`, where the paper is silent
 [ours: why]        our choice, with the reason
 
-The constants are what no run may change; a `Recipe` is what a run may, and then says so.
-"""
+The constants are what no run may change; a `Recipe` is what a run may, and then says so."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
@@ -36,12 +35,10 @@ WINDOW_SD = 1 / 8  # of the patch: spread of the importance map [nnU-Net v1 neur
 class Recipe:
     """What a run may override with `--recipe FILE.json`; the defaults are the paper's. Axes are Z Y X."""
     excluded_cases: tuple = (23, 68, 125, 133)  # KiTS19 numbers [paper 2.4]
-
     spacing_mm: tuple = (3.22, 1.62, 1.62)  # as printed, rounded from 3.2164 x 1.6153 x 1.6153 [paper 2.1]
     window_hu: tuple = (-79.0, 304.0)  # clipped to this range after resampling [paper 2.1]
     mean_hu: float = 101.0  # [paper 2.1]
     sd_hu: float = 76.9  # [paper 2.1]
-
     patch: tuple = (80, 160, 160)  # voxels [paper 2.3]
     plain_features: int = 30  # at the highest resolution [paper 2.2]
     residual_features: int = 24  # residual and pre-activation [paper 2.2]
@@ -53,7 +50,7 @@ class Recipe:
     batches_per_epoch: int = 250  # [paper 2.3]
     batch_size: int = 2  # [paper 2.3]
     validation_batches: int = 50  # per epoch, for the patch Dice [nnU-Net v1 network_trainer.py]
-    foreground_share: float = 0.33  # of a batch, rounded up, from its end [nnU-Net v1 dataset_loading.py:204]
+    foreground_share: float = 0.33  # of a batch, from its end; the rest is rounded [nnU-Net v1 dataset_loading.py:204]
     learning_rate: float = 0.01  # [nnU-Net v1 nnUNetTrainerV2.py:49]
     learning_rate_power: float = 0.9  # of the polynomial decay [nnU-Net v1 poly_lr.py]
     momentum: float = 0.99  # Nesterov [nnU-Net v1 nnUNetTrainerV2.py:164]
@@ -84,18 +81,16 @@ class Recipe:
                 raise ValueError(f"recipe: {name} is {value}, wanted it positive, and less than 1e8 in all")
         strides, shrunk = self.strides, np.prod(self.strides, axis=0)
         if strides[0] != (1, 1, 1) or 0 in shrunk or np.any(self.patch % shrunk):
-            raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first and products {shrunk} that divide the "
-                             f"patch {self.patch}")
+            raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first; all divide the patch {self.patch}")
         if not 2 <= len(strides) <= len(self.residual_blocks) < 100 or {*self.residual_blocks} - {*range(1, 100)}:
-            raise ValueError(f"recipe: {len(strides)} stages of patch {self.patch}, blocks {self.residual_blocks}; wanted "
-                             f"2 or more, by sides in multiples of {2 * SMALLEST_SIDE}, and 1 to 99 blocks in each")
+            raise ValueError(f"recipe: {len(strides)} stages of patch {self.patch}, blocks {self.residual_blocks}, "
+                             f"wanted 2 or more, with sides of {2 * SMALLEST_SIDE} n, and 1 to 99 blocks in each")
 
     @property
     def strides(self):
-        """One stride per stage, first (1, 1, 1). The axes that are halved less often begin later.
-        "Until further downsampling would result in a size < 4" [paper 2.2]; which downsampling leaves the short
-        axis alone: the first [nnU-Net v1, the planner of July 2019]. An odd length is not halved [ours: it would
-        not come back the same on the way up]."""
+        """One stride per stage, first (1, 1, 1). "Until further downsampling would result in a size < 4" [paper 2.2].
+        Axes that are halved less often begin later [nnU-Net v1, the planner of July 2019]; an odd length is not halved
+        [ours: it would not come back the same on the way up]."""
         if self.stage_strides:
             return self.stage_strides
         halvings = [max((n for n in range(side.bit_length()) if side % 2**n == 0 and side // 2**n >= SMALLEST_SIDE),

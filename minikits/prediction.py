@@ -16,10 +16,9 @@ AT_ONCE = 2  # torch runs small convolutions of a single sample on CPUs by a pat
 def predict_probabilities(networks, image, recipe, mirroring=True, *, device=None, precision=torch.float32,
                           on_window=None):
     """Mean softmax of all networks: (Z, Y, X) normalised image -> (K, Z, Y, X) float32 on `device` (default: theirs).
-    The image may have any size: one smaller than the patch is padded with 0 on both sides, and cropped back.
-    precision: the convolutions' dtype. on_window(done, of) is told the windows done, in fractions where they are
-    mirrored. A network in training mode gives its finest head; one on another device comes for its turn and goes back.
-    """
+    An image smaller than the patch is padded with 0 on both sides. precision: the convolutions' dtype. on_window(done,
+    of) is told the windows done, in fractions where they are mirrored. A network on another device comes for its turn
+    and goes back; one in training mode gives its finest head."""
     device = device or next((parameter.device for parameter in networks[0].parameters()), "cpu")
     image = torch.as_tensor(image).to(device, torch.float32)
     missing = [max(p - n, 0) for n, p in zip(image.shape, recipe.patch)]
@@ -27,8 +26,8 @@ def predict_probabilities(networks, image, recipe, mirroring=True, *, device=Non
     padded = F.pad(image, sides)
     weight, weights = importance_map(recipe.patch).to(device), torch.zeros(padded.shape, device=device)
     total = torch.zeros((len(CLASSES), *padded.shape), device=device)
-    starts = list(product(*map(window_starts, padded.shape, recipe.patch)))
-    windows = [tuple(slice(s, s + p) for s, p in zip(start, recipe.patch)) for start in starts]
+    windows = [tuple(slice(s, s + p) for s, p in zip(start, recipe.patch))
+               for start in product(*map(window_starts, padded.shape, recipe.patch))]
     looks = list(product(windows, FLIPS if mirroring else FLIPS[:1]))
     for window, _ in looks:
         weights[window] += weight

@@ -1,8 +1,7 @@
 """One matrix per axis: images, labels, and probabilities on the way back.
 
 A separable interpolation is a product of matrices (voxels out, voxels in), one per axis, a spline's prefilter in it. It
-gives what does `skimage.transform.resize(mode="edge", anti_aliasing=False)`, which nnU-Net v1 calls.
-"""
+gives what does `skimage.transform.resize(mode="edge", anti_aliasing=False)`, which nnU-Net v1 calls."""
 
 from functools import lru_cache
 
@@ -100,11 +99,10 @@ def labels_on_native_grid(probabilities, volume):
 
 
 def _winners(scores, coarse, out, orders, *, nearest_wins):
-    """The winners of scores interpolated to the shape of `out`, put there slab by slab where they are not background.
+    """The winners of scores interpolated to the shape of `out`, put there slab by slab; a tie to the nearest, or lower.
     scores(z, y, x): (K, z, y, x) floats at these input indices; coarse: the winner at every input voxel. Linear
     interpolation is a convex combination: where all the corners of a cell agree on the winner it cannot change.
-    So only what takes part of a voxel that is not background is computed, and the result is exact. A tie goes to the
-    nearest voxel's label, or to the lower one."""
+    So only what takes part of a voxel that is not background is computed, and the result is exact."""
     matrices = [axis_matrix(*sizes) for sizes in zip(coarse.shape, out.shape, orders)]
     nearest = [axis_matrix(*sizes, 0).argmax(1).numpy() for sizes in zip(coarse.shape, out.shape)]
     occupied = [torch.from_numpy(coarse.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]

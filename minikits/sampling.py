@@ -27,9 +27,8 @@ def draw_batch(cases, recipe, seed, iteration, *, augmented=True, samples=None):
 
 def draw_start(case, patch, generator, *, forced):
     """The patch's first voxel, Z Y X. [nnU-Net v1 dataset_loading.py:204]
-    Uniform among the patches inside the case. Forced: centred on a random voxel of a random structure, if the case has
-    any, clamped at the low edge, so that it may overhang the high edge. A case smaller than the patch lies in its
-    middle, so that the start is negative; an odd difference has two middles."""
+    Uniform among the patches inside the case. Forced: centred on a random voxel of a random structure, if there is any,
+    clamped at the low edge alone. A smaller case lies in the patch's middle (an odd difference has two): negative."""
     size = case.labels.shape
     low = [min(0, (n - p) // 2) for n, p in zip(size, patch)]
     high = [n - p if n > p else -((p - n) // 2) for n, p in zip(size, patch)]

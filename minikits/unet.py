@@ -1,7 +1,6 @@
 """Three blocks, one U-Net: plain, residual and pre-activation residual. [paper 2.2, figure 1]
 
-Axes: (B, C, Z, Y, X). `build_unet` says in what the three differ; the skeleton is the same.
-"""
+Axes: (B, C, Z, Y, X). `build_unet` says in what the three differ; the skeleton is the same."""
 
 from functools import partial
 

@@ -1,8 +1,7 @@
 """NIfTI files <-> (Z, Y, X) voxels with spacing and frame. What cannot be trusted is refused, by name.
 
 Every volume is turned to the axes of a KiTS19 file, by its affine alone: Z towards inferior, Y towards posterior,
-X towards the patient's left (orientation code I P L). Masks go back in the frame of the file they came from.
-"""
+X towards the patient's left (orientation code I P L). Masks go back in the frame of the file they came from."""
 
 import gzip
 import zlib
@@ -148,10 +147,8 @@ def _write(path, array, header, slope=1.0):
 
 def _read(path, max_voxels):
     """The file's array, in its own axes, and header. The stream is read to its end, so that gzip checks its sum."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
     if not path.is_file():
-        raise ValueError(f"{path}: a folder or device, wanted a NIfTI file")
+        raise FileNotFoundError(f"{path}: no such file, or a folder or device; wanted a NIfTI file")
     with open(path, "rb") as file:
         if not (start := file.peek()[:2]):
             raise ValueError(f"{path}: the file is empty (0 bytes), wanted a NIfTI volume; download it again")
@@ -182,8 +179,7 @@ def _header(start, path, max_voxels):
             if bytes(header["magic"])[:3] in (b"n+1", b"n+2") and header["sizeof_hdr"] == kind.sizeof_hdr:
                 break
     else:
-        raise ValueError(f"{path}: starts with {start[:12]!r}, which is no NIfTI file (.nii or .nii.gz); "
-                         "was a web page or a pointer saved in its place?")
+        raise ValueError(f"{path}: starts with {start[:12]!r}, wanted a NIfTI file; was a web page saved in its place?")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1 or max(shape) >= 1 << 15:  # more does not fit into a mask's header

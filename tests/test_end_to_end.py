@@ -148,7 +148,7 @@ def test_complaints_are_one_line_and_exit_with_2(trained, phantoms, recipe, tmp_
     ]:
         printed = run_script(*arguments, expect=2)
         assert complaint in printed, printed
-        assert len([line for line in printed.splitlines() if " epochs on " not in line]) == 1, printed
+        assert len([line for line in printed.splitlines() if ", epoch " not in line]) == 1, printed
 
 
 def test_missing_masks_are_listed(phantoms, tmp_path):

@@ -65,7 +65,6 @@ def test_cross_validation_takes_the_networks_that_did_not_see_the_case(runs, pha
         phantoms / "phantom_3" / "segmentation.nii.gz", tmp_path / "plain" / "phantom_3.nii.gz"))
     assert f"{100 * kits_dice(mask, reference)[0]:.2f}" in printed
     assert sorted(compared["ranking"]) == ["ensemble", "plain"]
-    assert (tmp_path / "report" / "comparison.png").stat().st_size > 10_000
     assert (tmp_path / "report" / "plain" / "cases.csv").exists()
 
 
