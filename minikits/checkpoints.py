@@ -160,7 +160,7 @@ def main():
         recipe = import_nnunet(arguments.model, arguments.arch, read_json(arguments.geometry), arguments.out)
     except (ValueError, OSError) as error:
         parser.exit(2, f"checkpoints: {error}\n")
-    print(f"{arguments.out}: strides {recipe.strides}; {'Leaky' * (arguments.arch == 'plain')}ReLU is taken for granted")
+    print(f"{arguments.out}: strides {recipe.strides}; {'Leaky' * (arguments.arch == 'plain')}ReLU taken for granted")
 
 
 if __name__ == "__main__":
