@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo
 
-.PHONY: demo test fuzz lint parity golden bench clean
+.PHONY: demo test fuzz lint table1 parity golden bench clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -18,10 +18,14 @@ test: $(VENV)/installed
 	$(RUN) -m pytest -q
 
 fuzz: $(VENV)/installed
-	$(VENV)/bin/python tests/fuzz.py
+	$(RUN) tests/fuzz.py
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
+
+# the paper's comparison in small, around the kidneys of ../shared/kits19 if they are there; half an hour
+table1: $(VENV)/installed
+	$(RUN) benchmarks/table1.py
 
 # nnU-Net v1 would bring 23 packages and another torch: only what it imports here, in an environment of its own.
 parity: $(VENV)-parity/installed
@@ -33,6 +37,8 @@ golden: $(VENV)-parity/installed
 
 bench: $(VENV)-bench/installed
 	$(VENV)-bench/bin/python -W ignore benchmarks/training.py
+	$(VENV)-bench/bin/python -W ignore benchmarks/prediction.py
+	$(VENV)-bench/bin/python benchmarks/reading.py
 
 $(VENV)-bench/installed: pyproject.toml constraints.txt benchmarks/bench.txt
 	$(PYTHON) -m venv $(VENV)-bench
@@ -52,4 +58,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-parity $(VENV)-bench $(DEMO)
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-bench $(DEMO) table1

@@ -22,7 +22,7 @@ def peak_gib():
 
 def measure(arch):
     torch.manual_seed(0)
-    network = build_unet(arch, PAPER).to(memory_format=torch.channels_last_3d)
+    network = build_unet(arch, PAPER)
     began = time.monotonic()
     probabilities = predict_probabilities([network], torch.randn(PAPER.patch), PAPER, mirroring=False)
     window_s, window_gib = time.monotonic() - began, peak_gib()
@@ -30,7 +30,7 @@ def measure(arch):
 
     optimizer = torch.optim.SGD(network.parameters(), PAPER.learning_rate, PAPER.momentum, nesterov=True,
                                 weight_decay=PAPER.weight_decay)
-    image = torch.randn(PAPER.batch_size, 1, *PAPER.patch).contiguous(memory_format=torch.channels_last_3d)
+    image = torch.randn(PAPER.batch_size, 1, *PAPER.patch)
     target = torch.randint(0, 3, (PAPER.batch_size, *PAPER.patch), dtype=torch.uint8)
     began = time.monotonic()
     loss = segmentation_loss(network(image), target)

@@ -247,10 +247,10 @@ def step_minikits(arch):
     from minikits.losses import segmentation_loss
     from minikits.unet import build_unet
 
-    network = build_unet(arch, PAPER).to(memory_format=torch.channels_last_3d).train()
+    network = build_unet(arch, PAPER).train()
 
     def step(image, target):
-        segmentation_loss(network(image.contiguous(memory_format=torch.channels_last_3d)), target).backward()
+        segmentation_loss(network(image), target).backward()
 
     return step
 
