@@ -179,7 +179,7 @@ def _header(start, path, max_voxels):
             if bytes(header["magic"])[:3] in (b"n+1", b"n+2") and header["sizeof_hdr"] == kind.sizeof_hdr:
                 break
     else:
-        raise ValueError(f"{path}: starts with {start[:12]!r}, no NIfTI file; was a web page saved in its place?")
+        raise ValueError(f"{path}: starts with {start[:12]!r}, no NIfTI file; was a web page or a pointer saved?")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1 or max(shape) >= 1 << 15:  # more does not fit into a mask's header

@@ -113,8 +113,8 @@ HAZARDS = {  # hazard: (how the file is made, the message after its name)
     "complex": (saved(np.zeros((4, 5, 6), np.complex64)), "complex64 found, wanted real.*export it as int16"),
     "RGB": (rgb, "found, wanted real numbers; export it as int16"),
     "no file": (lambda p: p, "no such file"),
-    "folder": (lambda p: p.mkdir() or p, "a folder or device, wanted a NIfTI file"),
-    "device": (lambda p: os.mkfifo(p) or p, "a folder or device, wanted a NIfTI file"),
+    "folder": (lambda p: p.mkdir() or p, "a folder or device; wanted a NIfTI file"),
+    "device": (lambda p: os.mkfifo(p) or p, "a folder or device; wanted a NIfTI file"),
     "dangling link": (lambda p: p.symlink_to(p.with_name("gone")) or p, "no such file"),
     "offset": (by_sform(vox_offset=2e9), "voxels begin at byte 2000"),
 }
