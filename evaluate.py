@@ -57,8 +57,7 @@ def evaluate(folder, reference_folder, out, allow_missing):
     print(f"{folder} against {reference_folder}, {len(rows)} cases\n{table(rows)}")
     about = read_json(folder / "prediction.json") if (folder / "prediction.json").exists() else {}
     if seen := sorted({*both} & {*about.get("trained_on", [])}):
-        print(f"warning: {folder}: its networks were trained on {len(seen)} of these cases ({', '.join(seen[:5])}): "
-              "these scores are no test")
+        print(f"warning: {folder}: its networks were trained on {len(seen)} of these cases ({', '.join(seen[:5])})")
     if out:
         write_text(out / "cases.csv", as_csv(rows))
         write_text(out / "summary.json", as_json(summarise(rows)))

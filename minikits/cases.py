@@ -106,7 +106,10 @@ def prepare(folder, cache, recipe):
         except (ValueError, OSError) as error:
             refused.append(f"\n  {error}")
             continue
-        shape = "x".join(map(str, _prepare_case(case.id, scan, reference, kept[case], recipe)))
+        try:
+            shape = "x".join(map(str, _prepare_case(case.id, scan, reference, kept[case], recipe)))
+        except OSError as error:
+            raise OSError(f"{kept[case]}: cannot be written ({error}); is the disk full?") from None
         left = (time.monotonic() - started) / number * (len(waiting) - number)
         print(*(f"warning: {doubt}\n" for doubt in doubts(scan)), sep="", end=f"prepared {case.id} {shape} "
               f"({number} of {len(waiting)}, {left:.0f} s left)\n", flush=True)
@@ -117,8 +120,8 @@ def prepare(folder, cache, recipe):
 
 def _cache_name(case, recipe):
     files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in (case.image, case.labels)]
-    numbers = [recipe.spacing_mm, recipe.window_hu, recipe.mean_hu, recipe.sd_hu]
-    return f"{case.id}-{hashlib.sha256(json.dumps([CACHE_FORMAT, files, numbers]).encode()).hexdigest()[:16]}"
+    told = json.dumps([CACHE_FORMAT, files, recipe.spacing_mm, recipe.window_hu, recipe.mean_hu, recipe.sd_hu])
+    return f"{case.id}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
 
 def _prepare_case(id, scan, reference, kept, recipe):

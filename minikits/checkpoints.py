@@ -8,7 +8,6 @@ import argparse
 import pickletools
 import zipfile
 from dataclasses import asdict, replace
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +36,10 @@ def _load(path, keys, writer, names=None):
     try:
         if names:  # all that it may call; torch allows more, which can take any memory, and checks no sums
             with zipfile.ZipFile(path) as file:
-                if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size or file.testzip():
-                    raise ValueError
-                steps = [pickletools.genops(file.read(name)) for name in file.namelist() if name.endswith(".pkl")]
-            if not names.issuperset(name for code, name, _ in chain(*steps) if code.name == "GLOBAL"):
+                odd = sum(entry.file_size for entry in file.infolist()) > path.stat().st_size or file.testzip()
+                pickles = [file.read(name) for name in file.namelist() if name.endswith(".pkl") and not odd]
+            calls = {name for each in pickles for code, name, _ in pickletools.genops(each) if code.name == "GLOBAL"}
+            if odd or calls - names:
                 raise ValueError
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage can surface anywhere in the reader

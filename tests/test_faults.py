@@ -100,7 +100,7 @@ def test_a_disk_that_is_full(whole, model, phantoms, tmp_path):
     arguments, _, _ = whole
     before = checksums(phantoms)
     status, said = limited(20_000, *arguments, "--out", tmp_path / "runs")
-    assert status == 2 and said.startswith("train.py: [Errno 27] File too large") and said.count("\n") == 1
+    assert status == 2 and "cannot be written" in said and "is the disk full?" in said and said.count("\n") == 1
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     predict = ("predict.py", "--in", phantoms, "--out", tmp_path / "masks", "--model", model, "--no-mirroring")
     run_script(*predict)
