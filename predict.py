@@ -56,18 +56,17 @@ def predict(arguments):
     """Predicts every scan that has no mask yet, or this process's share; returns a line for each that failed."""
     device, (rank, world) = pick_device(arguments.device), join_processes(torch.device("cpu"))
     networks, recipe, about = load_networks(arguments)
-    scans = find_scans(arguments, networks, recipe)
-    if world > 1:  # the last to be done are small
-        scans = sorted(scans, key=lambda scan: -scan.path.stat().st_size)[rank::world]
-    waiting = [scan for scan in scans if arguments.overwrite or not scan.mask.exists()]
+    scans, path = find_scans(arguments, networks, recipe), arguments.out / "prediction.json"
+    kept = {*arguments.out.glob("*.nii.gz")} - {scan.mask for scan in scans if arguments.overwrite}
+    if kept and (read_json(path) if path.exists() else None) != about:
+        raise ValueError(f"{path}: the masks here are of other networks or options; choose another folder with --out")
+    scans = sorted(scans, key=lambda scan: -scan.path.stat().st_size)[rank::world] if world > 1 else scans
+    waiting = [scan for scan in scans if scan.mask not in kept]
     if done := len(scans) - len(waiting):
         print(f"{done} of {len(scans)} scans have a mask already; --overwrite predicts them again")
-    path = arguments.out / "prediction.json"
-    known = read_json(path) if path.exists() else None
-    if known != about and not arguments.overwrite and (known or done):
-        raise ValueError(f"{path}: the masks here are of other networks or options; choose another folder with --out")
-    if waiting:
-        write_text(path, json.dumps(about, indent=1))
+    for scan in waiting:  # a mask of before must not be taken for a new one if this is killed
+        scan.mask.unlink(missing_ok=True)
+    write_text(path, json.dumps(about, indent=1))
     failed = predict_scans(waiting, recipe, arguments, device)
     if world > 1:
         distributed.barrier()  # torchrun stops all processes once one has failed
@@ -78,7 +77,8 @@ def find_scans(arguments, networks, recipe):
     """A Scan for each image: to be averaged are all networks, or in cross-validation those not trained on the case."""
     crossed = arguments.cross_validation
     cases = training_cases(arguments.scans, recipe) if crossed else find_cases(arguments.scans)
-    if arguments.out.resolve() in {p.parent.resolve() for case in cases for p in (case.image, case.labels) if p}:
+    files = [path for case in cases for path in (case.image, case.labels) if path]
+    if arguments.out.resolve() in {place for path in files for place in (path.parent.resolve(), path.resolve().parent)}:
         raise ValueError(f"{arguments.out}: scans or labels lie there; choose another folder for the masks with --out")
     scans = []
     for case in cases:
@@ -89,7 +89,7 @@ def find_scans(arguments, networks, recipe):
     if not scans:
         raise ValueError(f"{arguments.scans}: no scan found, only labels; wanted imaging.nii.gz or images/")
     if refused := [scan.id for scan in scans if not scan.networks]:
-        print(f"{len(refused)} cases were trained on by every network ({', '.join(refused[:5])}) and are left out")
+        print(f"{len(refused)} cases may have been seen by every network ({', '.join(refused[:5])}) and are left out")
     if len(refused) == len(scans):
         raise ValueError(f"{arguments.scans}: nothing is left to cross-validate; name other runs or folds")
     return [scan for scan in scans if scan.networks]
@@ -100,8 +100,7 @@ def predict_scans(scans, recipe, arguments, device):
     precision, device_free = pick_precision(arguments.precision, device), Lock()
     started, done = monotonic(), []
 
-    def work(scan):
-        failed = None
+    def work(scan, failed=None):
         try:
             volume = read_volume(scan.path, affine=arguments.affine, assume_spacing=arguments.assume_spacing,
                                  max_voxels=arguments.max_voxels)
@@ -119,7 +118,7 @@ def predict_scans(scans, recipe, arguments, device):
             write_labels(scan.mask, labels, volume)
             kidney, tumor = (np.count_nonzero(labels == value) * np.prod(volume.spacing_mm) / 1000 for value in (1, 2))
             said = f"kidney {kidney:.0f} ml, tumor {tumor:.0f} ml"
-        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             said = failed = f"failed: {error}"
         done.append(scan)
         left = (monotonic() - started) / len(done) * (len(scans) - len(done))
@@ -142,6 +141,7 @@ def load_networks(arguments):
                 raise ValueError(f"{path}: {name} is {ours}, but {theirs} in the first; average networks of one recipe")
         networks.append((load_network(checkpoint, path).eval(), checkpoint["cases"]["train"]))
         about.append({name: checkpoint.get(name) for name in ("arch", "fold", "seed", "epoch")})
+        about[-1]["weights"] = f"{sum(v.double().sum().item() for v in checkpoint['network'].values()):.12g}"  # which
         print(f"{path}: {', '.join(f'{name} {value}' for name, value in about[-1].items())}")
     return networks, recipe, {
         "networks": about, "mirroring": not arguments.no_mirroring, "precision": arguments.precision,

@@ -61,6 +61,7 @@ def train(arguments):
     train_ids, validation_ids = split(arguments, recipe)
     about = {"arch": arguments.arch, "recipe": asdict(recipe), "fold": arguments.fold, "seed": arguments.seed,
              "cases": {"train": train_ids, "validation": validation_ids}}
+    rank or claim(run)  # before its checkpoint is read
     network, optimizer, state = start_or_resume(run, arguments.resume, about, recipe, device)
     share = range(rank, recipe.batch_size, world)  # of each batch's samples
     needed, memory = step_bytes(arguments.arch, recipe, len(share), precision), memory_bytes(device)
@@ -69,7 +70,6 @@ def train(arguments):
                          f"{needed / 2**30:.1f}; a recipe with a smaller patch or batch_size needs less")
     surroundings = environment(device, precision, world) | {"step_gib": round(needed / 2**30, 1)}
     if rank == 0:
-        claim(run)
         introduce(run, about, network, recipe, surroundings, state)
     else:
         distributed.barrier()  # the first prepares the cases for all

@@ -57,7 +57,7 @@ def find_cases(source):
     flat = [path for path in paths if path.is_file() and nifti_name(path)]
     files = {}
     for path in flat or sorted(source.glob("*/*")):
-        name, folder = nifti_name(path), path.resolve().parent.name
+        name, folder = nifti_name(path), Path(os.path.abspath(path)).parent.name
         kind = KITS19.get(name, "image" if flat else FOLDERS.get(folder))
         if name and kind:
             id = folder if name in KITS19 else name  # a file of KITS19 bears its folder's, even where it is the source
@@ -132,6 +132,7 @@ def _prepare_case(id, scan, reference, kept, recipe):
     with tempfile.TemporaryDirectory(prefix=f".{id}-", dir=kept.parent, ignore_cleanup_errors=True) as beside:
         for name, array in {"image": image, "labels": labels, **foreground}.items():
             np.save(Path(beside, f"{name}.npy"), array)
+        os.chmod(beside, 0o755)  # it was made for its owner alone
         with suppress(OSError):  # another process may have been first, with the same result
             os.rename(beside, kept)
     return image.shape

@@ -18,8 +18,8 @@ from minikits.paper import ARCHITECTURES, recipe_from
 from minikits.unet import build_unet
 
 FORMAT = 1
-KEYS = {"format": int, "arch": str, "recipe": dict, "cases": dict, "seed": int, "epoch": int, "network": dict,
-        "optimizer": dict, "log": list}
+KEYS = {"format": int, "arch": str, "fold": str, "recipe": dict, "cases": dict, "seed": int, "epoch": int,
+        "network": dict, "optimizer": dict, "log": list}
 NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage", "torch DoubleStorage"}
 
 

@@ -19,7 +19,7 @@ def kits_dice(prediction, reference):
     prediction, reference = (np.asarray(labels) for labels in (prediction, reference))
     if prediction.shape != reference.shape:
         raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
-    slowest = np.argsort(prediction.strides)[-1]  # slabs along it lie together in memory
+    slowest = np.abs(prediction.strides).argmax()  # slabs along it lie together in memory
     counts = np.zeros((2, 2), dtype=int)  # kidney (the tumor with it), tumor: voxels of both, voxels of either
     for slab in zip(*(np.moveaxis(labels, slowest, 0) for labels in (prediction, reference))):
         for count, (ours, theirs) in zip(counts, ([part > 0 for part in slab], [part == 2 for part in slab])):
@@ -58,7 +58,7 @@ def sign_flip_test(differences, seed=0):
     exact = 2**n <= RESAMPLES
     signs = (np.array(list(product((-1, 1), repeat=n))) if exact else
              np.random.default_rng(seed).choice((-1, 1), size=(RESAMPLES, n)))
-    as_far = np.count_nonzero(np.abs(signs @ values) >= np.abs(values.sum()) * (1 - 1e-9))
+    as_far = np.count_nonzero(np.abs(signs @ values) >= np.abs(values.sum()) - 1e-9 * np.abs(values).sum())
     return as_far / len(signs) if exact else (as_far + 1) / (RESAMPLES + 1)
 
 
@@ -81,8 +81,8 @@ def compare(systems):
         ours = {name: np.array([row[score] for row in shared]) for name, shared in rows.items()}
         apart = [ours[pair["better"]] - ours[pair["worse"]] for pair in pairs]
         known = [differences[~np.isnan(differences)] for differences in apart]
-        for pair, differences, p in zip(pairs, known, holm([sign_flip_test(differences) for differences in known])):
-            pair[score] = {"difference": float(differences.mean()) if len(differences) else nan, "p": p}
+        for pair, each, p in zip(pairs, known, holm([sign_flip_test(differences) for differences in known])):
+            pair[score] = {"difference": float(each.mean()) if len(each) else nan, "p": p, "cases": len(each)}
     return {"ranking": ranking, "cases": cases, "summaries": summaries, "pairs": pairs}
 
 
@@ -101,8 +101,8 @@ def comparison_table(compared):
         rows += _ends(compared["summaries"][name], name)
         rows += [{"case": "  paper", **{s: x / 100 for s, x in zip(SCORES, TABLE_1[name])}}] if name in TABLE_1 else []
     return "\n".join([*_lines(rows), *(f"{pair['better']} - {pair['worse']}: " + ", ".join(
-        f"{score} {100 * pair[score]['difference']:+.2f} (p {pair[score]['p']:.3f})" for score in SCORES)
-        for pair in compared["pairs"])])
+        "{} {:+.2f} (p {p:.3f}, {cases} cases)".format(score, 100 * pair[score]["difference"], **pair[score])
+        for score in SCORES) for pair in compared["pairs"])])
 
 
 def _ends(summary, name="mean"):

@@ -80,7 +80,7 @@ class Recipe:
             if np.min(value := getattr(self, name)) <= 0 or np.prod(value, dtype=float) >= 1e8:
                 raise ValueError(f"recipe: {name} is {value}, wanted it positive, and less than 1e8 in all")
         strides, shrunk = self.strides, np.prod(self.strides, axis=0)
-        if strides[0] != (1, 1, 1) or 0 in shrunk or np.any(self.patch % shrunk):
+        if strides[0] != (1, 1, 1) or np.min(strides) < 1 or np.any(self.patch % shrunk):
             raise ValueError(f"recipe: strides {strides}, wanted (1, 1, 1) first; all divide the patch {self.patch}")
         if not 2 <= len(strides) <= len(self.residual_blocks) < 100 or {*self.residual_blocks} - {*range(1, 100)}:
             raise ValueError(f"recipe: {len(strides)} stages of patch {self.patch}, blocks {self.residual_blocks}, "

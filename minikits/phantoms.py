@@ -111,8 +111,8 @@ def main():
     parser.add_argument("--labels", type=Path, help="folder of case_00000/segmentation.nii.gz to build bodies around")
     out, cases, seed, labels = vars(parser.parse_args()).values()
     sources = sorted(labels.glob("*/segmentation.nii*"))[:cases] if labels else [None] * (cases or 10)
-    if not sources:
-        parser.exit(2, f"phantoms: {labels}: no label volumes found, wanted case_00000/segmentation.nii.gz\n")
+    if not sources or (labels and labels.resolve() == out.resolve()):
+        parser.exit(2, f"phantoms: {labels}: no label volumes found (NAME/segmentation.nii.gz), or --out itself\n")
     try:
         for number, source in enumerate(sources):
             volume = source and read_labels(source)

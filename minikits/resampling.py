@@ -80,8 +80,7 @@ def _apply(matrix, values, axis):
 
 def resample_labels(labels, shape, order):
     """(Z, Y, X) labels 0, 1, 2 -> uint8 of `shape`: each label's 0/1 mask is resampled, the largest wins.
-    A tie goes to the nearest voxel's label [batchgenerators >= 0.25.5; before, each label where its mask was >= 1/2].
-    """
+    A tie goes to the nearest voxel's [batchgenerators >= 0.25.5; before, each label where its mask was >= 1/2]."""
     orders = (order,) * 3 if isinstance(order, int) else tuple(order)
     labels = np.asarray(labels, dtype=np.uint8)
     values = torch.arange(int(labels.max()) + 1, dtype=torch.uint8).reshape(-1, 1, 1, 1)

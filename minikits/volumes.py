@@ -50,7 +50,7 @@ def read_volume(path, *, affine=None, assume_spacing=None, max_voxels=MAX_VOXELS
         frame = _frame(header, affine, assume_spacing)
     except (HeaderDataError, ValueError) as error:
         raise ValueError(f"{path}: {error}; is the header damaged? convert it again from DICOM, or give "
-                         "--assume-spacing Z Y X (mm)") from None
+                         "predict.py --assume-spacing Z Y X (mm)") from None
     if slope is not None and (slope, intercept) != (1, 0):
         stored = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     if bad := stored.dtype.kind == "f" and stored.size - np.count_nonzero(np.isfinite(stored)):
@@ -108,10 +108,10 @@ def _frame(header, choice, assume_spacing):
               [getattr(header, f"get_{form}")() for form in forms])
     if apart := len(frames) == 2 and _mm_apart(*frames, header.get_data_shape()):
         sform, qform = (frame[:3].round(3).tolist() for frame in frames)
-        raise ValueError(f"sform {sform} and qform {qform} lie {apart:.3g} mm apart; choose --affine sform or qform")
-    frame, pixdim = frames[0], header["pixdim"][1:4]
-    sizes = np.array(assume_spacing or nib.affines.voxel_sizes(frame))
-    if not (abs(frame) < 1e6).all() or min(sizes) < 1e-3 or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
+        raise ValueError(f"sform {sform} and qform {qform}, {apart:.3g} mm apart; predict.py --affine sform or qform")
+    frame, pixdim, sizes = frames[0], header["pixdim"][1:4], nib.affines.voxel_sizes(frames[0])
+    sane = abs(frame).max() < 1e6 and abs(np.log10(sizes)).max() < 2  # mm
+    if not sane or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
         raise ValueError(f"its affine {frame[:3].tolist()} is not invertible, or not in mm: voxels of {sizes}")
     if choice or assume_spacing:
         header.set_sform(frame, "aligned")

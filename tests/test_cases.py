@@ -170,3 +170,15 @@ def test_two_files_for_one_case_are_refused(tmp_path):
     touch(tmp_path, "case_00001/imaging.nii.gz", "case_00001/imaging.nii")
     with pytest.raises(ValueError, match=r"imaging\.nii has the same name case_00001"):
         find_cases(tmp_path)
+
+
+def test_links_to_files_and_folders_are_taken_where_they_lie(tmp_path):
+    touch(tmp_path, "store/1/x.nii.gz", "store/2/y.nii.gz", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    for name, target in (("kits/case_00001/imaging.nii.gz", "store/1/x.nii.gz"),
+                         ("kits/case_00001/segmentation.nii.gz", "store/2/y.nii.gz"),
+                         ("pair/images", "imagesTr"), ("pair/labels", "labelsTr")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / target)
+    for folder, id in (("kits", "case_00001"), ("pair", "a")):
+        (case,) = find_cases(tmp_path / folder)
+        assert case.id == id and case.image and case.labels

@@ -88,6 +88,7 @@ def test_the_sign_flip_test_is_scipys(n, shift):
 
 def test_the_sign_flip_test_by_hand():
     assert sign_flip_test([1, 1, 1]) == 2 / 8  # only all plus and all minus are as far
+    assert sign_flip_test([0.1, 0.1, 0.1, -0.3]) == 1
     assert sign_flip_test([1, -1]) == 1 and sign_flip_test([0, 0, 0]) == 1 and sign_flip_test([]) == 1
 
 

@@ -131,4 +131,7 @@ def test_odd_names_and_places(model, phantoms, tmp_path):
     for inside in (scans, scans / ".." / scans.name):
         said = run_script("predict.py", "--in", scans, "--out", inside, "--model", model, expect=2)
         assert "scans or labels lie there; choose another folder for the masks" in said
-    assert checksums(tmp_path) == after
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "link.nii.gz").symlink_to(scans / "with space.nii.gz")
+    run_script("predict.py", "--in", tmp_path / "links", "--out", scans, "--model", model, "--overwrite", expect=2)
+    assert {path: checksums(tmp_path)[path] for path in after} == after
