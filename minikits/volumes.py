@@ -97,23 +97,23 @@ def _mm_apart(affine, other, shape):
     return 0 if apart <= CORNER_TOLERANCE_MM + 1e-4 * size else apart
 
 
-def _frame(header, choice, assume_spacing):
+def _frame(header, choice, spacing):
     """The affine that `read_volume`'s options choose, or else the one that sform, qform and pixdim agree on."""
     for code in ("sform_code", "qform_code"):
         header[code] = header[code] * (0 <= header[code] <= 5)  # others nibabel would change in the mask
     forms = [form for form in ("sform", "qform") if header[f"{form}_code"] > 0 and choice in (None, form)]
-    if not forms and not assume_spacing:  # nibabel would invent a frame
+    if not forms and not spacing:  # nibabel would invent a frame
         raise ValueError(f"{f'{choice} is not' if choice else 'neither sform nor qform is'} set, its frame is unknown")
-    frames = ([KITS19_AFFINE * [*assume_spacing, 1]] if assume_spacing else
+    frames = ([KITS19_AFFINE * [*spacing, 1]] if spacing else
               [getattr(header, f"get_{form}")() for form in forms])
     if apart := len(frames) == 2 and _mm_apart(*frames, header.get_data_shape()):
         sform, qform = (frame[:3].round(3).tolist() for frame in frames)
-        raise ValueError(f"sform {sform} and qform {qform}, {apart:.3g} mm apart; predict.py --affine sform or qform")
-    frame, pixdim, sizes = frames[0], header["pixdim"][1:4], nib.affines.voxel_sizes(frames[0])
+        raise ValueError(f"sform {sform} and qform {qform}, {apart:.3g} mm apart; predict.py --affine chooses one")
+    frame, pixdim, sizes = frames[0], header["pixdim"][1:4], np.array(spacing or nib.affines.voxel_sizes(frames[0]))
     sane = abs(frame).max() < 1e6 and abs(np.log10(sizes)).max() < 2  # mm
     if not sane or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
         raise ValueError(f"its affine {frame[:3].tolist()} is not invertible, or not in mm: voxels of {sizes}")
-    if choice or assume_spacing:
+    if choice or spacing:
         header.set_sform(frame, "aligned")
         header.set_qform(frame, "unknown")  # it can be no shear; with code 0 it only sets pixdim
     elif not (abs(pixdim - sizes) <= 0.01 * sizes).all():

@@ -13,7 +13,8 @@ from minikits.unet import build_unet
 
 
 def content(**changes):
-    return {"arch": "plain", "recipe": asdict(TINY), "cases": {"train": ["a"], "validation": []}, "seed": 0, "epoch": 1,
+    return {"arch": "plain", "fold": "0", "recipe": asdict(TINY), "cases": {"train": ["a"], "validation": []},
+            "seed": 0, "epoch": 1,
             "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "log": [], **changes}
 
 

@@ -21,7 +21,7 @@ SHEARED = KITS_AFFINE + np.array([[0, 0.3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0
 MOVED = KITS_AFFINE + np.array([[0, 0, 0, 40], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
 ASSUMED = np.array([[0, 0, -0.6, 0], [0, -0.7, 0, 0], [-5, 0, 0, 0], [0, 0, 0, 1]])
 FLIPS, BOMB_MEGABYTES = 400, 300
-CONVERT = "convert it again from DICOM, or give --assume-spacing Z Y X"
+CONVERT = "convert it again from DICOM, or give predict.py --assume-spacing Z Y X"
 NIFTI_2 = nib.Nifti2Image
 
 
@@ -81,8 +81,8 @@ def saved(*array_and_affine):
 
 HAZARDS = {  # hazard: (how the file is made, the message after its name)
     "sform and qform differ": (both(KITS_AFFINE, MOVED),
-                               r"sform \[\[.* 7\.0\].* and qform \[\[.* 47\.0\].* 40 mm apart; choose --affine"),
-    "sform NaN, qform whole": (both(KITS_AFFINE, KITS_AFFINE, **row(np.nan)), "nan mm apart; choose"),
+                               r"sform \[\[.* 7\.0\].* and qform \[\[.* 47\.0\].* 40 mm apart; predict.py --affine"),
+    "sform NaN, qform whole": (both(KITS_AFFINE, KITS_AFFINE, **row(np.nan)), "nan mm apart; predict.py --affine"),
     "pixdim differs": (both(KITS_AFFINE, KITS_AFFINE, (1, 0), pixdim=(1, 3, 0.8, 0.82, 0, 0, 0, 0)),
                        r"pixdim \[3.* 0\.8 .*0\.82\] and sform \[3\. .*0\.8.* 0\.8.*\] mm, wanted the same; --affine"),
     "pixdim NaN": (by_sform(pixdim=(1, np.nan, 1, 1, 0, 0, 0, 0)), "pixdim .*nan"),
@@ -160,7 +160,7 @@ def test_image_and_labels_that_differ_are_refused_with_both_names(tmp_path):
 ])
 def test_a_frame_that_was_chosen_is_that_of_the_mask_too(tmp_path, sform, qform, codes, options, affine):
     path = framed(tmp_path / "scan.nii", sform, qform, codes)
-    with pytest.raises(ValueError, match=r"choose --affine|--assume-spacing"):
+    with pytest.raises(ValueError, match=r"--affine chooses one|--assume-spacing"):
         read_volume(path)
     volume = read_volume(path, **options)
     assert np.allclose(volume.affine, affine) and np.array_equal(volume.voxels, VOXELS)

@@ -53,8 +53,8 @@ class Calls:
 
 
 def good():
-    return {"format": 1, "arch": "plain", "recipe": asdict(TINY), "cases": {"train": [], "validation": []}, "epoch": 1,
-            "seed": 0, "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "log": []}
+    return {"format": 1, "arch": "plain", "fold": "0", "recipe": asdict(TINY), "cases": {"train": [], "validation": []},
+            "epoch": 1, "seed": 0, "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "log": []}
 
 
 def hostile_contents(witness):
