@@ -58,13 +58,14 @@ def predict(arguments):
     networks, recipe, about = load_networks(arguments)
     scans, path = find_scans(arguments, networks, recipe), arguments.out / "prediction.json"
     kept = {*arguments.out.glob("*.nii.gz")} - {scan.mask for scan in scans if arguments.overwrite}
-    if kept and (read_json(path) if path.exists() else None) != about:
+    others = (read_json(path) if path.exists() else None) != about
+    if kept and others:
         raise ValueError(f"{path}: the masks here are of other networks or options; choose another folder with --out")
     scans = sorted(scans, key=lambda scan: -scan.path.stat().st_size)[rank::world] if world > 1 else scans
     waiting = [scan for scan in scans if scan.mask not in kept]
     if done := len(scans) - len(waiting):
         print(f"{done} of {len(scans)} scans have a mask already; --overwrite predicts them again")
-    for scan in waiting:  # a mask of before must not be taken for a new one if this is killed
+    for scan in waiting if others else ():  # theirs must not be taken for these networks' masks if this is killed
         scan.mask.unlink(missing_ok=True)
     write_text(path, json.dumps(about, indent=1))
     failed = predict_scans(waiting, recipe, arguments, device)

@@ -43,8 +43,7 @@ def predict_probabilities(networks, image, recipe, mirroring=True, *, device=Non
             for (window, axes), seen in zip(group, softmax):
                 total[(slice(None), *window)] += weight * seen.flip([axis + 1 for axis in axes])
             if on_window:
-                done = turn + (first + len(group)) / len(looks)
-                on_window(done * len(windows), len(networks) * len(windows))
+                on_window((turn + (first + len(group)) / len(looks)) * len(windows), len(networks) * len(windows))
         network.to(home)
     return F.pad(total.div_(weights * len(networks)), [-side for side in sides])
 
