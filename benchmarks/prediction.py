@@ -126,7 +126,8 @@ def nnunet_predictor(tool, network, recipe):
 
 
 def export(tool, probabilities, shape, out):
-    affine, scan = -np.diag([*NATIVE_SPACING, -1.0])[[2, 1, 0, 3]], np.broadcast_to(np.int16(0), shape)
+    affine = -np.diag([*NATIVE_SPACING, -1.0])[[2, 1, 0, 3]]
+    scan = np.zeros(shape, dtype=np.int16, order="F")  # as a file is read
     volume = Volume(None, scan, NATIVE_SPACING, affine, nib.Nifti1Image(scan, affine).header)
     if tool == "minikits":
         return write_labels(f"{out}.nii.gz", labels_on_native_grid(probabilities, volume), volume)
