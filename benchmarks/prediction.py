@@ -263,9 +263,9 @@ def write_model(path, recipe):
         last.bias.data.copy_(2 * torch.tensor([kidney, -kidney, -tumor, tumor]))
         classes = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, -1]])
         network.heads[-1].weight.data.copy_(classes.reshape(3, 4, 1, 1, 1))
-    save_checkpoint(path / "fold0" / "checkpoint.pt", arch="plain", recipe=asdict(recipe), fold=0, seed=0,
+    save_checkpoint(path / "fold0" / "checkpoint.pt", arch="plain", recipe=asdict(recipe), fold="0", seed=0,
                     cases={"train": [], "validation": []}, epoch=recipe.epochs, network=network.state_dict(),
-                    optimizer={}, scaler={}, log=[])
+                    optimizer={}, log=[])
 
 
 def measured(*what):
