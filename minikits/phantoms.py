@@ -116,7 +116,7 @@ def main():
     try:
         for number, source in enumerate(sources):
             volume = source and read_labels(source)
-            name = source.parent.name if source else f"phantom_{number:03d}"
+            name = source.parent.name if source else f"phantom_{1000 * seed + number:03d}"
             given = {"labels": volume.voxels, "spacing_mm": volume.spacing_mm} if source else {}
             image, mask, spacing = make_case([seed, number], **given)
             write_image(out / name / "imaging.nii.gz", image, spacing)
