@@ -4,8 +4,6 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from minikits.cases import find_cases
 from minikits.evaluation import as_csv, as_json, compare, comparison_table, score_case, summarise, table
 from minikits.files import read_json, write_text, written_whole
@@ -73,16 +71,16 @@ def find_labels(folder):
 
 
 def draw_overlay(folder, row, image_path, mask, reference):
-    """Two axial slices with the contours of reference (solid) and mask (dashed)."""
+    """Two axial slices in soft tissue's window of HU, with the contours of reference (solid) and mask (dashed)."""
     from matplotlib.figure import Figure
     truth = reference.voxels
-    image = read_volume(image_path).voxels if image_path else np.zeros(truth.shape, dtype=np.int16)
+    image = read_volume(image_path) if image_path else reference
+    check_same_grid(image, reference)
     most = ("most tumor", truth == 2) if (truth == 2).any() else ("most kidney", truth > 0)
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     for axes, (why, voxels) in zip(figure.subplots(1, 2), (most, ("most voxels wrong", mask != truth))):
         z = voxels.sum(axis=(1, 2)).argmax()
-        axes.imshow(image[z], cmap="gray", vmin=-160, vmax=300,  # HU, for soft tissue
-                    aspect=reference.spacing_mm[1] / reference.spacing_mm[2])
+        axes.imshow(image.voxels[z], "gray", vmin=-160, vmax=300, aspect=image.spacing_mm[1] / image.spacing_mm[2])
         for labels, line in ((truth[z], "solid"), (mask[z], "dashed")):
             for level in range(1, labels.max() + 1):  # kidney, tumor
                 axes.contour(labels >= level, [0.5], colors=("tab:cyan", "tab:red")[level - 1], linestyles=line)

@@ -54,9 +54,11 @@ def _load(path, keys, writer, names=None):
 def load_checkpoint(path):
     """The dictionary, tensors on the CPU, `recipe` as a Recipe. ValueError for what `save_checkpoint` did not write."""
     content = _load(Path(path), KEYS, "train.py", NAMES)
-    if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES or "train" not in content["cases"]:
-        raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}, cases "
-                         f"{[*content['cases']]}; wanted format {FORMAT}, one of {', '.join(ARCHITECTURES)}, and train")
+    ids = content["cases"].get("train")
+    named = isinstance(ids, list) and {*map(type, ids)} <= {str}
+    if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES or not named:
+        raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}, trained on {ids!r:.50}; "
+                         f"wanted format {FORMAT}, one of {', '.join(ARCHITECTURES)}, and a list of cases")
     return {**content, "recipe": recipe_from(content["recipe"], source=path)}
 
 

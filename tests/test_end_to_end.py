@@ -17,7 +17,7 @@ from minikits.checkpoints import load_checkpoint
 from minikits.evaluation import kits_dice
 from minikits.paper import DEMO
 from minikits.unet import build_unet
-from minikits.volumes import read_labels, read_volume, write_labels
+from minikits.volumes import read_labels, read_volume, write_image, write_labels
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,11 @@ def test_missing_masks_are_listed(phantoms, tmp_path):
     arguments = ("evaluate.py", "--pred", tmp_path, "--ref", phantoms)
     assert "5 cases have no mask (phantom_1, phantom_2" in run_script(*arguments, expect=2)
     assert "100.00" in run_script(*arguments, "--allow-missing")
+    small = read_volume(phantoms / "phantom_0" / "imaging.nii.gz")
+    for name, voxels in (("imaging", small.voxels[2:]), ("segmentation", volume.voxels)):
+        write_image(tmp_path / "ref" / "phantom_0" / f"{name}.nii.gz", voxels, volume.spacing_mm)
+    said = run_script("evaluate.py", "--pred", tmp_path, "--ref", tmp_path / "ref", "--out", tmp_path / "r", expect=2)
+    assert "imaging.nii.gz: shape (28, 64, 70), but" in said and said.count("\n") == 1
     write_labels(tmp_path / "stranger.nii.gz", volume.voxels, volume)
     assert "1 cases have no reference (stranger)" in run_script(*arguments, expect=2)
 
