@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
@@ -182,8 +183,12 @@ def measure_whole(tool, checkpoint, scan, little, out):
 
 def measure_script(script, *arguments):
     """A script of ours as a user runs it, from its first import of minikits to its end."""
+    def run():
+        with suppress(SystemExit):
+            runpy.run_path(script, run_name="__main__")
+
     sys.argv = [script, *arguments]
-    return measure(partial(runpy.run_path, script, run_name="__main__"))[1]
+    return measure(run)[1]
 
 
 def measure_network(tool, out):

@@ -57,7 +57,7 @@ def load_checkpoint(path):
     ids = content["cases"].get("train")
     named = isinstance(ids, list) and {*map(type, ids)} <= {str}
     if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES or not named:
-        raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}, trained on {ids!r:.50}; "
+        raise ValueError(f"{path}: format {content['format']}, architecture {content['arch']!r}, cases {ids!r:.50}; "
                          f"wanted format {FORMAT}, one of {', '.join(ARCHITECTURES)}, and a list of cases")
     return {**content, "recipe": recipe_from(content["recipe"], source=path)}
 

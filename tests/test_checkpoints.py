@@ -49,7 +49,7 @@ def test_a_payload_is_refused_and_does_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("changes, complaint", [
-    ({"cases": {"train": 5}}, "trained on 5;"), ({"cases": {"train": [["a"]]}}, "a list of cases"), ({"cases": {}}, "None"),
+    ({"cases": {"train": 5}}, "cases 5;"), ({"cases": {"train": [["a"]]}}, "a list of cases"), ({"cases": {}}, "None"),
     ({"arch": "dense"}, "architecture 'dense'"), ({"format": 99}, "format 99"), ({"network": None}, "no 'network'"),
     ({"recipe": {"layers": 3}}, "no field of a recipe"), ({"epoch": "last"}, "no 'epoch'")])
 def test_wrong_content_is_named(tmp_path, changes, complaint):
