@@ -329,7 +329,7 @@ def run_whole(folder, arguments):
     for case in arguments.cases:
         scan, large = folder / f"{case}.nii.gz", case == "case_00151"
         make_scan(case, arguments, scan)
-        tools = ["minikits", "nnunet", *([] if large else ["nnunet_softmax", "nnunet_torch"])]
+        tools = ["minikits", "nnunet", "nnunet_softmax", *([] if large else ["nnunet_torch"])]
         compare(f"All but the network, {case} ({CASES.get(case, '')})", tools, 1 if large else arguments.repeats,
                 "whole", folder / "small" / "fold0" / "checkpoint.pt", scan, folder / "little.nii.gz",
                 folder / f"{case}_{{}}")
