@@ -120,14 +120,14 @@ def predict_scans(scans, recipe, arguments, device):
             kidney, tumor = (np.count_nonzero(labels == value) * np.prod(volume.spacing_mm) / 1000 for value in (1, 2))
             said = f"kidney {kidney:.0f} ml, tumor {tumor:.0f} ml"
         except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-            said = failed = f"failed: {error}"
+            said, failed = f"failed: {error}", str(error)
         done.append(scan)
         left = (monotonic() - started) / len(done) * (len(scans) - len(done))
         print(f"{scan.id}: {said} ({len(done)} of {len(scans)}, {left:.0f} s left)", flush=True)
         return failed
 
     with ThreadPoolExecutor(2) as threads:
-        return [failed.removeprefix("failed: ") for failed in threads.map(work, scans) if failed]
+        return [failed for failed in threads.map(work, scans) if failed]
 
 
 def load_networks(arguments):

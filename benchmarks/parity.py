@@ -573,7 +573,7 @@ def importer():
                     "--out",
                     run / "fold0" / "checkpoint.pt",
                 ],
-                ["predict.py", "--in", scans, "--out", run / "masks", "--model", run],
+                ["predict.py", "--in", scans, "--out", run / "masks", "--model", run, "--precision", "fp32"],
             ):
                 subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
             for name, mask in found["masks"].items():
