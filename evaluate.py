@@ -10,8 +10,6 @@ from minikits.files import read_json, write_text, written_whole
 from minikits.sampling import fetch_ahead
 from minikits.volumes import check_same_grid, read_labels, read_volume
 
-FIGURES = find_spec("matplotlib")  # pictures are drawn where it is installed
-
 
 def main():
     parser = argparse.ArgumentParser(description="Score masks against references as the KiTS19 challenge does.")
@@ -50,7 +48,7 @@ def evaluate(folder, reference_folder, out, allow_missing):
     for mask, reference in fetch_ahead(lambda name: (read_labels(masks[name]), read_labels(references[name])), both):
         check_same_grid(mask, reference)
         rows.append(score_case(both[len(rows)], mask.voxels, reference.voxels))
-        if out and FIGURES:
+        if out and find_spec("matplotlib"):
             draw_overlay(out / "overlays", rows[-1], images.get(rows[-1]["case"]), mask.voxels, reference)
     print(f"{folder} against {reference_folder}, {len(rows)} cases\n{table(rows)}")
     about = read_json(folder / "prediction.json") if (folder / "prediction.json").exists() else {}

@@ -17,7 +17,7 @@ from torch import distributed
 
 from minikits.cases import find_cases, training_cases
 from minikits.checkpoints import find_checkpoints, load_checkpoint, load_network
-from minikits.devices import join_processes, pick_device, pick_precision
+from minikits.devices import claim_memory, join_processes, pick_device, pick_precision
 from minikits.files import read_json, write_text
 from minikits.paper import CLASSES, FOLDS
 from minikits.prediction import predict_probabilities
@@ -55,6 +55,7 @@ def main():
 def predict(arguments):
     """Predicts every scan that has no mask yet, or this process's share; returns a line for each that failed."""
     device, (rank, world) = pick_device(arguments.device), join_processes(torch.device("cpu"))
+    claim_memory(device)
     networks, recipe, about = load_networks(arguments)
     scans, path = find_scans(arguments, networks, recipe), arguments.out / "prediction.json"
     kept = {*arguments.out.glob("*.nii.gz")} - {scan.mask for scan in scans if arguments.overwrite}
@@ -153,7 +154,6 @@ def load_networks(arguments):
 def progress(what):
     """Writes, on a terminal, the windows done and the time left."""
     began = monotonic()
-
     def show(done, total):
         left = (monotonic() - began) / done * (total - done)
         print(f"\r{what}: {100 * done / total:.0f}% of {total} windows, {left:.0f} s left ", end="\r", flush=True)

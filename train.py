@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minikits.cases import five_folds, prepare, training_cases
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
-from minikits.devices import join_processes, mean_of_processes, memory_bytes, note_signals, pick_device, pick_precision
+from minikits.devices import claim_memory, join_processes, mean_of_processes, note_signals, pick_device, pick_precision
 from minikits.evaluation import as_csv, kits_dice
 from minikits.files import claim, read_json, write_text, written_whole
 from minikits.losses import segmentation_loss
@@ -64,15 +64,11 @@ def train(arguments):
     rank or claim(run)  # before its checkpoint is read
     network, optimizer, state = start_or_resume(run, arguments.resume, about, recipe, device)
     share = range(rank, recipe.batch_size, world)  # of each batch's samples
-    needed, memory = step_bytes(arguments.arch, recipe, len(share), precision), memory_bytes(device)
-    if needed > memory:
-        raise ValueError(f"device {device}: has {memory / 2**30:.1f} GiB of memory, a training step wants about "
-                         f"{needed / 2**30:.1f}; a recipe with a smaller patch or batch_size needs less")
+    needed = step_bytes(arguments.arch, recipe, len(share), precision)
+    memory = claim_memory(device, needed)
     surroundings = environment(device, precision, world) | {"step_gib": round(needed / 2**30, 1)}
-    if rank == 0:
-        introduce(run, about, network, recipe, surroundings, state)
-    else:
-        distributed.barrier()  # the first prepares the cases for all
+    rank or introduce(run, about, network, recipe, surroundings, state)
+    rank and distributed.barrier()  # the first prepares the cases for all
     cases = prepare(arguments.data, arguments.out / "prepared", recipe)
     if world > 1 and rank == 0:
         distributed.barrier()
@@ -88,15 +84,14 @@ def train(arguments):
         row = train_epoch(model, draw, optimizer, recipe, precision, state, noted=noted)
         stopped = state["batch"] < recipe.batches_per_epoch
         if not stopped:
-            row |= patch_dice(network, validation_cases, recipe, arguments.seed, device)
+            row |= patch_dice(network, validation_cases, recipe, arguments.seed, device, precision)
             state |= {"epoch": row["epoch"], "batch": 0, "loss_sum": 0.0, "log": [*state["log"], row]}
         if rank == 0:
             save_checkpoint(run / "checkpoint.pt", **about, **state, environment=surroundings,
                             network=network.state_dict(), optimizer=optimizer.state_dict())
         if stopped:
             return noted[0] if noted else signal.SIGTERM
-        if rank == 0:
-            report(run, state["log"], recipe)
+        rank or report(run, state["log"], recipe)
 
 
 def on_device(cases, device, room):
@@ -220,15 +215,16 @@ def environment(device, precision, world):
 
 
 @torch.inference_mode()
-def patch_dice(network, cases, recipe, seed, device):
+def patch_dice(network, cases, recipe, seed, device, precision):
     """Dice of all voxels of the same held-out patches in each epoch; not the Dice of the fold."""
     network.eval()
     pairs = []
     for iteration in range(recipe.validation_batches if cases else 0):
         image, target = draw_batch(cases, recipe, seed, iteration, augmented=False)
-        pairs.append((network(image.to(device)).argmax(dim=1).byte().cpu(), target))
-    kidney, tumor = kits_dice(*map(torch.stack, zip(*pairs))) if pairs else (np.nan, np.nan)
-    return {"patch_dice_kidney": kidney, "patch_dice_tumor": tumor}
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            pairs.append((network(image.to(device)).argmax(dim=1).byte().cpu(), target))
+    return dict(zip(("patch_dice_kidney", "patch_dice_tumor"),
+                    kits_dice(*map(torch.stack, zip(*pairs))) if pairs else (np.nan, np.nan)))
 
 
 def report(run, log, recipe):
@@ -247,10 +243,9 @@ def report(run, log, recipe):
     from matplotlib.figure import Figure
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, unit in (("loss", 1), ("patch_dice_kidney", 1), ("patch_dice_tumor", 1),
-                       ("learning_rate", recipe.learning_rate)):
-        axes.plot([r["epoch"] for r in log], [r[name] / unit for r in log],
-                  label=name.replace("_", " ") + ("" if unit == 1 else f" / {unit:g}"))
+    for name in ("loss", "patch_dice_kidney", "patch_dice_tumor", "learning_rate"):
+        unit, label = (log[0][name], " / its first") if name == "learning_rate" else (1, "")
+        axes.plot([r["epoch"] for r in log], [r[name] / unit for r in log], label=name.replace("_", " ") + label)
     axes.set(xlabel="epoch", ylim=(-1, max(1.0, log[0]["loss"])), title=f"{run.parent.name} U-Net, {run.name}")
     axes.legend(loc="best")
     with written_whole(run / "learning_curve.png") as file:

@@ -1,5 +1,6 @@
 """Which device and number format a run uses, the processes that share it, and how it is stopped."""
 
+import ctypes
 import os
 import signal
 from datetime import timedelta
@@ -27,10 +28,19 @@ def pick_precision(name, device):
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
-def memory_bytes(device):
-    """A GPU's free memory; the whole of a computer's, without end where its system does not say."""
+def claim_memory(device, needed=0):
+    """A GPU's free memory, the whole of a computer's (infinite where its system does not say); ValueError where more is
+    needed. Bytes. On a CPU that has twice as much, glibc keeps what is freed from now on: the system clears the pages
+    that it gives anew, for up to a third of a step's or a window's time (benchmarks/results/training_on_cpu.md)."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else whole
+    memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else whole
+    if needed > memory:
+        raise ValueError(f"device {device}: has {memory / 2**30:.1f} GiB of memory, a training step wants about "
+                         f"{needed / 2**30:.1f}; a recipe with a smaller patch or batch_size needs less")
+    if device.type == "cpu" and 2 * needed < memory and "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
+        for option, value in ((-8, 1), (-4, 0), (-1, -1)):  # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(option, value)
+    return memory
 
 
 def join_processes(device):

@@ -23,10 +23,9 @@ def segmentation_loss(logits, target):
     logits = [logits] if isinstance(logits, torch.Tensor) else logits
     loss = 0
     for weight, head in zip(head_weights(len(logits)), logits):
-        if not weight:  # not even weight decay reaches an unweighted head [nnU-Net v1 deep_supervision.py]
-            continue
-        head, coarse = head.to(torch.promote_types(head.dtype, torch.float32)), downsampled(target, head.shape[2:])
-        loss = loss + weight * (F.cross_entropy(head, coarse.long()) + soft_dice_loss(head, coarse))
+        if weight:  # not even weight decay reaches an unweighted head [nnU-Net v1 deep_supervision.py]
+            head, coarse = head.to(torch.promote_types(head.dtype, torch.float32)), downsampled(target, head.shape[2:])
+            loss = loss + weight * (F.cross_entropy(head, coarse.long()) + soft_dice_loss(head, coarse))
     return loss
 
 

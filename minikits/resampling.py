@@ -46,8 +46,9 @@ def resample(volume, shape, order):
     Order 0 keeps the type, the others give float32. An axis that keeps its length is left as it is."""
     orders = (order,) * 3 if isinstance(order, int) else tuple(order)
     volume = np.asarray(volume)
-    # nearest neighbour first, then the axis that shrinks most: the others have less to do
-    for axis in sorted(range(3), key=lambda axis: (orders[axis] > 0, shape[axis] / volume.shape[axis])):
+    # what shrinks comes first, and of that nearest neighbour: the others have less to do
+    growth = [new / old for new, old in zip(shape, volume.shape)]
+    for axis in sorted(range(3), key=lambda axis: (growth[axis] > 1, orders[axis] > 0, growth[axis])):
         if volume.shape[axis] != shape[axis]:
             matrix = axis_matrix(volume.shape[axis], shape[axis], orders[axis])
             volume = _along(volume, matrix, axis) if orders[axis] else np.take(volume, matrix.argmax(1).numpy(), axis)
@@ -159,10 +160,10 @@ def prepare_image(volume, recipe):
     apart. A volume of one value stays constant."""
     shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe)
     thick = thick_axis(volume.spacing_mm)
-    picked = [shape[axis] if axis == thick else n for axis, n in enumerate(volume.voxels.shape)]
-    voxels, plane = resample(volume.voxels, picked, 0), tuple({0, 1, 2} - {thick})
-    low, high = (f(axis=plane, keepdims=True).astype(np.float32) for f in (voxels.min, voxels.max))
-    image = np.clip(resample(voxels, shape, IMAGE_ORDER), low, high)
+    each, plane = [shape[axis] if axis == thick else 1 for axis in range(3)], tuple({0, 1, 2} - {thick})
+    low, high = (resample(f(axis=plane, keepdims=True), each, 0) for f in (volume.voxels.min, volume.voxels.max))
+    orders = [0 if axis == thick else IMAGE_ORDER for axis in range(3)]
+    image = np.clip(resample(volume.voxels, shape, orders), low.astype(np.float32), high.astype(np.float32))
     return (np.clip(image, *recipe.window_hu) - np.float32(recipe.mean_hu)) / np.float32(recipe.sd_hu)
 
 

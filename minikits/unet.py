@@ -11,8 +11,8 @@ from minikits.paper import CLASSES, KERNEL, NEGATIVE_SLOPE
 
 conv = partial(nn.Conv3d, kernel_size=KERNEL, padding=KERNEL // 2)
 norm = partial(nn.InstanceNorm3d, affine=True)
-relu = partial(nn.ReLU, inplace=True)
-leaky = partial(nn.LeakyReLU, NEGATIVE_SLOPE, inplace=True)
+relu = nn.ReLU  # in place, on the view that instance norm gives, each gradient would be copied
+leaky = partial(nn.LeakyReLU, NEGATIVE_SLOPE, inplace=True)  # else twice the memory would be kept for the way back
 
 
 def conv_norm(channels, features, stride, *, bias, nonlinearity):
@@ -35,10 +35,9 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity()
         if channels != features or max(stride) > 1:
             self.skip = nn.Sequential(nn.Conv3d(channels, features, 1, stride, bias=False), norm(features))
-        self.nonlinearity = relu()
 
     def forward(self, x):
-        return self.nonlinearity(self.body(x) + self.skip(x))
+        return torch.relu(self.body(x) + self.skip(x))
 
 
 class PreactivationBlock(nn.Module):

@@ -29,7 +29,6 @@ AIR_HU, BONE_HU, COVERAGE_MM = -200, 200, 40  # any CT of kidneys reaches beyond
 @dataclass(frozen=True)
 class Volume:
     """voxels (Z, Y, X): an array, perhaps a view; spacing_mm Z Y X; header and affine: the file's own."""
-
     path: Path
     voxels: np.ndarray
     spacing_mm: tuple

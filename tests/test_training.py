@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -158,7 +159,7 @@ def test_the_memory_of_a_step_is_known_before(arch):
 def test_a_step_that_would_not_fit_is_refused_before_the_first_batch(phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT)
     train = importlib.import_module("train")
-    monkeypatch.setattr(train, "memory_bytes", lambda device: 2**30)
+    monkeypatch.setattr(devices.os, "sysconf", lambda name: 2**15)
     monkeypatch.setattr(sys, "argv", ["train.py", "--data", str(phantoms), "--out", str(tmp_path / "runs"),
                                       "--precision", "fp32"])
     with pytest.raises(SystemExit) as stop:
@@ -177,3 +178,25 @@ def test_cases_go_where_there_is_room(phantoms, tmp_path, monkeypatch):
     assert on_device(cases, torch.device("meta"), size - 1) is cases  # meta stands for a GPU
     moved = on_device(cases, torch.device("meta"), size)
     assert all(case.image.is_meta and case.labels.is_meta for case in moved)
+
+
+FAULTS = """
+import resource
+import numpy as np
+import torch
+from minikits.devices import claim_memory
+
+claim_memory(torch.device("cpu"), 2**20)
+faults = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(1 << 26, dtype=np.uint8)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*faults)
+"""
+
+
+@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="only glibc is told to")
+def test_memory_that_was_freed_is_used_again_without_the_system():
+    first, *later = map(int, run_script("-c", FAULTS).split())
+    assert max(later) < 10 < first  # of 16,384 pages, or 32 huge ones and what lies between
