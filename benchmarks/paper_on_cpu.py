@@ -1,52 +1,69 @@
-"""One training step and one predicted window of the paper's full recipe: seconds and peak memory.
+"""The paper's full recipe on a CPU, as predict.py and train.py run it: seconds and peak memory of a window and a step.
 
     python benchmarks/paper_on_cpu.py            # each architecture in a process of its own
+
+A window without mirroring, two at a time; a step of a batch of two, with losses, clipping and update. The second of
+each in its process. kept: glibc keeps what is freed (devices.claim_memory); given: the system gives memory each time.
 """
 
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from minikits.losses import segmentation_loss
+from minikits.devices import claim_memory, pick_precision
 from minikits.paper import ARCHITECTURES, PAPER
 from minikits.prediction import predict_probabilities
-from minikits.unet import build_unet
+
+CPU = torch.device("cpu")
 
 
 def peak_gib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measure(arch):
-    torch.manual_seed(0)
-    network = build_unet(arch, PAPER)
-    began = time.monotonic()
-    probabilities = predict_probabilities([network], torch.randn(PAPER.patch), PAPER, mirroring=False)
-    window_s, window_gib = time.monotonic() - began, peak_gib()
-    assert probabilities.shape == (3, *PAPER.patch) and probabilities.isfinite().all()
+def timed(work):
+    """(what work gives, seconds, CPU seconds) of its second call."""
+    for _ in range(2):
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = work()
+    return result, time.perf_counter() - wall, time.process_time() - cpu
 
-    optimizer = torch.optim.SGD(network.parameters(), PAPER.learning_rate, PAPER.momentum, nesterov=True,
-                                weight_decay=PAPER.weight_decay)
-    image = torch.randn(PAPER.batch_size, 1, *PAPER.patch)
-    target = torch.randint(0, 3, (PAPER.batch_size, *PAPER.patch), dtype=torch.uint8)
-    began = time.monotonic()
-    loss = segmentation_loss(network(image), target)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(network.parameters(), PAPER.max_gradient_norm)
-    optimizer.step()
-    print(f"| {arch} | {window_s:.1f} | {window_gib:.1f} | {time.monotonic() - began:.1f} | {peak_gib():.1f} | "
-          f"{loss.item():.3f} |", flush=True)
+
+def measure(arch, memory):
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    import train
+
+    precision = pick_precision("auto", CPU)
+    known = train.step_bytes(arch, PAPER, PAPER.batch_size, precision)
+    if memory == "kept":
+        claim_memory(CPU, known)
+    with tempfile.TemporaryDirectory() as run:
+        network, optimizer, state = train.start_or_resume(Path(run), False, {"arch": arch, "seed": 0}, PAPER, CPU)
+    image = torch.randn(PAPER.patch[0], PAPER.patch[1], PAPER.patch[2] * 3 // 2)  # two windows
+    _, window, window_cpu = timed(lambda: predict_probabilities([network.eval()], image, PAPER, False,
+                                                                precision=precision))
+    window_gib = peak_gib()
+    batch = torch.randn(2, 1, *PAPER.patch), torch.randint(0, 3, (2, *PAPER.patch), dtype=torch.uint8)
+    one = replace(PAPER, batches_per_epoch=1)
+    row, step, step_cpu = timed(lambda: train.train_epoch(network, lambda _: batch, optimizer, one, precision,
+                                                          dict(state), noted=[]))
+    print(f"| {arch} | {memory} | {window / 2:.1f} | {window_cpu / 2:.1f} | {window_gib:.1f} | {step:.1f} | "
+          f"{step_cpu:.1f} | {peak_gib():.1f} | {known / 2**30:.1f} | {row['loss']:.3f} |", flush=True)
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        measure(sys.argv[1])
+        measure(*sys.argv[1:])
     else:
-        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, patch {PAPER.patch}, batch "
-              f"{PAPER.batch_size}\n\n| architecture | window, s | peak, GiB | training step, s | peak, GiB | loss |\n"
-              "|---|---|---|---|---|---|", flush=True)
+        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {pick_precision('auto', CPU)}, patch "
+              f"{PAPER.patch}, batch {PAPER.batch_size}\n\n| architecture | memory | window, s | CPU, s | peak, GiB | "
+              "step, s | CPU, s | peak, GiB | known before | loss |\n" + "|---" * 10 + "|", flush=True)
         for arch in ARCHITECTURES:
-            subprocess.run([sys.executable, __file__, arch], check=True)
+            for memory in ("kept", "given") if arch == "residual" else ("kept",):
+                subprocess.run([sys.executable, __file__, arch, memory], check=True)

@@ -1,4 +1,4 @@
-"""Which device and number format a run uses, the processes that share it, and how it is stopped."""
+"""Which device, number format and memory a run uses, the processes that share it, and how it is stopped."""
 
 import ctypes
 import os
@@ -31,7 +31,7 @@ def pick_precision(name, device):
 def claim_memory(device, needed=0):
     """A GPU's free memory, the whole of a computer's (infinite where its system does not say); ValueError where more is
     needed. Bytes. On a CPU that has twice as much, glibc keeps what is freed from now on: the system clears the pages
-    that it gives anew, for up to a third of a step's or a window's time (benchmarks/results/training_on_cpu.md)."""
+    that it gives anew, a quarter of a step's or a window's time (benchmarks/results/training_on_cpu.md)."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else whole
     if needed > memory:

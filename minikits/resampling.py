@@ -46,9 +46,9 @@ def resample(volume, shape, order):
     Order 0 keeps the type, the others give float32. An axis that keeps its length is left as it is."""
     orders = (order,) * 3 if isinstance(order, int) else tuple(order)
     volume = np.asarray(volume)
-    # what shrinks comes first, and of that nearest neighbour: the others have less to do
+    # what shrinks comes before what grows, nearest neighbour first and last of all: the others have less to do
     growth = [new / old for new, old in zip(shape, volume.shape)]
-    for axis in sorted(range(3), key=lambda axis: (growth[axis] > 1, orders[axis] > 0, growth[axis])):
+    for axis in sorted(range(3), key=lambda a: (growth[a] > 1, (orders[a] > 0) != (growth[a] > 1), growth[a])):
         if volume.shape[axis] != shape[axis]:
             matrix = axis_matrix(volume.shape[axis], shape[axis], orders[axis])
             volume = _along(volume, matrix, axis) if orders[axis] else np.take(volume, matrix.argmax(1).numpy(), axis)
