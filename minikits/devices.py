@@ -30,14 +30,15 @@ def pick_precision(name, device):
 
 def claim_memory(device, needed=0):
     """A GPU's free memory, the whole of a computer's (infinite where its system does not say); ValueError where more is
-    needed. Bytes. On a CPU that has twice as much, glibc keeps what is freed from now on: the system clears the pages
+    needed. Bytes. With a CPU that has twice as much, glibc keeps what is freed from now on: the system clears the pages
     that it gives anew, a quarter of a step's or a window's time (benchmarks/results/training_on_cpu.md)."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else whole
     if needed > memory:
         raise ValueError(f"device {device}: has {memory / 2**30:.1f} GiB of memory, a training step wants about "
                          f"{needed / 2**30:.1f}; a recipe with a smaller patch or batch_size needs less")
-    if device.type == "cpu" and 2 * needed < memory and "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
+    roomy = 2 * needed * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < memory  # torchrun's processes on this computer
+    if roomy and device.type == "cpu" and "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
         for option, value in ((-8, 1), (-4, 0), (-1, -1)):  # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
             ctypes.CDLL(None).mallopt(option, value)
     return memory

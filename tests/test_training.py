@@ -181,12 +181,13 @@ def test_cases_go_where_there_is_room(phantoms, tmp_path, monkeypatch):
 
 
 FAULTS = """
+import os
 import resource
 import numpy as np
 import torch
 from minikits.devices import claim_memory
 
-claim_memory(torch.device("cpu"), 2**20)
+claim_memory(torch.device("cpu"), {share} * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 faults = []
 for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -197,6 +198,7 @@ print(*faults)
 
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="only glibc is told to")
-def test_memory_that_was_freed_is_used_again_without_the_system():
-    first, *later = map(int, run_script("-c", FAULTS).split())
-    assert max(later) < 10 < first  # of 16,384 pages, or 32 huge ones and what lies between
+@pytest.mark.parametrize("share, kept", [(0.4, True), (0.6, False)])
+def test_memory_that_was_freed_is_used_again_where_there_is_room(share, kept):
+    first, *later = map(int, run_script("-c", FAULTS.format(share=share)).split())
+    assert first > 10 and (max(later) < 10 if kept else min(later) > 10)  # of 16,384 pages, or 32 huge ones and more
