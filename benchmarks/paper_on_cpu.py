@@ -49,7 +49,8 @@ def measure(arch, memory):
     _, window, window_cpu = timed(lambda: predict_probabilities([network.eval()], image, PAPER, False,
                                                                 precision=precision))
     window_gib = peak_gib()
-    batch = torch.randn(2, 1, *PAPER.patch), torch.randint(0, 3, (2, *PAPER.patch), dtype=torch.uint8)
+    shape = (PAPER.batch_size, 1, *PAPER.patch)
+    batch = torch.randn(shape), torch.randint(0, 3, (shape[0], *shape[2:]), dtype=torch.uint8)
     one = replace(PAPER, batches_per_epoch=1)
     row, step, step_cpu = timed(lambda: train.train_epoch(network, lambda _: batch, optimizer, one, precision,
                                                           dict(state), noted=[]))

@@ -357,7 +357,7 @@ def run_evaluate(folder, arguments):
 
 def main():
     if sys.argv[1:2] == ["measure"]:
-        if sys.argv[3].startswith("minikits"):
+        if sys.argv[2] != "evaluate" and sys.argv[3].startswith("minikits"):
             claim_memory(torch.device("cpu"))  # as predict.py does: glibc keeps what is freed
         print(json.dumps(globals()[f"measure_{sys.argv[2]}"](*sys.argv[3:])))
         return

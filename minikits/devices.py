@@ -31,7 +31,7 @@ def pick_precision(name, device):
 def claim_memory(device, needed=0):
     """A GPU's free memory, the whole of a computer's (infinite where its system does not say); ValueError where more is
     needed. Bytes. With a CPU that has twice as much, glibc keeps what is freed from now on: the system clears the pages
-    that it gives anew, a quarter of a step's or a window's time (benchmarks/results/training_on_cpu.md)."""
+    that it gives anew, a quarter of a step's time, a third of a window's (benchmarks/results/paper_on_cpu.md)."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else whole
     if needed > memory:
