@@ -86,9 +86,8 @@ def train(arguments):
         if not stopped:
             row |= patch_dice(network, validation_cases, recipe, arguments.seed, device, precision)
             state |= {"epoch": row["epoch"], "batch": 0, "loss_sum": 0.0, "log": [*state["log"], row]}
-        if rank == 0:
-            save_checkpoint(run / "checkpoint.pt", **about, **state, environment=surroundings,
-                            network=network.state_dict(), optimizer=optimizer.state_dict())
+        rank or save_checkpoint(run / "checkpoint.pt", **about, **state, environment=surroundings,
+                                network=network.state_dict(), optimizer=optimizer.state_dict())
         if stopped:
             return noted[0] if noted else signal.SIGTERM
         rank or report(run, state["log"], recipe)

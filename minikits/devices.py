@@ -1,5 +1,6 @@
 """Which device, number format and memory a run uses, the processes that share it, and how it is stopped."""
 
+import atexit
 import ctypes
 import os
 import signal
@@ -29,9 +30,8 @@ def pick_precision(name, device):
 
 
 def claim_memory(device, needed=0):
-    """A GPU's free memory, the whole of a computer's (infinite where its system does not say); ValueError where more is
-    needed. Bytes. With a CPU that has twice as much, glibc keeps what is freed from now on: the system clears the pages
-    that it gives anew, a quarter of a step's time, a third of a window's (benchmarks/results/paper_on_cpu.md)."""
+    """Bytes: a GPU's free memory, the whole of a computer's. ValueError where more is needed. With a CPU that has twice
+    as much, glibc keeps what is freed: pages that the system gives anew are cleared first, a quarter of a step."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else whole
     if needed > memory:
@@ -49,6 +49,7 @@ def join_processes(device):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
+        atexit.register(distributed.destroy_process_group)  # else its threads may abort a process that is done
     return rank, world
 
 
