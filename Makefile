@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo
 
-.PHONY: demo test fuzz lint table1 parity golden bench clean
+.PHONY: demo test fuzz lint mutants table1 parity golden bench clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -19,6 +19,10 @@ test: $(VENV)/installed
 
 fuzz: $(VENV)/installed
 	$(RUN) tests/fuzz.py
+
+# small faults in the code, one at a time, that the tests must notice; an hour or so
+mutants: $(VENV)/installed
+	$(RUN) tests/mutants/run.py
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -60,6 +60,10 @@ def predict_volume(networks, volume, recipe, **options):
     return labels_on_native_grid(predict_probabilities(networks, image, recipe, **options), volume)
 
 
+# how many processes follows; a free port each time, so that two suites may run beside each other
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+
+
 def run_script(*arguments, expect=0, cwd=ROOT):
     """Runs a script of ours as a user does; returns its output, both streams."""
     done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)

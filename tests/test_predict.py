@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, predict_volume, run_script
+from conftest import ROOT, TINY, TORCHRUN, predict_volume, run_script
 
 from minikits.cases import five_folds
 from minikits.checkpoints import save_checkpoint
@@ -107,7 +107,7 @@ def test_processes_share_the_scans_and_a_failure_stops_no_other(runs, phantoms, 
         (scans / f"{path.name}.nii.gz").write_bytes((path / "imaging.nii.gz").read_bytes())
     (scans / "bad.nii.gz").write_bytes(b"<html>" * 100_000)  # the largest, so that it fails first
     arguments = ("predict.py", "--in", scans, "--no-mirroring", "--model", out / "plain", "--folds", 0)
-    printed = run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29519, *arguments,
+    printed = run_script(*TORCHRUN, 2, *arguments,
                          "--out", tmp_path / "two", expect=1)
     assert "bad.nii.gz: starts with" in printed and printed.count(" ml, tumor ") == 6
     run_script(*arguments, "--out", tmp_path / "one", expect=2)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, run_script
+from conftest import ROOT, TINY, TORCHRUN, run_script
 
 from minikits import devices
 from minikits.cases import prepare
@@ -68,7 +68,7 @@ def test_two_processes_with_a_sample_each_equal_one_with_two(whole, tmp_path):
                       "train.draw_batch = double\n"
                       "train.main()\n")
     run_script(script, *arguments[1:], "--out", tmp_path / "one")
-    run_script("-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29517, script, *arguments[1:],
+    run_script(*TORCHRUN, 2, script, *arguments[1:],
                "--out", tmp_path / "two")
     one, two = (load_checkpoint(tmp_path / n / "plain" / "foldall" / "checkpoint.pt") for n in ("one", "two"))
     assert two["environment"]["processes"] == 2 and [row["epoch"] for row in two["log"]] == [1, 2]
@@ -80,7 +80,7 @@ def test_two_processes_with_a_sample_each_equal_one_with_two(whole, tmp_path):
 def test_a_batch_that_cannot_be_shared_out_is_refused(whole, monkeypatch):
     arguments, _, _ = whole
     monkeypatch.setenv("LOCAL_RANK", "0")
-    said = run_script("-m", "torch.distributed.run", "--nproc-per-node", 3, "--master-port", 29518, *arguments, "--out",
+    said = run_script(*TORCHRUN, 3, *arguments, "--out",
                       "nowhere", expect=1)
     assert "batch_size 2, wanted a multiple of the 3 processes" in said
 
