@@ -12,6 +12,7 @@ from conftest import ROOT
 from test_volumes import KITS_AFFINE, save
 
 from minikits.cases import find_cases
+from minikits.phantoms import make_case
 from minikits.volumes import check_same_grid, doubts, read_labels, read_volume, write_labels
 
 pytestmark = pytest.mark.filterwarnings("error")  # a warning of numpy's is a line that no user asked for
@@ -21,7 +22,7 @@ SHEARED = KITS_AFFINE + np.array([[0, 0.3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0
 MOVED = KITS_AFFINE + np.array([[0, 0, 0, 40], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
 ASSUMED = np.array([[0, 0, -0.6, 0], [0, -0.7, 0, 0], [-5, 0, 0, 0], [0, 0, 0, 1]])
 FLIPS, BOMB_MEGABYTES = 400, 300
-CONVERT = "convert it again from DICOM, or give predict.py --assume-spacing Z Y X"
+CONVERT = "convert it again from DICOM, or give --assume-spacing Z Y X"
 NIFTI_2 = nib.Nifti2Image
 
 
@@ -81,8 +82,19 @@ def saved(*array_and_affine):
 
 HAZARDS = {  # hazard: (how the file is made, the message after its name)
     "sform and qform differ": (both(KITS_AFFINE, MOVED),
-                               r"sform \[\[.* 7\.0\].* and qform \[\[.* 47\.0\].* 40 mm apart; predict.py --affine"),
-    "sform NaN, qform whole": (both(KITS_AFFINE, KITS_AFFINE, **row(np.nan)), "nan mm apart; predict.py --affine"),
+                               r"sform \[\[.* 7\.0\].* and qform \[\[.* 47\.0\].* 40 mm apart, wanted the same; "
+                               "--affine sform or --affine qform chooses one$"),
+    "sform NaN, qform whole": (both(KITS_AFFINE, KITS_AFFINE, **row(np.nan)),
+                               "its sform .*nan.* but its qform is sound; --affine qform takes that$"),
+    "qform NaN, sform whole": (both(KITS_AFFINE, KITS_AFFINE, qoffset_y=np.nan),
+                               "its qform .*nan.* but its sform is sound; --affine sform takes that$"),
+    "qform damaged, sform whole": (both(KITS_AFFINE, KITS_AFFINE, quatern_c=-3),
+                                   r"its qform's quaternion .* sum to 10, wanted 1 .*; --affine sform takes that$"),
+    "both forms damaged": (both(KITS_AFFINE, KITS_AFFINE, quatern_c=-3, **row(0)),
+                           f"its sform .* and its qform's quaternion .*; {CONVERT}"),
+    "pixdim[0] NaN": (both(KITS_AFFINE, KITS_AFFINE, pixdim=(np.nan, 3, 0.8, 0.8, 0, 0, 0, 0)),
+                      "its qform .*nan.* --affine sform takes that$"),
+    "pixdim zero": (by_sform(pixdim=(1, 0, 0, 0, 0, 0, 0, 0)), r"pixdim \[0\. .*; --affine sform takes these$"),
     "pixdim differs": (both(KITS_AFFINE, KITS_AFFINE, (1, 0), pixdim=(1, 3, 0.8, 0.82, 0, 0, 0, 0)),
                        r"pixdim \[3.* 0\.8 .*0\.82\] and sform \[3\. .*0\.8.* 0\.8.*\] mm, wanted the same; --affine"),
     "pixdim NaN": (by_sform(pixdim=(1, np.nan, 1, 1, 0, 0, 0, 0)), "pixdim .*nan"),
@@ -91,26 +103,40 @@ HAZARDS = {  # hazard: (how the file is made, the message after its name)
     "affine singular": (by_sform(**row([1, 2, 3, 0])), f"not inv.* {CONVERT}"),
     "no code": (both(KITS_AFFINE, KITS_AFFINE, (0, 0)), f"neither sform nor qform is set.* {CONVERT}"),
     "code that is none": (by_sform(sform_code=7), f"neither sform nor qform is.*{CONVERT}"),
-    "qform damaged": (both(None, KITS_AFFINE, (0, 1), quatern_b=7), f"header damaged.* {CONVERT}"),
+    "qform damaged": (both(None, KITS_AFFINE, (0, 1), quatern_b=7),
+                      f"quaternion .* sum to 49.5, wanted 1 .*; {CONVERT}"),
     "qform NaN": (both(None, KITS_AFFINE, (0, 1), quatern_b=np.nan), f"not invertible.* {CONVERT}"),
     "qform infinite": (both(None, KITS_AFFINE, (0, 1), pixdim=(1, np.inf, 1, 1, 0, 0, 0, 0)), CONVERT),
     "beyond float32": (by_sform(kind=NIFTI_2, **row(1e300)), "not invertible"),
     "voxels of nothing": (both(KITS_AFFINE * 1e-38, None, (1, 0), NIFTI_2), "not invertible"),
     "spacing in metres": (saved(VOXELS, np.diag([8e-4, 8e-4, 3e-3, 1])), r"not in mm: voxels of \[0\.0008.* --assume"),
+    "spacing in micrometres": (both(KITS_AFFINE, None, (1, 0), xyzt_units=3),
+                               r"its sform .* not in micrometres: voxels of \[0\.003 .* mm; convert"),
+    "slope infinite": (by_sform(scl_slope=np.inf),
+                       "scl_slope inf and scl_inter 0 .*header damaged.* again from DICOM$"),
+    "intercept NaN": (by_sform(scl_slope=1, scl_inter=np.nan), "scl_slope 1 and scl_inter nan found, wanted finite"),
+    "half of a pair": (by_sform(magic=b"ni1"), r"one half of a \.hdr/\.img pair found.* convert them to .nii.gz"),
+    "ANALYZE": (by_sform(magic=b""), "no NIfTI file"),
+    "bits": (by_sform(datatype=1), r"type binary \(code 1\) found, wanted real numbers; export it as int16"),
+    "float128": (by_sform(datatype=1536), r"type float128 \(code 1536\) found, wanted real"),
+    "a type that is none": (by_sform(datatype=3), r"type unknown \(code 3\) found, wanted real numbers"),
+    "no axes": (by_sform(dim=(0, 20, 12, 13, 1, 1, 1, 1)), r"shape \(\) found, wanted three axes"),
+    "axes beyond seven": (by_sform(dim=(9, 20, 12, 13, 1, 1, 1, 1)), r"shape \(\) found|no NIfTI"),
+    "an axis of none": (by_sform(dim=(3, 20, 0, 13, 1, 1, 1, 1)), r"shape \(20, 0, 13\) found, wanted three axes"),
     "truncated": (lambda p: truncated(p, 0.5), "damaged.*download it again"),
     "truncated, plain": (lambda p: truncated(p.with_suffix(""), 0.5), r"ends after \d+ of 6240 bytes.*download it"),
     "no bytes": (lambda p: written(p, b""), r"empty \(0 bytes\).*download it again"),
     "web page": (lambda p: written(p, b"<!DOCTYPE html><html>no</html>"), "no NIfTI file.*was a web page"),
     "pointer": (lambda p: written(p, b"version https://git-lfs.github.com/spec/v1\n"), "no NIfTI file.*or a pointer"),
     "header that lies": (by_sform(dim=(3, 30000, 30000, 30000, 1, 1, 1, 1)),
-                         r"shape \(30000, 30000, 30000\) found, more than 2000000000 voxels; --max-voxels N"),
+                         r"shape \(30000, 30000, 30000\) found, more than 2000000000 voxels; is the header damaged"),
     "header too small": (lambda p: longer(p.with_suffix("")), r"goes on after the 6240 bytes.*is the header damaged"),
     "axis too long": (by_sform(kind=NIFTI_2, dim=(3, 1, 1, 40000, 1, 1, 1, 1)),
                       r"shape \(1, 1, 40000\) found, wanted three axes"),
     "four axes": (saved(np.zeros((4, 5, 6, 2), np.int16)), r"shape \(4, 5, 6, 2\).*give one volume a file"),
     "two axes": (saved(np.zeros((4, 5), np.int16)), r"shape \(4, 5\) found, wanted three axes"),
     "infinity": (not_a_number, r"\d+ voxels are NaN or infinite, wanted finite values; export the scan again"),
-    "complex": (saved(np.zeros((4, 5, 6), np.complex64)), "complex64 found, wanted real.*export it as int16"),
+    "complex": (saved(np.zeros((4, 5, 6), np.complex64)), "complex64 .* found, wanted real.*export it as int16"),
     "RGB": (rgb, "found, wanted real numbers; export it as int16"),
     "no file": (lambda p: p, "no such file"),
     "folder": (lambda p: p.mkdir() or p, "a folder or device; wanted a NIfTI file"),
@@ -127,7 +153,9 @@ def test_hazards_are_refused_by_name(tmp_path, hazard):
     for read in (read_volume, read_labels):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as refusal:
             read(path)
-        assert str(refusal.value).startswith(f"{path}: ") and "\n" not in str(refusal.value)
+        line = str(refusal.value)
+        assert line.startswith(f"{path}: ") and "\n" not in line
+        assert "predict.py" not in line.replace("predict.py --max-voxels", "")  # not all options are predict.py's alone
 
 
 @pytest.mark.parametrize("values, message", [
@@ -160,7 +188,7 @@ def test_image_and_labels_that_differ_are_refused_with_both_names(tmp_path):
 ])
 def test_a_frame_that_was_chosen_is_that_of_the_mask_too(tmp_path, sform, qform, codes, options, affine):
     path = framed(tmp_path / "scan.nii", sform, qform, codes)
-    with pytest.raises(ValueError, match=r"--affine chooses one|--assume-spacing"):
+    with pytest.raises(ValueError, match=r"--affine .form( chooses one| takes that)$|--assume-spacing"):
         read_volume(path)
     volume = read_volume(path, **options)
     assert np.allclose(volume.affine, affine) and np.array_equal(volume.voxels, VOXELS)
@@ -171,14 +199,43 @@ def test_a_frame_that_was_chosen_is_that_of_the_mask_too(tmp_path, sform, qform,
 
 
 def test_choices_that_cannot_be_made(tmp_path):
-    one, two = framed(tmp_path / "one.nii", KITS_AFFINE, None, (1, 0)), framed(tmp_path / "two.nii", KITS_AFFINE, MOVED)
+    one = framed(tmp_path / "one.nii", KITS_AFFINE, None, (1, 0))  # pixdim says 1 mm
+    two = framed(tmp_path / "two.nii", KITS_AFFINE, MOVED)
+    wrong = "wanted three lengths Z Y X in mm, more than 0.01 and less than 100$"
+
     for path, options, message in (
-            (one, {"affine": "qform"}, "qform is not set"), (two, {"max_voxels": 3119}, "more than 3119 voxels"),
-            *((two, {"assume_spacing": wrong}, "not invertible") for wrong in ((3, 0, 1), (-3, 1, 1), (3, np.nan, 1)))):
+            (one, {"affine": "qform"}, "--affine sform takes these$"),
+            (two, {"max_voxels": 3119}, r"more than 3119 voxels; .*predict\.py --max-voxels N takes more$"),
+            (two, {"assume_spacing": (3, 0, 1)}, f"--assume-spacing 3 0 1: {wrong}"),
+            (two, {"assume_spacing": (-3, 1, 1)}, f"--assume-spacing -3 1 1: {wrong}"),
+            (two, {"assume_spacing": (3, np.nan, 1)}, f"--assume-spacing 3 nan 1: {wrong}"),
+            (two, {"assume_spacing": (3, 1, 100)}, f"--assume-spacing 3 1 100: {wrong}"),
+            (two, {"assume_spacing": (3, 1)}, f"--assume-spacing 3 1: {wrong}")):
         with pytest.raises(ValueError, match=message) as refusal:
             read_volume(path, **options)
         assert str(refusal.value).startswith(f"{path}: ")
+
     assert read_volume(two, affine="sform", max_voxels=3120).voxels.size == 3120
+
+
+@pytest.mark.parametrize("choice", ["sform", "qform"])
+@pytest.mark.parametrize("codes", [(2, 0), (0, 1), (1, 3)])
+def test_a_choice_changes_nothing_where_there_is_nothing_to_choose(tmp_path, choice, codes):
+    path = framed(tmp_path / "scan.nii", KITS_AFFINE, KITS_AFFINE, codes)
+
+    volume = read_volume(path, affine=choice)
+
+    assert volume.header == read_volume(path).header
+    assert (volume.header["sform_code"], volume.header["qform_code"]) == codes
+    assert np.allclose(volume.affine, KITS_AFFINE, atol=1e-6)
+
+
+@pytest.mark.parametrize("choice, codes, wanted", [("sform", (1, 3), (1, 0)), ("qform", (1, 3), (3, 0))])
+def test_the_frame_that_was_chosen_is_the_masks_only_one_with_its_code(tmp_path, choice, codes, wanted):
+    volume = read_volume(framed(tmp_path / "scan.nii", KITS_AFFINE, MOVED, codes), affine=choice)
+    write_labels(tmp_path / "mask.nii", VOXELS % 3, volume)
+    mask = nib.load(tmp_path / "mask.nii").header
+    assert (mask["sform_code"], mask["qform_code"]) == wanted
 
 
 @pytest.mark.parametrize("shift, ok", [(0, True), (1e-4, True), (0.01, False)])
@@ -204,15 +261,196 @@ def test_a_code_that_is_none_is_none_in_the_mask_too(tmp_path, kind, fields):
     assert np.allclose(volume.affine, KITS_AFFINE, atol=1e-6)
 
 
-def test_doubts(tmp_path):
-    one = read_volume(save(tmp_path / "one.nii", VOXELS))
-    assert one.voxels.min() < -200 and not doubts(one)
-    thin = read_volume(save(tmp_path / "thin.nii", VOXELS[:3]))
-    shifted = read_volume(save(tmp_path / "shifted.nii", VOXELS + 1024))
-    assert doubts(thin) == [f"{thin.path}: covers 9 mm along Z, wanted 40 or more; is this the whole scan?"]
-    (line,) = doubts(shifted)
-    assert line.startswith(f"{shifted.path}: values from 2") and line.endswith("is this CT in HU?")
-    assert len(doubts(read_volume(save(tmp_path / "both.nii", VOXELS[:1] * 0)))) == 2
+@pytest.fixture(scope="module")
+def scan():
+    """(Z, Y, X) HU as int32: air around a body with fat, organs, bowel and bones."""
+    return make_case(0, shape=(30, 64, 70), spacing_mm=(6.0, 5.5, 5.5))[0].astype(np.int32)
+
+
+def doubts_on(folder, voxels, affine=KITS_AFFINE):
+    return doubts(read_volume(save(folder / "scan.nii", voxels, affine)))
+
+
+def padded(voxels, value):
+    """A corner of a quarter by a quarter of each slice is padding."""
+    voxels = voxels.copy()
+    voxels[:, : voxels.shape[1] // 4, : voxels.shape[2] // 4] = value
+    return voxels
+
+
+def stretched(voxels, low, high):
+    """What a viewer makes of a window of HU: 0 to 255."""
+    return np.clip(np.rint((voxels - low) / (high - low) * 255), 0, 255).astype(np.int32)
+
+
+CT = {  # in HU
+    "as scanned": lambda hu: hu,
+    "as float": lambda hu: hu.astype(np.float32),
+    "padded with -2000": lambda hu: padded(hu, -2000),
+    "padded with -3024": lambda hu: padded(hu, -3024),
+    "padded with -32768": lambda hu: padded(hu, -32768),
+    "padded with 0": lambda hu: padded(hu, 0),
+    "air all of one value": lambda hu: np.where(hu < -950, -1000, hu),
+    "cut at -1024 and 1000": lambda hu: hu.clip(-1000, 1000),
+    "little but the body": lambda hu: hu[:, 20:50, 15:55],
+    "much air": lambda hu: np.pad(hu, ((0, 0), (60, 60), (60, 60)), constant_values=-1000),
+}
+NO_CT = {  # in other units
+    "HU + 1024": lambda hu: hu + 1024,
+    "HU + 1024, padded with -2000": lambda hu: padded(hu + 1024, -2000),
+    "HU + 1024, padded with -1024": lambda hu: padded(hu + 1024, -1024),
+    "HU + 1024, two paddings": lambda hu: np.where(np.indices(hu.shape)[1] > 60, -2000, padded(hu + 1024, -1024)),
+    "HU + 1024, much air": lambda hu: np.pad(padded(hu + 1024, -2000), ((0, 0), (30, 30), (30, 30))),
+    "HU - 1024": lambda hu: hu - 1024,
+    "HU + 32768": lambda hu: hu + 32768,
+    "HU wrapped to 16 bits": lambda hu: hu.astype(np.uint16),
+    "HU * 10, a slope left out": lambda hu: hu * 10,
+    "HU / 1000": lambda hu: (hu / 1000).astype(np.float32),
+    "-HU": lambda hu: -hu,
+    "0 to 255 of soft tissue": lambda hu: stretched(hu, -160, 240),
+    "0 to 255 of soft tissue, padded": lambda hu: padded(stretched(hu, -160, 240), -1024),
+    "0 to 255 of all": lambda hu: stretched(hu, -1024, 1000),
+    "0 to 1": lambda hu: (stretched(hu, -160, 240) / 255).astype(np.float32),
+    "normalised": lambda hu: ((hu - hu.mean()) / hu.std()).astype(np.float32),
+    "normalised, padded": lambda hu: padded((hu - hu.mean()) / hu.std(), -1000),
+    "cut at -79 and 304": lambda hu: hu.clip(-79, 304),
+    "labels": lambda hu: (hu > 100).astype(np.int32),
+    "all the same": lambda hu: hu * 0,
+}
+
+
+@pytest.mark.parametrize("kind", CT)
+def test_a_ct_in_hu_raises_no_doubt_whatever_its_padding(tmp_path, scan, kind):
+    assert doubts_on(tmp_path, CT[kind](scan)) == []
+
+
+@pytest.mark.parametrize("kind", NO_CT)
+def test_values_that_are_not_hu_are_doubted_whatever_the_padding(tmp_path, scan, kind):
+    voxels = NO_CT[kind](scan)
+    (line,) = doubts_on(tmp_path, voxels)
+    assert line.startswith(f"{tmp_path / 'scan.nii'}: values from {voxels.min():g} to {voxels.max():g}, ")
+    assert line.endswith("; wanted those of a body; is this CT in HU?")
+
+
+def test_a_real_ct_is_not_doubted_and_in_other_units_it_is(tmp_path, real_ct):
+    volume = read_volume(real_ct)
+    assert doubts(volume) == []
+    hu = volume.voxels.astype(np.int32)
+    for kind in NO_CT:
+        (line,) = doubts_on(tmp_path, NO_CT[kind](hu), np.diag([3, 3, 3, 1]))
+        assert line.endswith("is this CT in HU?"), kind
+
+
+def shares_of_hu(counts):
+    """A volume of 10 x 10 x 10 with so many voxels of each value, and one of padding."""
+    values = [value for value, count in counts.items() for _ in range(count)]
+    assert len(values) == 999
+    return np.array([-5000, *values], dtype=np.int32).reshape(10, 10, 10)
+
+
+NO_AIR = "air (below -200) in fewer than 0.1% of what is no padding"
+NO_TISSUE = "fat and soft tissue (-200 to 200) in fewer than 1% of what is no padding"
+NO_BONE = "bone (above 200) in fewer than 0.1% of the body"
+ALL_BONE = "more bone (above 200) than fat and soft tissue"
+
+
+@pytest.mark.parametrize("counts, doubt", [
+    ({-1000: 1, 40: 991, 300: 7}, None),
+    ({40: 992, 300: 7}, NO_AIR),
+    ({-201: 2, 40: 990, 300: 7}, None),
+    ({-200: 2, 40: 990, 300: 7}, NO_AIR),
+    ({-1199: 2, 40: 990, 300: 7}, None),
+    ({-1200: 2, 40: 990, 300: 7}, NO_AIR),
+    ({-1000: 988, 40: 9, 300: 2}, NO_TISSUE),
+    ({-1000: 979, -200: 10, 201: 10}, None),
+    ({-1000: 99, -200: 450, 200: 450}, NO_BONE),
+    ({-1000: 99, -200: 450, 200: 449, 201: 1}, None),
+    ({-1000: 399, 40: 290, 300: 310}, ALL_BONE),
+    ({-1000: 399, 40: 300, 300: 300}, None),
+    ({-1000: 399, 40: 569, 701: 31}, "dense bone (above 700) in 5% of the body"),
+    ({-1000: 399, 40: 569, 700: 31}, None),
+    ({-1000: 399, 40: 570, 701: 30}, None),
+])
+def test_each_share_has_its_bound(tmp_path, counts, doubt):
+    lines = doubts_on(tmp_path, shares_of_hu(counts), np.diag([5, 5, 5, 1]))
+
+    wanted = (f"{tmp_path / 'scan.nii'}: values from -5000 to {max(counts)}, {doubt}; "
+              "wanted those of a body; is this CT in HU?")
+    assert lines == ([wanted] if doubt else [])
+
+
+def test_a_large_scan_is_judged_by_a_part_of_it(tmp_path, scan, monkeypatch):
+    monkeypatch.setattr("minikits.volumes.SAMPLE_VOXELS", 1000)
+    assert doubts_on(tmp_path, scan) == []
+    assert len(doubts_on(tmp_path, scan + 1024)) == 1
+
+
+def test_little_of_the_body_is_doubted(tmp_path, scan):
+    assert doubts_on(tmp_path, scan[:14]) == []  # 42 mm
+    assert doubts_on(tmp_path, scan[:10], np.diag([4, 1, 1, 1])[[2, 1, 0, 3]]) == []  # 40 mm
+    assert doubts_on(tmp_path, scan[:13]) == [
+        f"{tmp_path / 'scan.nii'}: covers 39 mm along Z, wanted 40 or more; is this the whole scan?"]
+    assert len(doubts_on(tmp_path, scan[:1] * 0)) == 2
+
+
+@pytest.mark.parametrize("degrees, doubted", [(0, False), (0.9, False), (1.1, True), (23, True), (-23, True)])
+def test_axes_that_are_not_at_right_angles_are_doubted_with_their_angle(tmp_path, scan, degrees, doubted):
+    tilt = np.radians(degrees)
+    gantry = KITS_AFFINE.copy()
+    gantry[:3, 0] = 3 * np.array([0, np.sin(tilt), -np.cos(tilt)])  # slices are shifted along Y
+
+    lines = doubts_on(tmp_path, scan, gantry)
+
+    assert len(lines) == doubted
+    if doubted:
+        assert lines[0].startswith(f"{tmp_path / 'scan.nii'}: axes {abs(degrees):.1f} degrees off right angles")
+
+
+def test_an_oblique_scan_has_its_axes_at_right_angles(tmp_path, scan):
+    turn = nib.quaternions.quat2mat([0.9, 0.3, -0.2, 0.1])
+    assert doubts_on(tmp_path, scan, nib.affines.from_matvec(turn @ KITS_AFFINE[:3, :3])) == []
+
+
+@pytest.mark.parametrize("value, dtype, found", [
+    (np.finfo(np.float32).min, np.float32, r"from -3\.40282e\+38 to 0"),
+    (1e300, np.float64, r"from 0 to 1e\+300"),
+    (100_001, np.int32, "from 0 to 100001"),
+    (-100_001, np.int32, "from -100001 to 0"),
+    (np.iinfo(np.int64).min, np.int64, r"from -9\.22337e\+18 to 0"),
+    (np.iinfo(np.uint64).max, np.uint64, r"from 0 to 1\.84467e\+19"),
+])
+def test_magnitudes_that_no_ct_has_are_refused(tmp_path, value, dtype, found):
+    voxels = np.zeros((20, 12, 13), dtype)
+    voxels[0, 0, 0] = value
+    nib.save(nib.Nifti1Image(voxels, KITS_AFFINE, dtype=dtype), tmp_path / "scan.nii.gz")
+
+    message = f"scan.nii.gz: values {found} found, wanted HU, none beyond 100000; .*set them to -1024"
+    with pytest.raises(ValueError, match=message):
+        read_volume(tmp_path / "scan.nii.gz")
+
+
+def test_a_magnitude_is_that_of_the_scaled_value(tmp_path):
+    path = framed(tmp_path / "scan.nii", KITS_AFFINE, KITS_AFFINE, scl_slope=1000, scl_inter=0)
+    with pytest.raises(ValueError, match=r"to 999000 found, wanted HU"):
+        read_volume(path)
+    path = framed(tmp_path / "scan.nii", KITS_AFFINE, KITS_AFFINE, scl_slope=1e38, scl_inter=0)
+    with pytest.raises(ValueError, match="voxels are NaN or infinite"):
+        read_volume(path)
+
+
+def test_values_of_sixteen_bits_are_read(tmp_path):
+    for low, high, dtype in ((-32768, 32767, np.int16), (0, 65535, np.uint16), (-100_000, 100_000, np.float32)):
+        voxels = np.full((20, 12, 13), low, dtype)
+        voxels[0, 0, 0] = high
+        assert np.array_equal(read_volume(save(tmp_path / "scan.nii", voxels)).voxels, voxels)
+
+
+@pytest.mark.parametrize("value, shown", [(1e300, r"1e\+300"), (-3.4e38, r"-3\.4e\+38"), (1e6, r"1e\+06")])
+def test_such_magnitudes_are_named_as_the_labels_they_are_in_a_segmentation(tmp_path, value, shown):
+    labels = np.zeros((20, 12, 13))
+    labels[0, 0, 0] = value
+    with pytest.raises(ValueError, match=f"label values {shown} found, wanted only 0"):
+        read_labels(save(tmp_path / "labels.nii", labels))
 
 
 @pytest.mark.parametrize("read, values", [(read_volume, VOXELS), (read_labels, (VOXELS % 3).astype(np.uint8))])

@@ -20,6 +20,7 @@ from minikits.unet import build_unet
 
 MEGABYTES = 500
 TRUNCATIONS, FLIPS = 100, 400
+HOSTILE = 370  # files, as README says
 CHILD = """
 import sys
 from minikits.checkpoints import load_checkpoint, load_network
@@ -150,6 +151,7 @@ def test_hostile_checkpoints_are_refused_and_nothing_runs(tmp_path):
         files[name] = saved(content)
         files[f"{name}_legacy"] = saved(content, _use_new_zipfile_serialization=False)
     files.update(hostile_files(tmp_path, files["good"]))
+    assert len(files) == 1 + HOSTILE
     for name, content in files.items():
         (tmp_path / f"{name}.pt").write_bytes(content)
     paths = [tmp_path / f"{name}.pt" for name in files]
