@@ -1,28 +1,41 @@
 """A folder of cases: which there are, which fold, prepared once and kept on disk.
 
-Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a flat pair of folders
-(`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of an image's name is dropped)."""
+Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a flat pair of
+folders (`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of a name is dropped).
+Hidden files and folders belong to neither. All else that looks like a case is named, with why it is
+left out."""
 
 import hashlib
 import json
+import math
 import os
 import re
-import tempfile
+import shutil
+import stat
 import time
-from contextlib import suppress
+import zlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from minikits.paper import CLASSES, FOLD_SEED, FOLDS
-from minikits.resampling import prepare_image, prepare_labels
-from minikits.volumes import check_same_grid, doubts, read_labels, read_volume
+from minikits.files import place_beside, read_json, remove_leftovers
+from minikits.paper import CLASSES, FOLD_SEED, FOLDS, Recipe
+from minikits.resampling import prepare_image, prepare_labels, resampled_shape
+from minikits.volumes import Volume, check_same_grid, doubts, read_labels, read_volume
 
 KITS19 = {"imaging": "image", "segmentation": "labels"}  # the files of a case's folder
 FOLDERS = {"images": "image", "labels": "labels"}  # of the other layout
-CACHE_FORMAT = 1  # raised when what is written to the cache changes
+OTHER_FORMATS = (".hdr", ".img", ".mgz", ".mha", ".mhd", ".nrrd")  # of volumes too
+NAMED_AT_MOST = 20  # of what is left out, in one line
+LEVELS_DOWN = 3  # how far down a folder without cases is searched for NIfTI files
+CACHE_FORMAT = 2  # raised when what is written to the cache changes
+KEPT = ("image", "labels", *CLASSES[1:])  # the arrays of an entry of the cache
+BLOCK_BYTES = 1 << 20  # that are summed at once
+TAIL_BYTES = 4096  # of a source, in what tells whether it was replaced
+MOST_RESAMPLED_VOXELS = 500_000_000  # a body of 2 m x 0.5 m x 0.5 m at 1 mm: 1.5 GB as it is kept
 
 
 @dataclass(frozen=True)
@@ -34,52 +47,287 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Found:
+    """Cases, sorted by id, and a line "NAME (why)" for whatever looks like one and is left out."""
+    cases: list[Case]
+    left_out: list[str]
+
+    def summary(self) -> str:
+        """"5 cases found, 2 left out: NAME (why), NAME (why)"; of many, the first are named."""
+        count = len(self.cases)
+        found = f"{count} case found" if count == 1 else f"{count} cases found"
+        if not self.left_out:
+            return found
+
+        return f"{found}, {len(self.left_out)} left out: {_some(self.left_out)}"
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedCase:
-    """image (Z, Y, X) float16 normalised, labels (Z, Y, X) uint8; foreground: flat indices of each structure."""
+    """image (Z, Y, X) float16 normalised, labels (Z, Y, X) uint8; foreground: flat indices of each
+    structure. checksum: of the voxels that the case was made of and of how it was prepared, so that
+    it is the same on every computer; "" for a case that is not from the cache."""
     id: str
     image: torch.Tensor
     labels: torch.Tensor
     foreground: tuple
+    checksum: str = ""
 
 
 def nifti_name(path):
-    """A scan's name without folder, `.nii`, `.nii.gz` and nnU-Net's `_0000`; None where it is no NIfTI file."""
-    return (found := re.fullmatch(r"([^.].*?)(_0000)?\.nii(\.gz)?", path.name)) and found[1]
+    """A scan's name without folder, `.nii`, `.nii.gz` (capitals too) and nnU-Net's `_0000`.
+    None for a hidden file, and for one that is not named as NIfTI files are."""
+    named = re.fullmatch(r"([^.].*?)(_0000)?\.nii(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)
+    return named[1] if named else None
 
 
-def find_cases(source):
-    """The cases of a NIfTI file, a flat folder of them (all images), or a folder of either layout; sorted by id.
-    FileNotFoundError where there is no `source`; ValueError where it has no case, or two files for the same."""
+def find_cases(source) -> list[Case]:
+    """The cases of `look_for_cases`, without what was left out."""
+    return look_for_cases(source).cases
+
+
+def look_for_cases(source) -> Found:
+    """The cases of a NIfTI file, a flat folder of them (all images), or a folder of either layout.
+    FileNotFoundError where there is no `source`. ValueError where it has no case, two files for the
+    same case, or files beside folders of cases, since some of them are there by mistake."""
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder; wanted a scan, scans, or a KiTS19 folder")
-    paths = sorted(source.iterdir()) if source.is_dir() else [source]
-    flat = [path for path in paths if path.is_file() and nifti_name(path)]
-    files = {}
-    for path in flat or sorted(source.glob("*/*")):
-        name, folder = nifti_name(path), Path(os.path.abspath(path)).parent.name
-        kind = KITS19.get(name, "image" if flat else FOLDERS.get(folder))
-        if name and kind:
-            id = folder if name in KITS19 else name  # a file of KITS19 bears its folder's, even where it is the source
-            if kind in files.setdefault(id, {}):
-                raise ValueError(f"{path}: {files[id][kind].name} has the same name {id}; rename or remove one of them")
-            files[id][kind] = path
+    if source.is_dir():
+        flat, inside, left_out = _look_into(source)
+    else:
+        flat, inside, left_out = _flat_files([source]), [], []
+
+    if flat and inside:
+        strays = ", ".join(path.name for _, _, path in flat[:5])
+        folders = ", ".join(sorted({path.parent.name for _, _, path in inside})[:3])
+        raise ValueError(f"{source}: {strays} beside folders of cases ({folders}), wanted one "
+                         "layout; move one of both away")
+    files = _by_id(flat or inside)
     if not files:
-        seen = ", ".join(path.name for path in paths[:5]) or "nothing"
-        raise ValueError(f"{source}: no scans or cases found, wanted *.nii.gz, case_00000/imaging.nii.gz and "
-                         f"segmentation.nii.gz, or images/ and labels/; found {seen}")
-    return [Case(id, **found) for id, found in sorted(files.items())]
+        seen = ", ".join(path.name for path in _visible(source)[:5]) or "nothing"
+        raise ValueError(f"{source}: no scans or cases found, wanted *.nii.gz, "
+                         "case_00000/imaging.nii.gz and segmentation.nii.gz, or images/ and "
+                         f"labels/; found {seen}{_also(left_out)}")
+    cases = [Case(id, **found) for id, found in sorted(files.items())]
+    _check_masks_differ(source, cases)
+    return Found(cases, left_out)
 
 
-def training_cases(folder, recipe):
-    """The labelled cases of a folder less those the recipe leaves out; refuses labels without an image."""
-    left_out = {f"case_{number:05d}" for number in recipe.excluded_cases}
-    cases = [case for case in find_cases(folder) if case.labels and case.id not in left_out]
-    if missing := [case.id for case in cases if not case.image]:
-        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image ({', '.join(missing[:5])}); get them")
+def _visible(folder):
+    """The paths in a folder, sorted, less hidden ones; a file is its own."""
+    if not folder.is_dir():
+        return [folder]
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _look_into(source):
+    """(flat, inside, left_out) of a folder: its own NIfTI files and those of the folders in it,
+    each as (id, kind, path), and lines on what is left out."""
+    flat, inside, left_out, empty = [], [], [], []
+    for path in _visible(source):
+        seen = _what_is(path)
+        if seen == "folder":
+            files, others = _look_into_folder(path)
+            inside += files
+            left_out += others
+            if not files and not others:
+                empty.append(f"{path.name} (neither imaging.nii.gz nor segmentation.nii.gz in it)")
+        elif seen == "file" and nifti_name(path):
+            flat.append(path)
+        else:
+            left_out += _why_not(path, seen, path.name)
+
+    if inside:  # beside cases, any folder may be meant as one
+        left_out += empty
+    return _flat_files(flat), inside, left_out
+
+
+def _flat_files(paths):
+    """[(id, kind, path)] of NIfTI files in one folder. Those of a KiTS19 case bear its name."""
+    files = []
+    for path in paths:
+        name = nifti_name(path)
+        folder = Path(os.path.abspath(path)).parent.name
+        if name and name.lower() in KITS19 and folder:
+            files.append((folder, KITS19[name.lower()], path))
+        elif name:
+            files.append((name, "image", path))
+    return files
+
+
+def _look_into_folder(folder):
+    """Of images/, labels/ or a case's folder: [(id, kind, path)], and lines on what is left out."""
+    try:
+        paths = _visible(folder)
+    except OSError as error:
+        return [], [f"{folder.name} (cannot be listed: {error.strerror})"]
+
+    kind_of_all = FOLDERS.get(folder.name.lower())
+    files, others, folders = [], [], []
+    for path in paths:
+        name, seen = nifti_name(path), _what_is(path)
+        shown = f"{folder.name}/{path.name}"
+        if seen == "file" and name and kind_of_all:
+            files.append((name, kind_of_all, path))
+        elif seen == "file" and name and name.lower() in KITS19:
+            files.append((folder.name, KITS19[name.lower()], path))
+        elif seen == "file" and name:
+            others.append(f"{shown} (neither imaging nor segmentation, nor in images/ or labels/)")
+        elif seen == "folder" and not name:
+            folders.append(path)
+        else:
+            others += _why_not(path, seen, shown)
+
+    if kind_of_all or not files:  # what lies deeper in a case's folder is no case
+        for path in folders:
+            others += _why_not_below(path, f"{folder.name}/{path.name}")
+    if nifti_name(folder) and not files:
+        others = _why_not(folder, "folder", folder.name)
+    if len(others) > 1 and not kind_of_all:  # of one case, one line
+        others = [f"{others[0]} and {len(others) - 1} more in {folder.name}"]
+    return files, others
+
+
+def _what_is(path):
+    """"file", "folder", or why it is neither."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a link to nothing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) else "neither a file nor a folder"
+
+
+def _why_not(path, seen, shown):
+    """A line on a path that is no NIfTI file but may be meant as one; none for any other. It may be
+    where its name says so, or where it cannot be seen what it is."""
+    name = path.name.lower()
+    unseen = seen not in ("file", "folder", "neither a file nor a folder")
+    if not unseen and ".nii" not in name and not name.endswith(OTHER_FORMATS):
+        return []
+    why = {"file": "not *.nii or *.nii.gz", "folder": "a folder, wanted a file"}.get(seen, seen)
+    return [f"{shown} ({why})"]
+
+
+def _why_not_below(folder, shown):
+    """A line on a folder that holds a NIfTI file, or has a folder that does; none otherwise."""
+    for place, folders, names in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        if depth + 1 < LEVELS_DOWN:
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        else:
+            folders.clear()
+        scans = sorted(name for name in names if nifti_name(Path(name)))
+        if scans:
+            return [f"{shown} (too deep, with {Path(place, scans[0]).relative_to(folder)} in it)"]
+    return []
+
+
+def _by_id(files):
+    """{id: {kind: path}}; refuses two files of one kind for one case."""
+    by_id = {}
+    for id, kind, path in files:
+        ours = by_id.setdefault(id, {})
+        if kind in ours:
+            raise ValueError(f"{path}: {ours[kind].name} has the same name {id}; rename or remove "
+                             "one of them")
+        ours[kind] = path
+    return by_id
+
+
+def _check_masks_differ(source, cases):
+    """Refuses cases whose masks would have the same name, `case_00001` and `prediction_00001`."""
+    owners = {}
+    for case in cases:
+        name = mask_name(case)
+        if name in owners:
+            raise ValueError(f"{source}: the masks of {owners[name]} and {case.id} would both be "
+                             f"named {name}; rename one of them")
+        owners[name] = case.id
+
+
+def _also(left_out):
+    """What was left out, to end the message of a refusal with."""
+    return f"; left out: {_some(left_out)}" if left_out else ""
+
+
+def _some(names):
+    """Names in a line: all of a few, of many the first and how many more."""
+    others = len(names) - NAMED_AT_MOST
+    more = f" and {others} more" if others > 0 else ""
+    return ", ".join(names[:NAMED_AT_MOST]) + more
+
+
+def mask_name(case: Case) -> str:
+    """The stem of a case's mask: `prediction_00210` for the KiTS19 folder `case_00210`, as the
+    challenge wants it; for any other case its id."""
+    path = case.image or case.labels
+    number = re.fullmatch(r"case_([0-9]{5})", case.id)
+    if number and path and (nifti_name(path) or "").lower() in KITS19:
+        return f"prediction_{number[1]}"
+    return case.id
+
+
+def find_masks(folder, *, ids: Collection[str] = ()) -> dict[str, Path]:
+    """{case id: mask file} of a flat folder of masks, or of one file. `prediction_00210` stands for
+    `case_00210`, unless it is itself among `ids`, those of the references. FileNotFoundError where
+    there is no such folder, ValueError where it has no mask, or two for a case."""
+    folder = Path(folder)
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: no such file or folder; wanted a folder of masks")
+
+    masks = {}
+    for path in _visible(folder):
+        name = nifti_name(path)
+        if name is None:
+            continue
+        number = re.fullmatch(r"prediction_([0-9]{5})", name)
+        id = f"case_{number[1]}" if number and name not in ids else name
+        if id in masks:
+            raise ValueError(f"{path}: {masks[id].name} is a mask of {id} too; remove one of them")
+        masks[id] = path
+    if not masks:
+        raise ValueError(f"{folder}: no masks found, wanted NAME.nii.gz or prediction_00000.nii.gz")
+    return masks
+
+
+def excluded_ids(recipe: Recipe) -> set[str]:
+    """The ids, as KiTS19 has them, of the cases that the recipe leaves out."""
+    return {f"case_{number:05d}" for number in recipe.excluded_cases}
+
+
+def training_cases(folder, recipe) -> list[Case]:
+    """The cases of `look_for_training_cases`, without what was left out."""
+    return look_for_training_cases(folder, recipe).cases
+
+
+def look_for_training_cases(folder, recipe) -> Found:
+    """The labelled cases of a folder less those the recipe leaves out. ValueError where labels have
+    no image, since without such a case the folds are others, and where nothing is labelled."""
+    found, excluded = look_for_cases(folder), excluded_ids(recipe)
+    cases, by_number, unlabelled, missing = [], [], [], []
+    for case in found.cases:
+        if case.id in excluded:
+            by_number.append(f"{case.id} (one of the recipe's excluded_cases)")
+        elif not case.labels:
+            unlabelled.append(f"{case.id} (no labels)")
+        elif not case.image:
+            missing.append(case.id)
+        else:
+            cases.append(case)
+
+    left_out = found.left_out + by_number + unlabelled
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image "
+                         f"({', '.join(missing[:5])}); get them{_also(found.left_out)}")
     if not cases:
-        raise ValueError(f"{folder}: no labelled cases found, wanted case_00000/segmentation.nii.gz")
-    return cases
+        raise ValueError(f"{folder}: no labelled cases found, wanted case_00000/segmentation.nii.gz"
+                         f"{_also(left_out)}")
+    return Found(cases, left_out)
 
 
 def five_folds(case_ids):
@@ -93,52 +341,269 @@ def five_folds(case_ids):
     return [(sorted({*ids} - {*block}), sorted(block)) for block in map(np.ndarray.tolist, blocks)]
 
 
-def prepare(folder, cache, recipe):
-    """The PreparedCases of a folder's training cases, sorted by id, memory-mapped.
-    What is not in `cache` yet is put there, a line each; again when a case's files (name, size, time of change) or the
-    numbers of its preparation change. ValueError, once all are tried, for those that cannot be read, a line each."""
-    kept = {case: Path(cache, _cache_name(case, recipe)) for case in training_cases(folder, recipe)}
-    waiting, started, refused = [case for case in kept if not kept[case].exists()], time.monotonic(), []
-    for number, case in enumerate(waiting, 1):
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What is kept of a case, {name: array}, the PreparedCase's checksum, and lines on doubts."""
+    arrays: dict
+    checksum: str
+    warnings: list
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """A case in the cache: its folder, and what its contents follow from. numbers: those of the
+    preparation; reading: the options of `read_volume`; files: `_identity` of image and labels."""
+    case: Case
+    place: Path
+    numbers: dict
+    reading: dict
+    files: list
+
+
+def prepare(
+        folder, cache, recipe, *, affine: str | None = None, assume_spacing: tuple | None = None,
+        stop: Callable[[], bool] | None = None) -> list[PreparedCase] | None:
+    """The PreparedCases of a folder's training cases, sorted by id, memory-mapped, no file open.
+    What is not in `cache` yet is put there, a line each; again when a case's files (size, time of
+    change, last bytes) or the numbers of its preparation change, and where what is kept is damaged.
+    affine, assume_spacing: for files that `read_volume` would refuse. stop: says whether to stop;
+    asked before each case, and the result is None then. ValueError, once all were tried, for the
+    cases that cannot be used, a line each."""
+    cache = Path(cache)
+    remove_leftovers(cache)
+    reading = {"affine": affine, "assume_spacing": assume_spacing}
+    cases = training_cases(folder, recipe)
+    prepared, waiting, refused = {}, [], []
+    for case in cases:
+        if stop and stop():
+            return None
         try:
-            scan, reference = read_volume(case.image), read_labels(case.labels)
-            check_same_grid(scan, reference)
+            entry = _entry(case, cache, recipe, reading)
+        except OSError as error:
+            refused.append(f"\n  {error}")
+            continue
+        prepared[entry] = _load_kept(entry)
+        if prepared[entry] is None:
+            waiting.append(entry)
+
+    started = time.monotonic()
+    for number, entry in enumerate(waiting, 1):
+        if stop and stop():
+            return None
+        try:
+            made = _make(entry, recipe)
         except (ValueError, OSError) as error:
             refused.append(f"\n  {error}")
             continue
-        try:
-            shape = "x".join(map(str, _prepare_case(case.id, scan, reference, kept[case], recipe)))
-        except OSError as error:
-            raise OSError(f"{kept[case]}: cannot be written ({error}); is the disk full?") from None
+        _keep(entry, made)
+        prepared[entry] = _load(entry)
+        for warning in made.warnings:
+            print(f"warning: {warning}")
+        shape = "x".join(map(str, made.arrays["image"].shape))
         left = (time.monotonic() - started) / number * (len(waiting) - number)
-        print(*(f"warning: {doubt}\n" for doubt in doubts(scan)), sep="", end=f"prepared {case.id} {shape} "
-              f"({number} of {len(waiting)}, {left:.0f} s left)\n", flush=True)
+        print(f"prepared {entry.case.id} {shape} "
+              f"({number} of {len(waiting)}, {left:.0f} s left)", flush=True)
+
     if refused:
-        raise ValueError(f"{folder}: {len(refused)} of {len(kept)} cases cannot be used:{''.join(refused)}")
-    return [_load(case.id, place) for case, place in kept.items()]
+        raise ValueError(f"{folder}: {len(refused)} of {len(cases)} cases cannot be used:"
+                         + "".join(refused))
+    _list_unused(cache, _unused(cache, list(prepared)))
+    return list(prepared.values())
 
 
-def _cache_name(case, recipe):
-    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in (case.image, case.labels)]
-    told = json.dumps([CACHE_FORMAT, files, recipe.spacing_mm, recipe.window_hu, recipe.mean_hu, recipe.sd_hu])
-    return f"{case.id}-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+def _entry(case, cache, recipe, reading):
+    """Where a case is kept: under its id and a sum of what it is made of. Numbers are floats, so
+    that 101 is 101.0; paths are no part of it, so that data that were moved are found again."""
+    numbers = {"spacing_mm": recipe.spacing_mm, "window_hu": recipe.window_hu,
+               "mean_hu": recipe.mean_hu, "sd_hu": recipe.sd_hu}
+    if reading["assume_spacing"]:
+        numbers["assume_spacing"] = reading["assume_spacing"]
+    numbers = {name: np.array(value, dtype=float).tolist() for name, value in numbers.items()}
+    files = [_identity(case.image), _identity(case.labels)]
+
+    made_of = json.dumps([CACHE_FORMAT, case.id, files, numbers, reading["affine"]])
+    key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    return _Entry(case, cache / f"{case.id[:40]}-{key}", numbers, reading, files)
 
 
-def _prepare_case(id, scan, reference, kept, recipe):
-    """Resamples and keeps one case; its folder appears whole or not at all. Returns the shape."""
-    image, labels = prepare_image(scan, recipe).astype(np.float16), prepare_labels(reference, recipe)
-    foreground = {name: np.flatnonzero(labels == value).astype(np.int32) for value, name in enumerate(CLASSES) if value}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{id}-", dir=kept.parent, ignore_cleanup_errors=True) as beside:
-        for name, array in {"image": image, "labels": labels, **foreground}.items():
-            np.save(Path(beside, f"{name}.npy"), array)
-        os.chmod(beside, 0o755)  # it was made for its owner alone
-        with suppress(OSError):  # another process may have been first, with the same result
-            os.rename(beside, kept)
-    return image.shape
+def _identity(path):
+    """[bytes, time of change in ns, hash of the last bytes], where a .gz keeps its sum of it all.
+    No CRC: together with the .gz's own it would be the same for any content."""
+    about = path.stat()
+    with open(path, "rb") as file:
+        file.seek(max(0, about.st_size - TAIL_BYTES))
+        end = hashlib.sha256(file.read()).hexdigest()[:16]
+    return [about.st_size, about.st_mtime_ns, end]
 
 
-def _load(id, kept):
-    # mode "c": torch wants writable memory; nothing is written, and nothing would reach the file
-    image, labels = (torch.from_numpy(np.load(kept / f"{name}.npy", mmap_mode="c")) for name in ("image", "labels"))
-    return PreparedCase(id, image, labels, tuple(np.load(kept / f"{structure}.npy") for structure in CLASSES[1:]))
+def check_resampled_size(
+        volume: Volume, recipe: Recipe, *, most: int = MOST_RESAMPLED_VOXELS) -> None:
+    """Refuses, before any memory is taken, a volume that would have more than `most` voxels at the
+    recipe's spacing: the file may be small, and its header say that its voxels are huge."""
+    shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe)
+    if math.prod(shape) > most:
+        spacing = " x ".join(f"{mm:.4g}" for mm in volume.spacing_mm)
+        raise ValueError(
+            f"{volume.path}: shape {volume.voxels.shape} of {spacing} mm would have shape {shape} "
+            f"at the recipe's spacing, more than {most:,} voxels; is its header right? else give "
+            "--assume-spacing Z Y X (mm)")
+
+
+def _make(entry, recipe):
+    """What is kept of a case. ValueError or OSError, naming a file, where it cannot be used."""
+    case = entry.case
+    scan = read_volume(case.image, **entry.reading)
+    check_resampled_size(scan, recipe)
+    reference = read_labels(case.labels, **entry.reading)
+    check_same_grid(scan, reference)
+    try:
+        image = np.ascontiguousarray(prepare_image(scan, recipe), dtype=np.float16)
+        labels = np.ascontiguousarray(prepare_labels(reference, recipe))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says it so
+            raise
+        raise ValueError(f"{case.image}: memory ran out while it was resampled ({error})") from None
+
+    arrays = {"image": image, "labels": labels}
+    for value, structure in enumerate(CLASSES[1:], 1):
+        arrays[structure] = np.flatnonzero(labels == value).astype(np.int32)
+    return _Made(arrays, _checksum_of(scan, reference, entry.numbers), doubts(scan))
+
+
+def _checksum_of(scan, reference, numbers):
+    """16 digits: the voxels of image and labels, each with their spacing and the numbers of the
+    preparation. What was computed of them is no part of it: that differs between processors."""
+    digits = ""
+    for volume in (scan, reference):
+        spacing = [f"{mm:.6g}" for mm in volume.spacing_mm]
+        total = zlib.crc32(json.dumps([spacing, numbers]).encode())
+        for plane in volume.voxels:
+            total = zlib.crc32(np.ascontiguousarray(plane), total)
+        digits += f"{total:08x}"
+    return digits
+
+
+def _keep(entry, made):
+    """Writes an entry; its folder appears whole or not at all."""
+    beside = place_beside(entry.place)
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        for name, array in made.arrays.items():
+            np.save(beside / f"{name}.npy", array)
+        sums = {name: _sum_of(beside / f"{name}.npy") for name in made.arrays}
+        about = {"format": CACHE_FORMAT, "id": entry.case.id, "sources": _sources(entry),
+                 "files": entry.files, "numbers": entry.numbers, "affine": entry.reading["affine"],
+                 "checksum": made.checksum, "sums": sums}
+        (beside / "entry.json").write_text(json.dumps(about, indent=1))
+        _move(beside, entry.place)
+    except OSError as error:
+        raise OSError(f"{entry.place}: cannot be written ({error}); is the disk full?") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _move(beside, place):
+    try:
+        os.rename(beside, place)
+    except OSError:
+        if not (place / "entry.json").exists():  # else another process was first; they are the same
+            raise
+
+
+def _sources(entry):
+    return [str(path.resolve()) for path in (entry.case.image, entry.case.labels)]
+
+
+def _sum_of(path):
+    """A file's CRC-32; more than a gigabyte a second."""
+    total = 0
+    with open(path, "rb") as file:
+        block = file.read(BLOCK_BYTES)
+        while block:
+            total = zlib.crc32(block, total)
+            block = file.read(BLOCK_BYTES)
+    return total
+
+
+def _load_kept(entry):
+    """The PreparedCase of an entry, or None where there is none yet. One that is damaged is
+    removed, with a word."""
+    if not entry.place.exists():
+        return None
+    try:
+        return _load(entry)
+    except (ValueError, OSError) as error:
+        print(f"warning: {error}; {entry.case.id} is prepared again", flush=True)
+
+    shutil.rmtree(entry.place, ignore_errors=True)
+    if entry.place.exists():
+        raise OSError(f"{entry.place}: is damaged and cannot be removed; remove it")
+    return None
+
+
+def _load(entry):
+    """The PreparedCase of an entry; ValueError or OSError where that is not as it was written."""
+    about = _read_about(entry.place)
+    for name in KEPT:
+        path = entry.place / f"{name}.npy"
+        if _sum_of(path) != about["sums"].get(name):
+            raise ValueError(f"{path}: is not as it was written")
+
+    image = _mapped(entry.place / "image.npy", torch.float16)
+    labels = _mapped(entry.place / "labels.npy", torch.uint8)
+    foreground = tuple(np.load(entry.place / f"{structure}.npy") for structure in CLASSES[1:])
+    return PreparedCase(entry.case.id, image, labels, foreground, str(about["checksum"]))
+
+
+def _read_about(place):
+    """What an entry says of itself; ValueError where that is not what `_keep` writes."""
+    about = read_json(place / "entry.json")
+    whole = isinstance(about, dict) and isinstance(about.get("sums"), dict) and "checksum" in about
+    if not whole:
+        raise ValueError(f"{place / 'entry.json'}: no description of a prepared case")
+    return about
+
+
+def _mapped(path, dtype):
+    """The array of a .npy file as a tensor of that dtype, memory-mapped. numpy would hold a file
+    open for each, of which a process has few: 256 on some systems, for 206 cases of two arrays."""
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, columns_first, _ = np.lib.format.read_array_header_1_0(file)
+        assert not columns_first
+        start = file.tell()
+    # private: torch wants writable memory; nothing is written, and nothing would reach the file
+    size = path.stat().st_size
+    whole = torch.from_file(os.fsencode(path), shared=False, size=size, dtype=torch.uint8)
+    return whole[start:].view(dtype).reshape(shape)
+
+
+def _unused(cache, entries):
+    """The entries of the cache that another version wrote, or whose files have been replaced."""
+    places = {entry.place for entry in entries}
+    files = {tuple(_sources(entry)): entry.files for entry in entries}
+    unused = []
+    for place in _visible(cache):
+        if place in places or not (place / "image.npy").exists():
+            continue
+        try:
+            about = _read_about(place)
+        except ValueError:  # the first version wrote no description
+            unused.append(place)
+            continue
+        sources = tuple(about.get("sources", ()))
+        replaced = sources in files and files[sources] != about.get("files")
+        if replaced or about.get("format") != CACHE_FORMAT:
+            unused.append(place)
+    return unused
+
+
+def _list_unused(cache, unused):
+    """A line on what could be removed. It stays: a training elsewhere may still read it."""
+    if not unused:
+        return
+    size = sum(path.stat().st_size for place in unused for path in place.iterdir())
+    names = _some([place.name for place in unused])
+    print(f"{cache}: {len(unused)} folders ({size / 1e9:.1f} GB) are of files that were replaced, "
+          f"or of another version of minikits, and may be removed: {names}", flush=True)

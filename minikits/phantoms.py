@@ -14,9 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from minikits.cases import Found, look_for_cases
+from minikits.files import forgiving_output, typed_path
 from minikits.volumes import read_labels, write_image
 
 FAT_HU = -102
+CASES_OF_A_SEED = 1000  # the names of the next seed's begin there
 
 
 def make_case(seed, *, shape=None, spacing_mm=None, labels=None):
@@ -105,25 +108,67 @@ def _paint_kidneys(random, hu, labels, spacing_mm, cortex_hu):
 
 def main():
     parser = argparse.ArgumentParser(description="Write synthetic KiTS19 cases.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for NAME/imaging.nii.gz, segmentation.nii.gz")
+    parser.add_argument("--out", type=typed_path, required=True,
+                        help="folder for NAME/imaging.nii.gz, segmentation.nii.gz")
     parser.add_argument("--cases", type=int, help="how many (default 10, or all of --labels)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--labels", type=Path, help="folder of case_00000/segmentation.nii.gz to build bodies around")
-    out, cases, seed, labels = vars(parser.parse_args()).values()
-    sources = sorted(labels.glob("*/segmentation.nii*"))[:cases] if labels else [None] * (cases or 10)
-    if not sources or (labels and labels.resolve() == out.resolve()):
-        parser.exit(2, f"phantoms: {labels}: no label volumes found (NAME/segmentation.nii.gz), or --out itself\n")
+    parser.add_argument("--seed", type=int, default=0, help="0 or more (default %(default)s)")
+    parser.add_argument("--labels", type=typed_path,
+                        help="folder of case_00000/segmentation.nii.gz to build bodies around")
+    forgiving_output()
+    arguments = parser.parse_args()
     try:
-        for number, source in enumerate(sources):
-            volume = source and read_labels(source)
-            name = source.parent.name if source else f"phantom_{1000 * seed + number:03d}"
-            given = {"labels": volume.voxels, "spacing_mm": volume.spacing_mm} if source else {}
-            image, mask, spacing = make_case([seed, number], **given)
-            write_image(out / name / "imaging.nii.gz", image, spacing)
-            write_image(out / name / "segmentation.nii.gz", mask, spacing)
-            print(f"{name}: {mask.shape} voxels, {np.count_nonzero(mask == 2)} of tumor", flush=True)
+        if arguments.cases is not None and arguments.cases < 1:
+            raise ValueError(f"--cases {arguments.cases}: wanted 1 or more")
+        if not arguments.labels and (arguments.cases or 0) > CASES_OF_A_SEED:
+            raise ValueError(f"--cases {arguments.cases}: wanted {CASES_OF_A_SEED} at most, since those "
+                             "of the next --seed are named so that they follow")
+        if arguments.seed < 0:
+            raise ValueError(f"--seed {arguments.seed}: wanted 0 or more")
+        if arguments.labels:
+            write_around_labels(arguments.out, arguments.labels, arguments.cases, arguments.seed)
+        else:
+            for number in range(arguments.cases or 10):
+                name = f"phantom_{CASES_OF_A_SEED * arguments.seed + number:03d}"
+                write_case(arguments.out / name, make_case([arguments.seed, number]))
     except (ValueError, OSError) as error:
         parser.exit(2, f"phantoms: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "phantoms: stopped\n")
+
+
+def write_around_labels(out: Path, folder: Path, count: int | None, seed: int):
+    """A phantom around each label volume of a KiTS19 folder, or around the first `count` of them.
+    ValueError where there is none, or where one would be written over."""
+    found = look_for_cases(folder) if folder.exists() else Found([], [])
+    labelled = [case for case in found.cases if case.labels]
+    if not labelled:
+        raise ValueError(f"{folder}: no label volumes found, wanted NAME/segmentation.nii.gz")
+    if found.left_out:
+        print(f"{folder}: {found.summary()}")
+    if count and count > len(labelled):
+        print(f"{folder}: {len(labelled)} label volumes found, of the {count} wanted")
+
+    chosen = labelled[:count]
+    for case in chosen:
+        written = [out / case.id / name for name in ("imaging.nii.gz", "segmentation.nii.gz")]
+        sources = [path.resolve() for path in (case.image, case.labels) if path]
+        if any(path.resolve() in sources for path in written):
+            raise ValueError(f"{out}: holds {case.id} of --labels, which would be written over; "
+                             "choose another --out")
+
+    for number, case in enumerate(chosen):
+        volume = read_labels(case.labels)
+        write_case(out / case.id,
+                   make_case([seed, number], labels=volume.voxels, spacing_mm=volume.spacing_mm))
+
+
+def write_case(folder: Path, case: tuple):
+    """Writes what `make_case` gives as KiTS19 does, and prints a line."""
+    image, labels, spacing_mm = case
+    write_image(folder / "imaging.nii.gz", image, spacing_mm)
+    write_image(folder / "segmentation.nii.gz", labels, spacing_mm)
+    tumor = np.count_nonzero(labels == 2)
+    print(f"{folder.name}: {labels.shape} voxels, {tumor} of tumor", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Deterministic, plausible in size, and not to be solved by a threshold."""
 
+import sys
+
 import numpy as np
 import pytest
 from conftest import run_script
 
+from minikits import phantoms
 from minikits.phantoms import make_case
-from minikits.volumes import read_labels, read_volume
+from minikits.volumes import read_labels, read_volume, write_image
 
 
 def best_threshold_dice(image, labels):
@@ -80,3 +83,134 @@ def test_the_command_line_writes_cases_and_complains_in_one_line(tmp_path):
     assert np.array_equal(around.voxels, labels)
     complaint = run_script(*arguments, "--labels", tmp_path / "none", expect=2)
     assert "none: no label volumes found" in complaint and complaint.count("\n") == 1
+
+
+def called(monkeypatch, capsys, *arguments):
+    """(exit status, what was printed) of the command line, in this process."""
+    monkeypatch.setattr(sys, "argv", ["phantoms", *map(str, arguments)])
+    try:
+        phantoms.main()
+    except SystemExit as ended:
+        printed = capsys.readouterr()
+        return ended.code, printed.out + printed.err
+    return 0, capsys.readouterr().out
+
+
+@pytest.fixture
+def seeds(monkeypatch):
+    """Small bodies instead of whole ones; a list of the seeds that they are made of."""
+    asked = []
+
+    def small_body(seed, *, labels=None, spacing_mm=(6.0, 5.0, 5.0)):
+        asked.append(seed)
+        labels = np.ones((4, 5, 6), np.uint8) if labels is None else labels
+        return np.zeros(labels.shape, np.int16), labels, spacing_mm
+
+    monkeypatch.setattr(phantoms, "make_case", small_body)
+    return asked
+
+
+def label_volume(folder, name="segmentation.nii.gz", value=1):
+    write_image(folder / name, np.full((4, 5, 6), value, np.uint8), (6.0, 5.0, 5.0))
+
+
+@pytest.mark.parametrize(("option", "value", "wanted"), [
+    ("--cases", 0, "1 or more"), ("--cases", -1, "1 or more"), ("--seed", -1, "0 or more")])
+def test_numbers_that_mean_nothing_are_refused_by_their_option(
+        tmp_path, monkeypatch, capsys, seeds, option, value, wanted):
+    label_volume(tmp_path / "labels" / "case_00000")
+    for more in ([], ["--labels", tmp_path / "labels"]):
+        status, said = called(monkeypatch, capsys, "--out", tmp_path / "out", option, value, *more)
+        assert status == 2 and said == f"phantoms: {option} {value}: wanted {wanted}\n"
+    assert not seeds and not (tmp_path / "out").exists()
+
+
+def test_as_many_cases_as_asked_each_of_its_own_seed(tmp_path, monkeypatch, capsys, seeds):
+    status, said = called(monkeypatch, capsys, "--out", tmp_path, "--cases", 2, "--seed", 3)
+    assert status == 0 and said.count("voxels, 0 of tumor") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["phantom_3000", "phantom_3001"]
+    assert seeds == [[3, 0], [3, 1]]
+    called(monkeypatch, capsys, "--out", tmp_path / "ten")
+    assert len(list((tmp_path / "ten").iterdir())) == 10
+    assert seeds[2:] == [[0, number] for number in range(10)]
+
+
+def test_cases_of_one_seed_never_have_the_names_of_the_next_ones(
+        tmp_path, monkeypatch, capsys, seeds):
+    monkeypatch.setattr(phantoms, "write_case", lambda folder, case: folder.mkdir(parents=True))
+    assert called(monkeypatch, capsys, "--out", tmp_path, "--cases", 1000)[0] == 0
+    assert len(list(tmp_path.iterdir())) == 1000
+    assert called(monkeypatch, capsys, "--out", tmp_path, "--seed", 1, "--cases", 1)[0] == 0
+    assert len(list(tmp_path.iterdir())) == 1001
+    status, said = called(monkeypatch, capsys, "--out", tmp_path, "--cases", 1001)
+    assert status == 2 and said.startswith("phantoms: --cases 1001: wanted 1000 at most")
+
+
+def test_bodies_are_built_around_visible_label_volumes_alone(tmp_path, monkeypatch, capsys, seeds):
+    labels, out = tmp_path / "labels", tmp_path / "out"
+    for name in ("case_00000", "case_00001", ".case_00002.old"):
+        label_volume(labels / name, value=2)
+    label_volume(labels / "case_00003", name="segmentation.nii.gz.part.nii.gz")
+    status, said = called(monkeypatch, capsys, "--out", out, "--labels", labels, "--cases", 5)
+    assert status == 0
+    assert sorted(path.name for path in out.iterdir()) == ["case_00000", "case_00001"]
+    assert f"{labels}: 2 label volumes found, of the 5 wanted" in said
+    assert "2 cases found, 1 left out: case_00003/" in said
+    assert "case_00000: (4, 5, 6) voxels, 120 of tumor" in said
+
+    called(monkeypatch, capsys, "--out", tmp_path / "one", "--labels", labels, "--cases", 1)
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["case_00000"]
+
+
+def test_label_volumes_are_never_written_over(tmp_path, monkeypatch, capsys, seeds):
+    labels, link = tmp_path / "labels", tmp_path / "link"
+    for name in ("case_00000", "case_00001"):
+        label_volume(labels / name)
+    before = (labels / "case_00000" / "segmentation.nii.gz").read_bytes()
+    link.mkdir()
+    (link / "case_00001").symlink_to(labels / "case_00001")
+    for out, given, name in ((labels, labels, "case_00000"), (link, labels, "case_00001"),
+                             (labels, link, "case_00001")):
+        status, said = called(monkeypatch, capsys, "--out", out, "--labels", given)
+        assert status == 2
+        assert said == (f"phantoms: {out}: holds {name} of --labels, which would be written over; "
+                        "choose another --out\n")
+    assert not seeds and not (link / "case_00000").exists()
+    assert (labels / "case_00000" / "segmentation.nii.gz").read_bytes() == before
+    assert [path.name for path in (labels / "case_00000").iterdir()] == ["segmentation.nii.gz"]
+
+
+def test_folders_without_label_volumes_are_refused(tmp_path, monkeypatch, capsys, seeds):
+    label_volume(tmp_path / "images" / "case_1", name="imaging.nii.gz")
+    for folder in (tmp_path / "images", tmp_path / "absent"):
+        status, said = called(monkeypatch, capsys, "--out", tmp_path / "out", "--labels", folder)
+        assert status == 2 and said == (f"phantoms: {folder}: no label volumes found, wanted "
+                                        "NAME/segmentation.nii.gz\n")
+
+
+def test_the_home_folder_is_meant_where_it_is_typed(tmp_path, monkeypatch, capsys, seeds):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    label_volume(tmp_path / "labels" / "case_00000")
+    assert called(monkeypatch, capsys, "--out=~/out", "--labels=~/labels")[0] == 0
+    assert (tmp_path / "out" / "case_00000" / "imaging.nii.gz").exists()
+
+
+def test_cases_are_written_where_nobody_takes_the_lines_about_them(tmp_path, monkeypatch, seeds):
+    class Closed:
+        def fails(self, *given):
+            raise BrokenPipeError
+
+        write = flush = fileno = fails
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    monkeypatch.setattr(sys, "argv", ["phantoms", "--out", str(tmp_path), "--cases", "2"])
+    phantoms.main()
+    assert len(list(tmp_path.glob("*/segmentation.nii.gz"))) == 2
+
+
+def test_ctrl_c_ends_it_in_a_line(tmp_path, monkeypatch, capsys):
+    def interrupted(seed):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantoms, "make_case", interrupted)
+    assert called(monkeypatch, capsys, "--out", tmp_path) == (130, "phantoms: stopped\n")
