@@ -19,6 +19,8 @@ TIE = 1e-5  # scores nearer than this are a tie, which the nearest voxel's label
 @lru_cache(maxsize=64)
 def axis_matrix(size, new_size, order):
     """The interpolation of one axis: a float32 tensor (new_size, size). order 0 nearest, 1 linear, 3 cubic B-spline."""
+    if size < 1 or new_size < 1:
+        raise ValueError(f"{size} voxels brought to {new_size} on an axis, wanted at least one of each")
     place = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
     below = np.floor(place).astype(int)
     t = place - below
@@ -43,9 +45,11 @@ def axis_matrix(size, new_size, order):
 
 def resample(volume, shape, order):
     """(Z, Y, X) numbers -> an array of `shape`. order: 0, 1 or 3, or one of them per axis. No clipping.
-    Order 0 keeps the type, the others give float32. An axis that keeps its length is left as it is."""
-    orders = (order,) * 3 if isinstance(order, int) else tuple(order)
+    Order 0 keeps the type, the others give float32. An axis that keeps its length is left as it is.
+    ValueError for another order, and for a shape of other than three axes or of none but 0 voxels."""
     volume = np.asarray(volume)
+    orders = _orders(order)
+    _check_shapes(volume.shape, shape)
     # what shrinks comes before what grows, nearest neighbour first and last of all: the others have less to do
     growth = [new / old for new, old in zip(shape, volume.shape)]
     for axis in sorted(range(3), key=lambda a: (growth[a] > 1, (orders[a] > 0) != (growth[a] > 1), growth[a])):
@@ -53,6 +57,20 @@ def resample(volume, shape, order):
             matrix = axis_matrix(volume.shape[axis], shape[axis], orders[axis])
             volume = _along(volume, matrix, axis) if orders[axis] else np.take(volume, matrix.argmax(1).numpy(), axis)
     return volume if max(orders) == 0 else np.asarray(volume, dtype=np.float32)
+
+
+def _orders(order):
+    """One order of interpolation for each axis, from one for all or a sequence of three."""
+    orders = np.broadcast_to(order, 3).tolist()
+    if not set(orders) <= {0, 1, 3}:
+        raise ValueError(f"interpolation of order {order}, wanted 0 (nearest), 1 (linear) or 3 (cubic)")
+    return tuple(map(int, orders))
+
+
+def _check_shapes(*shapes):
+    for shape in shapes:
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"a volume of shape {tuple(shape)}, wanted (Z, Y, X), at least one voxel each")
 
 
 def _along(volume, matrix, axis):
@@ -81,9 +99,16 @@ def _apply(matrix, values, axis):
 
 def resample_labels(labels, shape, order):
     """(Z, Y, X) labels 0, 1, 2 -> uint8 of `shape`: each label's 0/1 mask is resampled, the largest wins.
-    A tie goes to the nearest voxel's [batchgenerators >= 0.25.5; before, each label where its mask was >= 1/2]."""
-    orders = (order,) * 3 if isinstance(order, int) else tuple(order)
-    labels = np.asarray(labels, dtype=np.uint8)
+    A tie goes to the nearest voxel's [batchgenerators >= 0.25.5; before, each label where its mask was >= 1/2].
+    ValueError for other labels; whole numbers of any type are taken."""
+    labels = np.asarray(labels)
+    orders = _orders(order)
+    _check_shapes(labels.shape, shape)
+    lowest, highest = labels.min(), labels.max()
+    whole = labels.dtype.kind in "biu" or np.array_equal(labels, np.floor(labels))
+    if not (whole and lowest >= 0 and highest < len(CLASSES)):
+        raise ValueError(f"labels from {lowest} to {highest}, wanted whole numbers from 0 to 2")
+    labels = labels.astype(np.uint8, copy=False)
     values = torch.arange(int(labels.max()) + 1, dtype=torch.uint8).reshape(-1, 1, 1, 1)
     return _winners(lambda z, y, x: (torch.from_numpy(np.ascontiguousarray(labels[z, y, x])) == values).float(),
                     labels, np.zeros(shape, dtype=np.uint8), orders, nearest_wins=True)
@@ -91,8 +116,14 @@ def resample_labels(labels, shape, order):
 
 def labels_on_native_grid(probabilities, volume):
     """(K, Z, Y, X) probabilities on the resampled grid -> (Z, Y, X) uint8 labels on the grid of `volume`.
-    Linear (nearest along a thick axis), then the class of the largest probability, a tie to the lower class."""
+    Linear (nearest along a thick axis), then the class of the largest probability, a tie to the lower class.
+    ValueError for probabilities that are not finite: any comparison with NaN is lost, and background would win."""
     probabilities = torch.as_tensor(probabilities)
+    _check_shapes(probabilities.shape[1:], volume.voxels.shape)
+    broken = probabilities.numel() - int(probabilities.isfinite().sum())
+    if broken:
+        raise ValueError(f"{broken} of {probabilities.numel()} probabilities are NaN or infinite, "
+                         "wanted finite ones; is the scan or the network damaged?")
     out = np.zeros_like(volume.voxels, dtype=np.uint8)  # in the order of the file, in which it will be written
     return _winners(lambda z, y, x: probabilities[:, z, y, x].float(), _largest(probabilities).cpu().numpy(), out,
                     label_orders(volume.spacing_mm), nearest_wins=False)

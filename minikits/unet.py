@@ -2,6 +2,7 @@
 
 Axes: (B, C, Z, Y, X). `build_unet` says in what the three differ; the skeleton is the same."""
 
+import math
 from functools import partial
 
 import torch
@@ -58,13 +59,15 @@ class PreactivationBlock(nn.Module):
 
 class UNet(nn.Module):
     """(B, 1, Z, Y, X) -> logits (B, K, Z, Y, X), in training mode a list: one per decoder resolution, finest first.
-    The side lengths must be multiples of the product of the strides. features, strides, blocks: one per stage, where
-    block(channels, features, stride) comes that often. stem: before the first stage, giving stem_features.
+    The side lengths must be multiples of the product of the strides, else a ValueError.
+    features, strides, blocks: one per stage, where block(channels, features, stride) comes that often.
+    stem: before the first stage, giving stem_features.
     activate_skips: IN-ReLU on each skip. decoder_convs: after each upsampling. bias: of these, else of the heads."""
 
     def __init__(self, features, strides, *, block, blocks, stem, stem_features, activate_skips, decoder_convs,
                  bias, nonlinearity):
         super().__init__()
+        self.multiples = tuple(math.prod(stride) for stride in zip(*strides))  # of each side length
         self.stem = stem
         self.encoder, self.skips, self.upsampling, self.decoder, self.heads = (nn.ModuleList() for _ in range(5))
         for channels, width, stride, count in zip((stem_features, *features), features, strides, blocks):
@@ -79,6 +82,9 @@ class UNet(nn.Module):
             self.heads.append(nn.Conv3d(width, len(CLASSES), 1, bias=not bias))  # as it is in nnU-Net v1
 
     def forward(self, x):
+        sides = x.shape[2:]
+        if any(side % multiple for side, multiple in zip(sides, self.multiples)):
+            raise ValueError(f"patch {tuple(sides)}, wanted sides that are multiples of {self.multiples}")
         x = self.stem(x)
         passed = [x := stage(x) for stage in self.encoder]
         passed.pop()  # the bottleneck goes up by itself

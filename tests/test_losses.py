@@ -86,3 +86,123 @@ def test_a_single_head_weighs_one_and_half_precision_is_summed_in_float32(genera
     assert segmentation_loss(logits, target).item() == pytest.approx(
         math.log(3) + soft_dice_loss(logits, target).item(), abs=1e-6)
     assert segmentation_loss(logits.half(), target).dtype == torch.float32
+    for coarse in (torch.float16, torch.bfloat16):
+        logits = (5 * torch.randn(1, 3, 4, 4, 4, generator=generator)).to(coarse)
+        for loss in (segmentation_loss, soft_dice_loss):
+            assert loss(logits, target).item() == pytest.approx(loss(logits.float(), target).item(), abs=1e-6)
+
+
+def test_the_coarsest_of_several_heads_has_no_weight_at_all(generator):
+    """Not even infinity in it counts; the others weigh 8, 4, 2, 1 of 15."""
+    target = torch.randint(0, 3, (1, 16, 16, 16), generator=generator)
+    heads = [torch.zeros(1, 3, side, side, side, dtype=torch.float64) for side in (16, 8, 4, 2, 1)]
+    flat = segmentation_loss(heads, target).item()
+    single = [segmentation_loss(heads[0], target).item()] + [
+        segmentation_loss(head, downsampled(target, head.shape[2:])).item() for head in heads[1:]]
+    shares = (8 / 15, 4 / 15, 2 / 15, 1 / 15, 0)
+    assert flat == pytest.approx(sum(share * loss for share, loss in zip(shares, single)), abs=1e-9)
+    heads[-1] += math.inf
+    assert segmentation_loss(heads, target).item() == pytest.approx(flat, abs=1e-12)
+    wanting = [head.clone().requires_grad_() for head in heads]
+    segmentation_loss(wanting, target).backward()
+    assert [head.grad is None for head in wanting] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("heads, weights", [
+    (1, (1,)), (2, (1, 0)), (3, (2 / 3, 1 / 3, 0)), (4, (4 / 7, 2 / 7, 1 / 7, 0))])
+def test_each_head_has_its_weight(heads, weights):
+    """By the gradient that reaches it, as a share of what reaches a single head."""
+    target = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    logits = [torch.zeros(1, 3, 8 // 2**level, 8 // 2**level, 8 // 2**level, dtype=torch.float64, requires_grad=True)
+              for level in range(heads)]
+    segmentation_loss(logits, target).backward()
+    alone = torch.zeros(1, 3, 8, 8, 8, dtype=torch.float64, requires_grad=True)
+    segmentation_loss(alone, target).backward()
+    for head, weight in zip(logits, weights):
+        share = head.grad[:, 0].sum() / alone.grad[:, 0].sum() if weight else 0
+        assert float(share) == pytest.approx(weight, rel=1e-4)
+
+
+def test_cross_entropy_is_a_mean_over_voxels_and_samples():
+    """Two samples of four voxels; one voxel is wrong by a factor of e^2."""
+    logits = torch.zeros(2, 3, 1, 2, 2, dtype=torch.float64)
+    logits[0, 1, 0, 0, 0] = 2
+    target = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
+    wrong = math.log(2 + math.e**2)
+    entropy = (7 * math.log(3) + wrong) / 8
+    dice = soft_dice_loss(logits, target).item()
+    assert segmentation_loss(logits, target).item() == pytest.approx(entropy + dice, abs=1e-12)
+
+
+def test_the_loss_falls_to_minus_one_where_all_is_right(generator):
+    target = torch.randint(0, 3, (2, 4, 4, 4), generator=generator)
+    right, wrong = confident(target), confident((target + 1) % 3)
+    assert soft_dice_loss(right, target).item() == pytest.approx(-1, abs=1e-5)
+    assert segmentation_loss(right, target).item() == pytest.approx(-1, abs=1e-5)
+    assert soft_dice_loss(wrong, target).item() == pytest.approx(0, abs=1e-5)
+    assert segmentation_loss(wrong, target).item() == pytest.approx(50, abs=1e-4)
+
+
+def test_smoothing_stands_in_numerator_and_denominator():
+    """An empty structure with probabilities p in all: 1e-5 / (p + 1e-5)."""
+    target = torch.zeros(1, 1, 1, 2, dtype=torch.uint8)
+    probabilities = torch.tensor([[1 - 3e-5, 1e-5, 2e-5], [1 - 3e-5, 1e-5, 2e-5]], dtype=torch.float64)
+    logits = probabilities.log().T.reshape(1, 3, 1, 1, 2)
+    assert soft_dice_loss(logits, target).item() == pytest.approx(-(1 / 3 + 1 / 5) / 2, abs=1e-9)
+
+
+def test_background_has_no_dice():
+    """Of a patch without structures, taken for what it is in one half and for kidney in the other: kidney 0, tumor 1;
+    the background's own 2/3 is left out."""
+    target = torch.zeros(1, 2, 4, 4, dtype=torch.uint8)
+    taken = target.clone()
+    taken[:, 0] = 1
+    assert soft_dice_loss(confident(taken), target).item() == pytest.approx(-0.5, abs=1e-5)
+
+
+def test_dice_of_two_classes_is_that_of_the_one_structure():
+    probabilities = torch.tensor([0.25, 0.75], dtype=torch.float64)  # of class 1, in two voxels
+    logits = torch.stack([1 - probabilities, probabilities]).log().reshape(1, 2, 1, 1, 2)
+    target = torch.tensor([0, 1]).reshape(1, 1, 1, 2)
+    assert soft_dice_loss(logits, target).item() == pytest.approx(-2 * 0.75 / (1 + 1), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.float32])
+def test_targets_of_any_type_weigh_the_same(dtype, generator):
+    target = torch.randint(0, 3, (2, 4, 8, 8), generator=generator)
+    logits = [torch.randn(2, 3, *shape, generator=generator) for shape in ((4, 8, 8), (2, 4, 4))]
+    assert segmentation_loss(logits, target.to(dtype)).item() == segmentation_loss(logits, target).item()
+    assert segmentation_loss(tuple(logits), target).item() == segmentation_loss(logits, target).item()
+
+
+def test_targets_of_thin_and_odd_sizes():
+    target = torch.arange(5).reshape(1, 1, 1, 5)
+    assert downsampled(target, (1, 1, 2))[0, 0, 0].tolist() == [1, 3]
+    assert downsampled(target, (1, 1, 1))[0, 0, 0].tolist() == [2]
+    both = torch.arange(64).reshape(1, 4, 4, 4)
+    assert downsampled(both, (2, 2, 2)).flatten().tolist() == [16 * z + 4 * y + x for z in (1, 3) for y in (1, 3)
+                                                               for x in (1, 3)]
+
+
+LOGITS = torch.zeros(2, 3, 4, 4, 4)
+TARGET = torch.zeros(2, 4, 4, 4, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("logits, target, complaint", [
+    (LOGITS[:, :1], TARGET, "two classes or more"), (LOGITS, TARGET[:1], "wanted"), (LOGITS, TARGET[0], "wanted"),
+    (LOGITS, TARGET[:, :, :, :2], "wanted"), (LOGITS, TARGET[:, None], "wanted"), (LOGITS[0], TARGET[:1], "wanted"),
+    (LOGITS, TARGET + 3, "labels from 3 to 3, wanted 0 to 2"), (LOGITS, TARGET.int() - 1, "from -1"),
+    (LOGITS[:0], TARGET[:0], "wanted"), (LOGITS[..., 0], TARGET[..., 0], "wanted"),
+    (LOGITS, torch.arange(128).reshape(2, 4, 4, 4) % 4, "labels from 0 to 3"),
+    (LOGITS, torch.arange(128).reshape(2, 4, 4, 4) % 4 - 1, "labels from -1 to 2")])
+def test_what_does_not_fit_is_refused(logits, target, complaint):
+    for loss in (soft_dice_loss, segmentation_loss):
+        with pytest.raises(ValueError, match=complaint):
+            loss(logits, target)
+
+
+def test_heads_of_another_target_are_refused():
+    with pytest.raises(ValueError, match="wanted"):
+        segmentation_loss([LOGITS[:, :, ::2], LOGITS[:, :, ::4]], TARGET)
+    with pytest.raises(ValueError, match="at least one"):
+        segmentation_loss([], TARGET)

@@ -9,11 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import zoom
 from skimage.transform import resize
 
+from minikits import resampling
 from minikits.paper import PAPER
 from minikits.resampling import (
     axis_matrix,
+    label_orders,
     labels_on_native_grid,
     prepare_image,
     prepare_labels,
@@ -139,11 +142,16 @@ def test_shape_is_rounded_half_to_even_and_never_zero():
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 0.8, 0.8), (5.0, 0.8, 0.8)])
-def test_image_is_clipped_to_its_range_and_normalised(spacing):
-    """Where z is thick, to each slice's own range: the reference implementation resizes slice by slice."""
-    voxels = np.random.default_rng(5).integers(-50, 200, (12, 40, 40)).astype(np.int16)
+@pytest.mark.parametrize("low, high", [(-50, 200), (-1000, 1500)])
+@pytest.mark.parametrize("target", [PAPER.spacing_mm, (0.7, 0.5, 0.6)])
+def test_image_is_clipped_to_its_range_and_normalised(spacing, low, high, target):
+    """Where z is thick, to each slice's own range: the reference implementation resizes slice by slice.
+    The slices' ranges grow, so that each has its own; the spline swings over them where voxels become smaller."""
+    recipe = dataclasses.replace(PAPER, spacing_mm=target)
+    voxels = np.random.default_rng(5).integers(low, high, (12, 40, 40)) * np.linspace(0.2, 1, 12)[:, None, None]
+    voxels = voxels.astype(np.int16)
     volume = volume_of(voxels, spacing)
-    shape = resampled_shape(voxels.shape, spacing, PAPER)
+    shape = resampled_shape(voxels.shape, spacing, recipe)
     if spacing[0] < 3:
         wanted = resize(voxels.astype(float), shape, 3, mode="edge", anti_aliasing=False, preserve_range=True,
                         clip=True)
@@ -152,7 +160,7 @@ def test_image_is_clipped_to_its_range_and_normalised(spacing):
                                   preserve_range=True, clip=True) for plane in voxels])
         wanted = planes[[int((z + 0.5) * 12 / shape[0]) for z in range(shape[0])]]
     wanted = (np.clip(wanted, -79, 304) - 101) / 76.9
-    found = prepare_image(volume, PAPER)
+    found = prepare_image(volume, recipe)
     assert found.dtype == np.float32 and np.abs(found - wanted).max() < 1e-3
 
 
@@ -160,3 +168,184 @@ def test_a_constant_volume_stays_constant():
     for value, spacing in product((-1000, 40, 3000), [(1.0, 1.0, 1.0), (8.0, 1.0, 1.0)]):
         image = prepare_image(volume_of(np.full((3, 9, 9), value, dtype=np.int16), spacing), PAPER)
         assert np.allclose(image, (np.clip(value, -79, 304) - 101) / 76.9)
+
+
+def test_centres_of_voxels_by_hand():
+    """Half-pixel centres: two voxels of four lie at 0.5 and 2.5, four of two at -0.25, 0.25, 0.75 and 1.25."""
+    assert axis_matrix(4, 2, 1).tolist() == [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]]
+    assert axis_matrix(2, 4, 1).tolist() == [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
+    assert axis_matrix(4, 2, 0).tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]  # half way: the upper
+    assert axis_matrix(3, 5, 0).argmax(1).tolist() == [0, 0, 1, 2, 2]
+    assert axis_matrix(5, 3, 0).argmax(1).tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("size, new_size", [(40, 61), (40, 13), (5, 9), (2, 3), (100, 37)])
+def test_a_cubic_row_is_scipys_spline(size, new_size):
+    """Column by column, to the rounding of float32: the samples replicated at the ends are enough."""
+    columns = [zoom(column, new_size / size, order=3, mode="nearest", grid_mode=True) for column in np.eye(size)]
+    assert np.abs(axis_matrix(size, new_size, 3).numpy() - np.stack(columns, axis=1)).max() < 4e-7
+
+
+def test_an_image_is_cubic_and_label_masks_are_linear():
+    """Along an edge the cubic spline swings over, a linear one does not."""
+    voxels = np.zeros((4, 4, 24), dtype=np.int16)
+    voxels[:, :, 12:] = 100
+    voxels[0, 0, 0], voxels[0, 0, 23] = -50, 300  # so that the scan's range clips nothing of the swing
+    recipe = dataclasses.replace(PAPER, spacing_mm=(1.0, 1.0, 0.45), mean_hu=0.0, sd_hu=1.0)
+    row = prepare_image(volume_of(voxels, (1.0, 1.0, 1.0)), recipe)[2, 2]
+    assert row.max() > 105 and row.min() < -5
+    assert label_orders((1.0, 1.0, 1.0)) == (1, 1, 1)
+    assert label_orders((4.0, 1.0, 1.0)) == (0, 1, 1) and label_orders((1.0, 1.0, 4.0)) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (1, 2, 0), (2, 1, 0)])
+@pytest.mark.parametrize("spacing", [(6.0, 1.0, 1.3), (1.0, 0.8, 0.9)])
+def test_axes_are_treated_alike(order, spacing):
+    """A scan whose axes are in another order gives the same in that order, where one axis is thick too."""
+    random = np.random.default_rng(6)
+    voxels = random.integers(-50, 200, (7, 20, 18)).astype(np.int16)
+    labels = random.choice(3, p=[0.7, 0.2, 0.1], size=(7, 20, 18)).astype(np.uint8)
+    recipe = dataclasses.replace(PAPER, spacing_mm=(3.2, 1.7, 1.5))
+    turned = dataclasses.replace(recipe, spacing_mm=tuple(recipe.spacing_mm[axis] for axis in order))
+    turned_spacing = tuple(spacing[axis] for axis in order)
+
+    image = prepare_image(volume_of(voxels, spacing), recipe)
+    other = prepare_image(volume_of(voxels.transpose(order), turned_spacing), turned)
+    assert np.allclose(other, image.transpose(order), atol=1e-4)
+
+    small = prepare_labels(volume_of(labels, spacing), recipe)
+    other = prepare_labels(volume_of(labels.transpose(order), turned_spacing), turned)
+    assert np.array_equal(other, small.transpose(order))
+
+    probabilities = np.eye(3, dtype=np.float32)[small].transpose(3, 0, 1, 2)
+    probabilities += 0.01 * random.random(probabilities.shape, dtype=np.float32)
+    back = labels_on_native_grid(probabilities, volume_of(voxels, spacing))
+    other = labels_on_native_grid(probabilities.transpose(0, *(1 + axis for axis in order)),
+                                  volume_of(voxels.transpose(order), turned_spacing))
+    assert np.mean(other != back.transpose(order)) < 1e-3  # rounding of near ties
+
+
+def test_an_axis_that_keeps_its_length_is_left_as_it_is():
+    values = np.random.default_rng(10).normal(0, 1000, (6, 7, 8)).astype(np.float32)
+    assert np.array_equal(resample(values, (6, 7, 8), 3), values)
+    assert np.array_equal(resample(values, (6, 7, 16), (3, 3, 0)), values.repeat(2, axis=2))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_labels_of_thick_slices_are_each_those_of_one_slice(axis):
+    """Nearest along the thick axis: as if each slice were resampled in its plane by itself, and then repeated."""
+    labels = np.random.default_rng(11).choice(3, size=(4, 8, 9)).astype(np.uint8)
+    spacing, target = [1.0] * 3, [0.7] * 3
+    spacing[axis], target[axis] = 6.0, 1.5
+    small = prepare_labels(volume_of(np.moveaxis(labels, 0, axis), tuple(spacing)),
+                           dataclasses.replace(PAPER, spacing_mm=tuple(target)))
+    each = np.concatenate([resample_labels(labels[z:z + 1], (1, 11, 13), 1) for z in range(4)])
+    assert np.array_equal(np.moveaxis(small, axis, 0), each.repeat(4, axis=0))
+
+
+def test_a_mask_lies_in_memory_as_the_scan_does():
+    """In the order of the file, in which it is written."""
+    for voxels in (np.zeros((4, 5, 6)), np.zeros((6, 5, 4)).T):
+        native = labels_on_native_grid(np.ones((3, 2, 3, 3)), volume_of(voxels, (1.0, 1.0, 1.0)))
+        assert native.flags.c_contiguous == voxels.flags.c_contiguous and native.shape == (4, 5, 6)
+
+
+def test_each_axis_has_its_own_length():
+    assert resampled_shape((10, 20, 30), (3.0, 2.0, 1.0), dataclasses.replace(PAPER, spacing_mm=(1.5, 1.0, 2.0))) == (
+        20, 40, 15)
+    assert resampled_shape((1, 1, 1), (0.1, 0.1, 9.0), PAPER) == (1, 1, 6)
+
+
+def test_a_tie_of_labels_goes_to_the_nearest_voxel_and_one_of_probabilities_to_the_lower_class():
+    """Three voxels made two: half a voxel of the middle one in each. Two made three: the middle is a tie."""
+    labels = np.array([2, 1], dtype=np.uint8).reshape(1, 1, 2)
+    assert resample_labels(labels, (1, 1, 3), 1).flatten().tolist() == [2, 1, 1]  # 1 is the nearest: the upper
+    assert resample_labels(labels[..., ::-1], (1, 1, 3), 1).flatten().tolist() == [1, 2, 2]
+    for pair, wanted in (((0, 1), [0, 0, 1]), ((2, 1), [2, 1, 1]), ((1, 2), [1, 1, 2]), ((2, 0), [2, 0, 0])):
+        probabilities = np.eye(3)[list(pair)].T.reshape(3, 1, 1, 2)
+        native = labels_on_native_grid(probabilities, volume_of(np.zeros((1, 1, 3)), (1, 1, 1)))
+        assert native.flatten().tolist() == wanted
+
+
+@pytest.mark.parametrize("rows, slab", [(1, 1), (2, 64), (3, 500), (64, 2000)])
+def test_work_in_slabs_gives_the_same(monkeypatch, rows, slab):
+    """What is done at once is for memory alone."""
+    random = np.random.default_rng(7)
+    values = random.normal(0, 100, (11, 13, 17))
+    labels = random.choice(3, p=[0.8, 0.15, 0.05], size=(11, 13, 17)).astype(np.uint8)
+    probabilities = random.random((3, 11, 13, 17), dtype=np.float32)
+    native = volume_of(np.zeros((20, 9, 25)), (1.0, 1.0, 1.0))
+
+    def everything():
+        return [resample(values, (20, 9, 25), 3), resample(values, (5, 30, 17), (0, 1, 3)),
+                resample_labels(labels, (20, 9, 25), 1), labels_on_native_grid(probabilities, native)]
+
+    wanted = everything()
+    monkeypatch.setattr(resampling, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(resampling, "SLAB_VOXELS", slab)
+    for found, whole in zip(everything(), wanted):
+        assert found.dtype == whole.dtype
+        assert np.allclose(found, whole, atol=1e-3) if found.dtype == np.float32 else np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize("order", [np.int64(1), np.int32(1), np.array(1), 1.0, (np.int64(1), 1, np.uint8(1)),
+                                   [1, 1, 1], np.array([1, 1, 1])])
+def test_orders_may_be_numpys(order):
+    values = np.random.default_rng(8).normal(0, 100, (4, 5, 6))
+    labels = (values > 50).astype(np.uint8)
+    assert np.array_equal(resample(values, (6, 5, 3), order), resample(values, (6, 5, 3), 1))
+    assert np.array_equal(resample_labels(labels, (6, 5, 3), order), resample_labels(labels, (6, 5, 3), 1))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int64, np.float16, np.float32, np.float64,
+                                   bool, ">i2", ">f4"])
+def test_values_of_any_type(dtype):
+    values = np.random.default_rng(9).integers(0, 2, (4, 5, 6)).astype(dtype)
+    nearest = resample(values, (6, 3, 6), 0)
+    assert nearest.dtype == values.dtype and np.array_equal(nearest, resample(values.astype(float), (6, 3, 6), 0))
+    for order in (1, 3, (0, 1, 1)):
+        found = resample(values, (6, 3, 6), order)
+        assert found.dtype == np.float32 and np.array_equal(found, resample(values.astype(float), (6, 3, 6), order))
+    assert resample(values, (4, 5, 6), 3).dtype == np.float32
+    assert np.array_equal(resample_labels(values, (6, 3, 6), 1), resample_labels(values.astype(np.uint8), (6, 3, 6), 1))
+
+
+VALUES = np.zeros((3, 4, 5), dtype=np.float32)
+
+
+@pytest.mark.parametrize("call, complaint", [
+    (lambda: resample(VALUES, (3, 4, 5), 2), "order 2"),
+    (lambda: resample(VALUES, (3, 4, 6), (0, 1, 2)), "order"),
+    (lambda: resample(VALUES, (3, 4, 6), (1, 1)), "shape|broadcast"),
+    (lambda: resample(VALUES, (3, 4, 6), -1), "order -1"),
+    (lambda: resample(VALUES, (3, 4, 6), None), "order None"),
+    (lambda: resample(VALUES, (3, 4), 1), "at least one voxel"),
+    (lambda: resample(VALUES, (3, 4, 0), 1), "at least one voxel"),
+    (lambda: resample(VALUES, (3, 4, -5), 0), "at least one voxel"),
+    (lambda: resample(VALUES[0], (3, 4, 5), 1), "at least one voxel"),
+    (lambda: resample(VALUES[:0], (3, 4, 5), 1), "at least one voxel"),
+    (lambda: axis_matrix(0, 3, 1), "at least one"),
+    (lambda: axis_matrix(3, 0, 1), "at least one"),
+    (lambda: resample_labels(VALUES + 3, (3, 4, 6), 1), "labels from 3"),
+    (lambda: resample_labels(VALUES.astype(np.int16) - 1, (3, 4, 6), 1), "labels from -1"),
+    (lambda: resample_labels(VALUES.astype(np.int16) + 256, (3, 4, 6), 1), "labels from 256"),
+    (lambda: resample_labels(VALUES + 0.5, (3, 4, 6), 1), "whole numbers"),
+    (lambda: resample_labels(VALUES + np.nan, (3, 4, 6), 1), "whole numbers"),
+    (lambda: resample_labels(VALUES[:0], (3, 4, 6), 1), "at least one voxel"),
+    (lambda: resample_labels(VALUES, (3, 4, 6), 2), "order 2"),
+    (lambda: resample_labels(VALUES, (3, 4), 1), "at least one voxel"),
+    (lambda: labels_on_native_grid(np.zeros((3, 4, 5)), volume_of(VALUES, (1, 1, 1))), "at least one voxel"),
+    (lambda: labels_on_native_grid(np.zeros((3, 4, 5, 0)), volume_of(VALUES, (1, 1, 1))), "at least one voxel"),
+])
+def test_what_cannot_be_resampled_is_refused(call, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        call()
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_probabilities_that_are_not_finite_are_refused(broken):
+    """Any comparison with NaN is lost: the voxel would be background, in silence."""
+    probabilities = np.zeros((3, 4, 5, 6), dtype=np.float32)
+    probabilities[1, 2, 2, 2] = broken
+    with pytest.raises(ValueError, match="1 of 360 probabilities are NaN or infinite"):
+        labels_on_native_grid(probabilities, volume_of(VALUES, (1, 1, 1)))
