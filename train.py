@@ -1,9 +1,11 @@
 """Train one network of one fold: python train.py --arch residual --fold 0"""
 
 import argparse
+import io
 import platform
 import signal
 import subprocess
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from datetime import timedelta
 from importlib.util import find_spec
@@ -12,147 +14,324 @@ from time import monotonic
 
 import numpy as np
 import torch
-from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from minikits.cases import five_folds, prepare, training_cases
+from minikits.cases import excluded_ids, five_folds, look_for_training_cases, prepare
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
-from minikits.devices import claim_memory, join_processes, mean_of_processes, note_signals, pick_device, pick_precision
+from minikits.devices import (
+    Stop,
+    claim_memory,
+    exact_float32,
+    is_out_of_memory,
+    join_processes,
+    note_signals,
+    pick_device,
+    pick_precision,
+    what_memory_lacked,
+)
 from minikits.evaluation import as_csv, kits_dice
-from minikits.files import claim, read_json, write_text, written_whole
+from minikits.files import (
+    claim,
+    forgiving_output,
+    read_json,
+    typed_path,
+    write_text,
+    written_whole,
+)
 from minikits.losses import segmentation_loss
-from minikits.paper import ARCHITECTURES, DEMO, PAPER, recipe_from
-from minikits.sampling import draw_batch, fetch_ahead
+from minikits.paper import ARCHITECTURES, DEMO, PAPER, code_departures, recipe_from, run_departures
+from minikits.sampling import draw_batch
+from minikits.training import Progress, sgd, train_epoch
 from minikits.unet import build_unet
+from minikits.volumes import typed_spacing
 
 
-def main():
+def command_line():
     parser = argparse.ArgumentParser(description="Train one network of one fold.")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="residual")
     parser.add_argument("--fold", default="0", help="0 to 4, or all")
-    parser.add_argument("--folds", help='a split of your own: JSON list of {"train": [ids], "validation": [ids]}')
-    parser.add_argument("--data", type=Path, default=Path("data"), help="KiTS19 folder, or images/ and labels/")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="the run goes to OUT/ARCH/foldN")
-    parser.add_argument("--recipe", default="paper", help="paper, demo, or a JSON file of Recipe fields to override")
+    parser.add_argument(
+        "--folds", type=typed_path,
+        help='a split of your own: JSON list of {"train": [ids], "validation": [ids]}')
+    parser.add_argument(
+        "--data", type=typed_path, default=Path("data"), help="KiTS19 folder, or images/ and labels/")
+    parser.add_argument(
+        "--out", type=typed_path, default=Path("runs"), help="the run goes to OUT/ARCH/foldN")
+    parser.add_argument(
+        "--recipe", default="paper",
+        help="paper, demo, or a JSON file of Recipe fields to override")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="paper: fp32")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on where the run's checkpoint ends")
+    parser.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16"], default="auto", help="paper: fp32")
+    parser.add_argument(
+        "--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ")
+    parser.add_argument(
+        "--assume-spacing", type=typed_spacing, nargs=3, metavar=("Z", "Y", "X"),
+        help="mm; axes as KiTS19's")
+    parser.add_argument(
+        "--seed", type=seed, default=0, help="of the initial weights and of all that is drawn")
+    parser.add_argument("--resume", action="store_true", help="go on where the checkpoint ends")
+    return parser
+
+
+def main():
+    forgiving_output()
+    parser = command_line()
     arguments = parser.parse_args()
     try:
-        stopped = train(arguments)
+        with note_signals() as noted:
+            stopped = train(arguments, noted)
+    except KeyboardInterrupt:
+        stopped = signal.SIGINT
     except (ValueError, OSError) as error:
         parser.exit(2, f"train.py: {error}\n")
-    except torch.OutOfMemoryError as error:
-        parser.exit(2, f"train.py: {str(error).split('. ')[0]}; a recipe with a smaller patch needs less\n")
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        lacked = what_memory_lacked(error)
+        parser.exit(2, f"train.py: {lacked}; a recipe with a smaller patch needs less\n")
     if stopped:
         parser.exit(128 + stopped, "train.py: stopped; --resume goes on\n")
 
 
-def train(arguments):
-    """Trains to the end, or until told to stop: then the signal's number."""
-    recipe = {"paper": PAPER, "demo": DEMO}.get(name := arguments.recipe) or recipe_from(read_json(name), source=name)
-    device = pick_device(arguments.device)
-    precision, (rank, world) = pick_precision(arguments.precision, device), join_processes(device)
-    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False  # shapes are fixed; fp32 means fp32
-    if recipe.batch_size % world:
-        raise ValueError(f"recipe: batch_size {recipe.batch_size}, wanted a multiple of the {world} processes")
-    run = arguments.out / arguments.arch / f"fold{arguments.fold}"
-    train_ids, validation_ids = split(arguments, recipe)
-    about = {"arch": arguments.arch, "recipe": asdict(recipe), "fold": arguments.fold, "seed": arguments.seed,
-             "cases": {"train": train_ids, "validation": validation_ids}}
-    rank or claim(run)  # before its checkpoint is read
-    network, optimizer, state = start_or_resume(run, arguments.resume, about, recipe, device)
+def seed(text):
+    """A number that torch's generators take whole, so that each gives other weights and draws."""
+    number = int(text)
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text}: wanted a whole number from 0 to {2**32 - 1}")
+    return number
+
+
+def train(arguments, noted):
+    """Trains to the end, or until a signal is noted: then its number."""
+    recipe = chosen_recipe(arguments.recipe)
+    device, precision, rank, world = set_up(arguments, recipe)
     share = range(rank, recipe.batch_size, world)  # of each batch's samples
-    needed = step_bytes(arguments.arch, recipe, len(share), precision)
+    say = print if rank == 0 else silent
+    stop = Stop(noted, device)
+
+    run = arguments.out / arguments.arch / f"fold{arguments.fold}"
+    about = describe(arguments, recipe, say)
+    if rank == 0:
+        claim_run(run)  # before its checkpoint is read
+    checkpoint = earlier_checkpoint(run, arguments.resume, about)
+    if arguments.resume and not checkpoint:
+        say(f"{run}: no checkpoint to resume, the training begins")
+    network, optimizer, progress, log = start_or_resume(checkpoint, run, arguments, recipe, device)
+    needed = step_bytes(arguments.arch, recipe, len(share), precision, device.type)
     memory = claim_memory(device, needed)
-    surroundings = environment(device, precision, world) | {"step_gib": round(needed / 2**30, 1)}
-    rank or introduce(run, about, network, recipe, surroundings, state)
-    rank and distributed.barrier()  # the first prepares the cases for all
-    cases = prepare(arguments.data, arguments.out / "prepared", recipe)
-    if world > 1 and rank == 0:
-        distributed.barrier()
-    train_cases, validation_cases = ([case for case in cases if case.id in ids] for ids in (train_ids, validation_ids))
-    cached = on_device(train_cases, device, 0.8 * (memory - needed))  # the rest is for augmentation
-    model = DistributedDataParallel(network) if world > 1 else network
+    about["environment"] = environment(device, precision, world, needed)
+    about["departures"] = departures(arguments, recipe, about, device, checkpoint)
+    introduce(run, about, network, recipe, progress, say)
+
+    cases = prepare_once(arguments, recipe, stop, rank)
+    if cases is None:
+        return stop.number()
+    about["checksums"] = {case.id: case.checksum for case in cases}
+    check_unchanged(checkpoint, about["checksums"], run, say)
+    train_cases = [case for case in cases if case.id in about["cases"]["train"]]
+    held_out = [case for case in cases if case.id in about["cases"]["validation"]]
+    train_cases = on_device(train_cases, device, 0.8 * (memory - needed))  # the rest: augmentation
 
     def draw(iteration):
-        batch = draw_batch(cached, recipe, arguments.seed, iteration, samples=share)
+        batch = draw_batch(train_cases, recipe, arguments.seed, iteration, samples=share)
         return [part.to(device, non_blocking=True) for part in batch]
-    noted = note_signals()
-    while state["epoch"] < recipe.epochs:
-        row = train_epoch(model, draw, optimizer, recipe, precision, state, noted=noted)
-        stopped = state["batch"] < recipe.batches_per_epoch
+
+    model = DistributedDataParallel(network) if world > 1 else network
+    while progress.epoch < recipe.epochs:
+        row = train_epoch(model, draw, optimizer, recipe, progress, precision=precision,
+                          stop=stop.due)
+        stopped = stop.agreed()
         if not stopped:
-            row |= patch_dice(network, validation_cases, recipe, arguments.seed, device, precision)
-            state |= {"epoch": row["epoch"], "batch": 0, "loss_sum": 0.0, "log": [*state["log"], row]}
-        rank or save_checkpoint(run / "checkpoint.pt", **about, **state, environment=surroundings,
-                                network=network.state_dict(), optimizer=optimizer.state_dict())
+            scores = patch_dice(network, held_out, recipe, arguments.seed, precision=precision,
+                                stop=stop.due)
+            stopped = scores is None
+        if not stopped:
+            log.append(row | scores)
+            progress = Progress(epoch=progress.epoch + 1)
+
+        check_finite(network, row["epoch"])
+        if rank == 0:
+            save_checkpoint(run / "checkpoint.pt", **about, **asdict(progress), log=log,
+                            network=network.state_dict(), optimizer=optimizer.state_dict())
         if stopped:
-            return noted[0] if noted else signal.SIGTERM
-        rank or report(run, state["log"], recipe)
+            return stop.number()
+        if rank == 0:
+            report(run, log, recipe)
+
+
+def set_up(arguments, recipe):
+    """(device, precision, rank, world): what computes, in which format, and beside how many."""
+    device = pick_device(arguments.device)
+    precision = pick_precision(arguments.precision, device)
+    torch.backends.cudnn.benchmark = True  # shapes are fixed
+    exact_float32()
+    rank, world = join_processes(device)
+    if recipe.batch_size % world:
+        raise ValueError(f"recipe: batch_size {recipe.batch_size}, wanted a multiple of the "
+                         f"{world} processes")
+    return device, precision, rank, world
+
+
+def silent(*_, **__):
+    """Takes what other processes than the first would print."""
+
+
+def chosen_recipe(name):
+    """The paper's, the demo's, or the one in a JSON file."""
+    if name == "paper":
+        return PAPER
+    if name == "demo":
+        return DEMO
+    return recipe_from(read_json(typed_path(name)), source=name)
+
+
+def describe(arguments, recipe, say):
+    """What makes a run this one and no other: a checkpoint of the same is resumed."""
+    train_ids, validation_ids = split(arguments, recipe, say)
+    return {
+        "arch": arguments.arch,
+        "recipe": asdict(recipe),
+        "fold": arguments.fold,
+        "seed": arguments.seed,
+        "cases": {"train": train_ids, "validation": validation_ids},
+    }
+
+
+def split(arguments, recipe, say=silent):
+    """(train, validation) ids of the fold. say: prints what was found and left out."""
+    if arguments.fold == "all" and arguments.folds:
+        raise ValueError(f"--fold all trains on every case, --folds {arguments.folds} on some; "
+                         "give one of them")
+    found = look_for_training_cases(arguments.data, recipe)
+    say(found.summary())
+    ids = [case.id for case in found.cases]
+    if arguments.fold == "all":
+        return ids, []
+
+    if arguments.folds:
+        folds, excluded = read_folds(arguments.folds, ids, recipe)
+        if excluded:
+            say(f"{arguments.folds}: {', '.join(excluded)} left out: excluded_cases of the recipe")
+    else:
+        folds = five_folds(ids)
+    if arguments.fold not in map(str, range(len(folds))):
+        raise ValueError(f"--fold {arguments.fold}: no such fold, wanted 0 to {len(folds) - 1}, "
+                         "or all")
+    return folds[int(arguments.fold)]
+
+
+def read_folds(path, known, recipe):
+    """(folds, excluded) of a JSON list of objects, as nnU-Net's splits_final.json is one too.
+
+    folds: (train, validation) pairs of sorted ids. excluded: ids in the file that the recipe leaves
+    out; they are taken out of the folds. known: ids of the cases that are there; a ValueError names
+    others, and what is in both halves of a fold."""
+    try:
+        written = read_json(path)
+        pairs = [({*fold["train"]}, {*fold.get("validation", fold.get("val"))}) for fold in written]
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f'{path}: wanted a JSON list of {{"train": [ids], "validation": [ids]}}'
+                         ) from None
+
+    left_out = excluded_ids(recipe)
+    folds, excluded = [], set()
+    for train_ids, held_out in pairs:
+        excluded |= (train_ids | held_out) & left_out
+        train_ids, held_out = train_ids - left_out, held_out - left_out
+        strange = (train_ids | held_out) - {*known} or train_ids & held_out
+        if strange or not train_ids:
+            wrong = sorted(map(str, strange))[:5] or "nothing to train on"
+            raise ValueError(f"{path}: {wrong} in a fold, wanted cases, once")
+        folds.append((sorted(train_ids), sorted(held_out)))
+    return folds, sorted(excluded)
+
+
+def claim_run(run):
+    """Keeps the run's folder for this process; says where the system cannot protect it."""
+    unprotected = claim(run)
+    if unprotected:
+        print(unprotected, flush=True)
+
+
+def earlier_checkpoint(run, resume, about):
+    """The run's checkpoint, {} where there is none; ValueError where it may not be continued."""
+    path = run / "checkpoint.pt"
+    if not path.exists():
+        return {}
+    if not resume:
+        raise ValueError(f"{path}: this run exists; go on with --resume, or choose another --out")
+    checkpoint = load_checkpoint(path)
+    for name, value in about.items():
+        found = asdict(checkpoint["recipe"]) if name == "recipe" else checkpoint[name]
+        if found != value:
+            raise ValueError(f"{path}: was trained with another {name}; resume with the same, or "
+                             "choose another --out")
+    return checkpoint
+
+
+def start_or_resume(checkpoint, run, arguments, recipe, device):
+    """(network, optimizer, Progress, log): new ones, or the checkpoint's."""
+    if not checkpoint:
+        torch.manual_seed(arguments.seed)  # of the initial weights; draws have their own generators
+        network = build_unet(arguments.arch, recipe).to(device)
+        return network, sgd(network, recipe), Progress(), []
+
+    network = load_network(checkpoint, run / "checkpoint.pt").to(device)
+    optimizer = sgd(network, recipe)
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    fields = asdict(Progress())
+    progress = Progress(**{name: checkpoint.get(name, value) for name, value in fields.items()})
+    return network, optimizer, progress, checkpoint["log"]
+
+
+def prepare_once(arguments, recipe, stop, rank):
+    """The PreparedCases of --data, prepared by the first process for all; None after a signal."""
+    def prepared():
+        return prepare(arguments.data, arguments.out / "prepared", recipe, affine=arguments.affine,
+                       assume_spacing=arguments.assume_spacing, stop=stop.told)
+
+    cases = prepared() if rank == 0 else None
+    if stop.agreed():  # here the others wait for the first
+        return None
+    if rank > 0:
+        with redirect_stdout(io.StringIO()):  # the first has said it
+            cases = prepared()
+    return None if stop.agreed() else cases
+
+
+def check_unchanged(checkpoint, checksums, run, say=silent):
+    """ValueError where a case that the checkpoint was trained on holds something else now."""
+    before = checkpoint.get("checksums", {})
+    changed = [name for name, checksum in sorted(before.items())
+               if checksum and checksums.get(name, checksum) != checksum]
+    trained_on = [name for name in changed if name in checkpoint["cases"]["train"]]
+    held_out = [name for name in changed if name in checkpoint["cases"]["validation"]]
+    if trained_on:
+        raise ValueError(
+            f"{run / 'checkpoint.pt'}: was trained on another image or other labels of "
+            f"{', '.join(trained_on)}; put those back, or train anew with another --out")
+    if held_out:
+        say(f"warning: image or labels of {', '.join(held_out)}, held out, are not those of before;"
+            " patch Dice goes on with these", flush=True)
 
 
 def on_device(cases, device, room):
     """The cases in a GPU's memory where that has room (bytes); else as they are, memory-mapped."""
-    fit = device.type != "cpu" and sum(part.nbytes for case in cases for part in (case.image, case.labels)) <= room
-    return [replace(c, image=c.image.to(device), labels=c.labels.to(device)) for c in cases] if fit else cases
+    size = sum(case.image.nbytes + case.labels.nbytes for case in cases)
+    if device.type == "cpu" or size > room:
+        return cases
+    return [replace(case, image=case.image.to(device), labels=case.labels.to(device))
+            for case in cases]
 
 
-def start_or_resume(run, resume, about, recipe, device):
-    """(network, optimizer, state): new, or the run's, which is never overwritten or continued as another."""
-    path = run / "checkpoint.pt"
-    if path.exists() and not resume:
-        raise ValueError(f"{path}: this run exists; go on with --resume, or choose another --out")
-    checkpoint = load_checkpoint(path) if path.exists() else {}
-    for name, value in about.items() if checkpoint else ():
-        if (asdict(checkpoint[name]) if name == "recipe" else checkpoint[name]) != value:
-            raise ValueError(f"{path}: was trained with another {name}; resume with the same, or choose another --out")
-    torch.manual_seed(about["seed"])  # of the initial weights; every later draw has a generator of its own
-    network = (load_network(checkpoint, path) if checkpoint else build_unet(about["arch"], recipe)).to(device)
-    network.heads[0].requires_grad_(len(network.heads) == 1)  # the coarsest of several has no weight in the loss
-    optimizer = torch.optim.SGD(network.parameters(), recipe.learning_rate, recipe.momentum, nesterov=True,
-                                weight_decay=recipe.weight_decay, fused=device.type == "cuda")
-    state = {"epoch": 0, "batch": 0, "loss_sum": 0.0, "log": []}  # epochs done; of the next one: batches, their losses
-    if checkpoint:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        state = {name: checkpoint.get(name, value) for name, value in state.items()}
-    return network, optimizer, state
+def step_bytes(arch, recipe, samples, precision, device_type="cpu"):
+    """About what a step takes at its peak: weights, their gradients and momentum; what is kept for
+    the way back, in the precision of the convolutions, of the loss in float32; and the largest
+    layer's gradients. A CPU's library rearranges these, in float32: four of the largest tensors.
 
-
-def train_epoch(model, draw, optimizer, recipe, precision, state, *, noted):
-    """What is left of the epoch after state's batches, or until a process notes a signal: its row of the log."""
-    epoch = state["epoch"]
-    for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate_at(epoch)
-    model.train()
-    began = asked = monotonic()
-    total, waited, start = state["loss_sum"], 0.0, epoch * recipe.batches_per_epoch
-    for image, target in fetch_ahead(draw, range(start + state["batch"], start + recipe.batches_per_epoch)):
-        waited += monotonic() - asked  # (B, 1, Z, Y, X), (B, Z, Y, X)
-        with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
-            logits = model(image)
-        loss = segmentation_loss(logits, target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
-        optimizer.step()
-        total = total + loss.detach()  # stays on the device: no waiting for it before the epoch's end
-        state["batch"] += 1
-        ask = state["batch"] % 10 == 0 or not distributed.is_initialized()  # asking, processes wait for each other
-        if ask and mean_of_processes(len(noted), image.device):
-            break
-        asked = monotonic()
-    state["loss_sum"] = mean_of_processes(total, image.device)
-    mean = state["loss_sum"] / state["batch"]
-    if not np.isfinite(mean):
-        raise ValueError(f"epoch {epoch + 1}: the loss is {mean}, wanted a finite one; --resume with --precision fp32")
-    return {"epoch": epoch + 1, "loss": mean, "learning_rate": recipe.learning_rate_at(epoch),
-            "seconds_computing": monotonic() - began - waited, "seconds_waiting": waited}
-
-
-def step_bytes(arch, recipe, samples, precision):
-    """About a step's peak memory: weights, gradients, momentum, what is kept for the way back, largest gradients."""
+    Measured on a CPU: 0.8 to 1.2 times this. The process itself (0.4 GiB) and what an allocator
+    keeps for later are not in it."""
     kept = {}
 
     def keep(tensor):
@@ -160,94 +339,164 @@ def step_bytes(arch, recipe, samples, precision):
         kept[storage._cdata] = storage.nbytes()  # the same memory once
         return tensor
 
-    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.device("meta"), hooks:
         network = build_unet(arch, recipe)
-        segmentation_loss(network(torch.empty(samples, 1, *recipe.patch)), torch.empty(samples, *recipe.patch))
+        logits = network(torch.empty(samples, 1, *recipe.patch))
+        of_network = sum(kept.values())
+        segmentation_loss(logits, torch.empty(samples, *recipe.patch))
+    of_loss = sum(kept.values()) - of_network
+
     weights = sum(parameter.nbytes for parameter in network.parameters())
-    return 3 * weights + (sum(kept.values()) + 2 * max(kept.values())) * precision.itemsize // 4
+    share = precision.itemsize / torch.float32.itemsize
+    largest = max(kept.values())
+    passing = 4 * largest if device_type == "cpu" else 2 * largest * share
+    return round(3 * weights + share * of_network + of_loss + passing)
 
 
-def split(arguments, recipe):
-    """(train, validation) ids of the fold."""
-    ids = [case.id for case in training_cases(arguments.data, recipe)]
-    if arguments.fold == "all":
-        return ids, []
-    folds = read_folds(arguments.folds, ids) if arguments.folds else five_folds(ids)
-    if arguments.fold not in map(str, range(len(folds))):
-        raise ValueError(f"--fold {arguments.fold}: no such fold, wanted 0 to {len(folds) - 1}, or all")
-    return folds[int(arguments.fold)]
+def environment(device, precision, world, needed):
+    """What a run depends on beside its recipe. needed: bytes of a step."""
+    name = f"{torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return {
+        "device": f"{device} ({name})",
+        "precision": str(precision).removeprefix("torch."),
+        "processes": world,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "revision": revision(Path(__file__).parent),
+        "step_gib": round(needed / 2**30, 1),
+    }
 
 
-def read_folds(path, known):
-    """(train, validation) pairs of ids from a JSON list of objects, as nnU-Net's splits_final.json is too."""
+def revision(folder):
+    """What git calls the code in a folder; "unknown" where there is no git or no repository."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
     try:
-        folds = [(sorted(fold["train"]), sorted(fold.get("validation", fold.get("val")))) for fold in read_json(path)]
-    except (TypeError, KeyError, AttributeError):
-        raise ValueError(f'{path}: wanted a JSON list of {{"train": [ids], "validation": [ids]}}') from None
-    for train_ids, held_out in folds:
-        strange = {*train_ids, *held_out} - {*known} or {*train_ids} & {*held_out}
-        if strange or not train_ids:
-            raise ValueError(f"{path}: {sorted(strange)[:5] or 'nothing to train on'} in a fold, wanted cases, once")
-    return folds
+        done = subprocess.run(command, capture_output=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else "unknown"
 
 
-def introduce(run, about, network, recipe, environment, state):
-    departures = recipe.departures()
-    print(f"{about['arch']} U-Net, fold {about['fold']}, seed {about['seed']}: "
-          f"{sum(p.numel() for p in network.parameters()):,} weights, patch {'x'.join(map(str, recipe.patch))}, "
-          f"{recipe.epochs} epochs of {recipe.batches_per_epoch} batches of {recipe.batch_size}, into {run}")
-    if state["epoch"] or state["batch"]:
-        print(f"resumed after epoch {state['epoch']}, batch {state['batch']} of the next")
-    print("recipe: the paper's" if not departures else f"recipe: {len(departures)} departures from the paper\n  "
-          + "\n  ".join(departures))
-    print(f"cases: {len(about['cases']['train'])} to train on, {len(about['cases']['validation'])} held out, for "
-          f"predict.py --cross-validation; {', '.join(map('{0[0]} {0[1]}'.format, environment.items()))}", flush=True)
+def departures(arguments, recipe, about, device, checkpoint):
+    """{"recipe", "run", "code"}: lines on what differs from the paper; of the run, ever."""
+    now = run_departures(
+        precision=about["environment"]["precision"],
+        device=device.type,
+        processes=about["environment"]["processes"],
+        fold=arguments.fold,
+        folds_file=str(arguments.folds) if arguments.folds else None,
+        cases=sum(map(len, about["cases"].values())),
+    )
+    if arguments.affine:
+        now.append(f"affine: the {arguments.affine} of files whose frames differ")
+    if arguments.assume_spacing:
+        now.append(f"spacing of the files: {arguments.assume_spacing} mm, whatever they say")
+    before_resuming = checkpoint.get("departures", {}).get("run", [])
+    earlier = [line for line in before_resuming if line not in now]
+    return {"recipe": recipe.departures(), "run": now + earlier, "code": code_departures()}
 
 
-def environment(device, precision, world):
-    """What a run depends on beside its recipe."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    absent, revision = subprocess.getstatusoutput(f'git -C "{Path(__file__).parent}" describe --always --dirty')
-    return {"device": f"{device} ({name})", "precision": str(precision).removeprefix("torch."), "processes": world,
-            "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version(),
-            "revision": "unknown" if absent else revision}
+def introduce(run, about, network, recipe, progress, say):
+    """The first lines of the log: which network, where it stands, what differs from the paper."""
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    patch = "x".join(map(str, recipe.patch))
+    say(f"{about['arch']} U-Net, fold {about['fold']}, seed {about['seed']}: {weights:,} weights, "
+        f"patch {patch}, {recipe.epochs} epochs of {recipe.batches_per_epoch} batches of "
+        f"{recipe.batch_size}, into {run}")
+    if progress.epoch or progress.batch:
+        say(f"resumed after epoch {progress.epoch}, batch {progress.batch} of the next")
+
+    for kind, lines in about["departures"].items():
+        say(f"{kind}: {len(lines)} departures from the paper" if lines else f"{kind}: the paper's")
+        for line in lines:
+            say(f"  {line}")
+
+    train_ids, validation_ids = about["cases"]["train"], about["cases"]["validation"]
+    surroundings = ", ".join(f"{name} {value}" for name, value in about["environment"].items())
+    say(f"cases: {len(train_ids)} to train on, {len(validation_ids)} held out, for predict.py "
+        f"--cross-validation; {surroundings}", flush=True)
 
 
 @torch.inference_mode()
-def patch_dice(network, cases, recipe, seed, device, precision):
-    """Dice of all voxels of the same held-out patches in each epoch; not the Dice of the fold."""
+def patch_dice(network, cases, recipe, seed, *, precision, stop=lambda: False):
+    """Dice of all voxels of the same held-out patches in each epoch; not the Dice of the fold.
+
+    {"patch_dice_kidney", "patch_dice_tumor", "seconds_scoring"}; NaN without cases. None where
+    stop(), asked after every batch, is true."""
     network.eval()
-    pairs = []
+    device = next(network.parameters()).device
+    began = monotonic()
+    predictions, targets = [], []
     for iteration in range(recipe.validation_batches if cases else 0):
         image, target = draw_batch(cases, recipe, seed, iteration, augmented=False)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            pairs.append((network(image.to(device)).argmax(dim=1).byte().cpu(), target))
-    return dict(zip(("patch_dice_kidney", "patch_dice_tumor"),
-                    kits_dice(*map(torch.stack, zip(*pairs))) if pairs else (np.nan, np.nan)))
+            predictions.append(network(image.to(device)).argmax(dim=1).byte().cpu())
+        targets.append(target)
+        if stop():
+            return None
+
+    kidney, tumor = np.nan, np.nan
+    if targets:
+        kidney, tumor = kits_dice(torch.stack(predictions), torch.stack(targets))
+    return {"patch_dice_kidney": kidney, "patch_dice_tumor": tumor,
+            "seconds_scoring": monotonic() - began}
+
+
+def check_finite(network, epoch):
+    """ValueError where a weight is not finite: no such checkpoint takes the last one's place."""
+    if not all(value.isfinite().all() for value in network.state_dict().values()):
+        raise ValueError(
+            f"epoch {epoch}: weights are NaN or infinite, so the last checkpoint is kept; --resume "
+            "goes on from there, with --precision fp32, or train anew at a lower learning_rate")
 
 
 def report(run, log, recipe):
-    """The epoch's line; log.csv; the learning curve where matplotlib is installed."""
+    """The epoch's line, log.csv and the curve; one that cannot be written is a warning."""
     row = log[-1]
     computing, waiting = row["seconds_computing"], row["seconds_waiting"]
-    left = timedelta(seconds=round((computing + waiting) * (recipe.epochs - row["epoch"])))
-    print(f"epoch {row['epoch']} of {recipe.epochs}: loss {row['loss']:.3f}, learning rate {row['learning_rate']:.4f}, "
+    seconds = computing + waiting + row["seconds_scoring"]
+    left = timedelta(seconds=round(seconds * (recipe.epochs - row["epoch"])))
+    print(f"epoch {row['epoch']} of {recipe.epochs}: loss {row['loss']:.3f}, "
+          f"learning rate {row['learning_rate']:.4f}, "
           f"patch Dice kidney {row['patch_dice_kidney']:.3f} tumor {row['patch_dice_tumor']:.3f}, "
           f"{computing:.1f} s computing, {waiting:.1f} s waiting, {left} left", flush=True)
     if waiting > 0.3 * (computing + waiting):
-        print("  more than 30% of the time was spent waiting for data: is the disk of runs/prepared slow?", flush=True)
-    write_text(run / "log.csv", as_csv(log))
+        print("  more than 30% of the time was spent waiting for data: is the disk of "
+              "runs/prepared slow?", flush=True)
+
+    for name, write in (("log.csv", write_log), ("learning_curve.png", draw_curve)):
+        try:
+            write(run / name, log)
+        except Exception as error:  # whatever a drawing library may raise
+            print(f"warning: {run / name}: not written ({error}); training goes on", flush=True)
+
+
+def write_log(path, log):
+    write_text(path, as_csv(log))
+
+
+def draw_curve(path, log):
+    """Losses, patch Dice and learning rates of all epochs, where matplotlib is installed."""
     if not find_spec("matplotlib"):
         return
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
+    epochs = [row["epoch"] for row in log]
     for name in ("loss", "patch_dice_kidney", "patch_dice_tumor", "learning_rate"):
-        unit, label = (log[0][name], " / its first") if name == "learning_rate" else (1, "")
-        axes.plot([r["epoch"] for r in log], [r[name] / unit for r in log], label=name.replace("_", " ") + label)
-    axes.set(xlabel="epoch", ylim=(-1, max(1.0, log[0]["loss"])), title=f"{run.parent.name} U-Net, {run.name}")
+        unit, label = 1, name.replace("_", " ")
+        if name == "learning_rate":
+            unit, label = log[0][name], "learning rate / its first"
+        axes.plot(epochs, [row[name] / unit for row in log], label=label)
+    axes.set(xlabel="epoch", ylim=(-1, max(1.0, log[0]["loss"])),
+             title=f"{path.parent.parent.name} U-Net, {path.parent.name}")
     axes.legend(loc="best")
-    with written_whole(run / "learning_curve.png") as file:
+    with written_whole(path) as file:
         figure.savefig(file, format="png", dpi=120)
 
 

@@ -194,6 +194,29 @@ def loss(heads):
     )
 
 
+def trainer(net, recipe):
+    """Their trainer's optimiser, learning rate and iteration around a network of theirs: train_epoch(number, batches),
+    batches of (image, target); returns the mean loss. Momentum and clipping are written in their code."""
+    pieces = SimpleNamespace(
+        network=net,
+        loss=loss(len(recipe.strides) - 1),
+        initial_lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        max_num_epochs=recipe.epochs,
+        fp16=False,
+        print_to_log_file=lambda *_: None,
+    )
+    nnUNetTrainerV2.initialize_optimizer_and_scheduler(pieces)
+
+    def train_epoch(number, batches):
+        nnUNetTrainerV2.maybe_update_lr(pieces, number)
+        generator = ({"data": image, "target": downsampled(target, recipe)} for image, target in batches)
+        return np.mean([nnUNetTrainerV2.run_iteration(pieces, generator) for _ in batches])
+
+    pieces.train_epoch = train_epoch
+    return pieces
+
+
 def downsampled(target, recipe):
     """The targets of all heads, finest first, as their loader makes them: (B, Z, Y, X) -> list of (B, 1, z, y, x)."""
     scales = [[1, 1, 1], *(1 / np.cumprod(np.vstack(recipe.strides[1:]), axis=0))[:-1].tolist()]

@@ -9,7 +9,6 @@ each in its process. kept: glibc keeps what is freed (devices.claim_memory); giv
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,8 @@ import torch
 from minikits.devices import claim_memory, pick_precision
 from minikits.paper import ARCHITECTURES, PAPER
 from minikits.prediction import predict_probabilities
+from minikits.training import Progress, sgd, train_epoch
+from minikits.unet import build_unet
 
 CPU = torch.device("cpu")
 
@@ -43,8 +44,9 @@ def measure(arch, memory):
     known = train.step_bytes(arch, PAPER, PAPER.batch_size, precision)
     if memory == "kept":
         claim_memory(CPU, known)
-    with tempfile.TemporaryDirectory() as run:
-        network, optimizer, state = train.start_or_resume(Path(run), False, {"arch": arch, "seed": 0}, PAPER, CPU)
+    torch.manual_seed(0)
+    network = build_unet(arch, PAPER)
+    optimizer = sgd(network, PAPER)
     image = torch.randn(PAPER.patch[0], PAPER.patch[1], PAPER.patch[2] * 3 // 2)  # two windows
     _, window, window_cpu = timed(lambda: predict_probabilities([network.eval()], image, PAPER, False,
                                                                 precision=precision))
@@ -52,8 +54,8 @@ def measure(arch, memory):
     shape = (PAPER.batch_size, 1, *PAPER.patch)
     batch = torch.randn(shape), torch.randint(0, 3, (shape[0], *shape[2:]), dtype=torch.uint8)
     one = replace(PAPER, batches_per_epoch=1)
-    row, step, step_cpu = timed(lambda: train.train_epoch(network, lambda _: batch, optimizer, one, precision,
-                                                          dict(state), noted=[]))
+    row, step, step_cpu = timed(lambda: train_epoch(network, lambda _: batch, optimizer, one, Progress(),
+                                                    precision=precision))
     print(f"| {arch} | {memory} | {window / 2:.1f} | {window_cpu / 2:.1f} | {window_gib:.1f} | {step:.1f} | "
           f"{step_cpu:.1f} | {peak_gib():.1f} | {known / 2**30:.1f} | {row['loss']:.3f} |", flush=True)
 

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
 import nnunet_v1 as theirs
 import numpy as np
@@ -40,6 +42,7 @@ from minikits.resampling import (
     resampled_shape,
 )
 from minikits.sampling import draw_start, generator_for
+from minikits.training import Progress, sgd, train_epoch
 from minikits.unet import build_unet
 from minikits.volumes import Volume, read_labels
 
@@ -205,38 +208,46 @@ def loss():
         )
 
 
+def noting_norms(work, norms):
+    """What work() gives; `norms` takes the norm of each gradient before it is clipped."""
+    clip = torch.nn.utils.clip_grad_norm_
+    with mock.patch.object(torch.nn.utils, "clip_grad_norm_", lambda *given: norms.append(clip(*given))):
+        return work()
+
+
 def training():
+    """20 steps of the loop that train.py runs, and of their trainer, from the same weights on the same batches."""
+    strides = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    recipe = small((8, 16, 16), stage_strides=strides, epochs=4, batches_per_epoch=5)
     for arch in ARCHITECTURES:
         torch.manual_seed(1)
-        recipe = small((16, 32, 32))
         mine, yours = build_unet(arch, recipe).double(), theirs.network(arch, recipe).double().train()
         pairs = theirs.matched(mine, yours, recipe.patch)
-        optimizers = [
-            torch.optim.SGD(
-                n.parameters(), PAPER.learning_rate, PAPER.momentum, nesterov=True, weight_decay=PAPER.weight_decay
-            )
-            for n in (mine, yours)
+        batches = [
+            (torch.randn(2, 1, *recipe.patch).double(), torch.randint(0, 3, (2, *recipe.patch))) for _ in range(20)
         ]
-        for step in range(1, 11):
-            x, target = torch.randn(2, 1, *recipe.patch, dtype=torch.float64), torch.randint(0, 3, (2, *recipe.patch))
-            heads = yours(x)
-            losses = (
-                segmentation_loss(mine(x), target),
-                theirs.loss(len(heads))(heads, theirs.downsampled(target, recipe)),
-            )
-            for net, optimizer, value in zip((mine, yours), optimizers, losses):
-                optimizer.zero_grad()
-                value.backward()
-                torch.nn.utils.clip_grad_norm_(net.parameters(), PAPER.max_gradient_norm)
-                optimizer.step()
-            if step in (1, 10):
-                row(
-                    "training",
-                    f"{arch}: weights after {step} steps, float64",
-                    step,
-                    max((p - q).abs().max().item() for a, b in pairs for p, q in zip(a.parameters(), b.parameters())),
-                    1e-7,
-                )
+        with torch.no_grad():  # so that some gradients are long enough to be clipped
+            for head in (*mine.heads, *(other for one, other in pairs if one in [*mine.heads])):
+                head.weight.mul_(60)
+
+        optimizer, trainer = sgd(mine, recipe), theirs.trainer(yours, recipe)
+        losses, norms = [], []
+        for epoch in range(recipe.epochs):
+            work = partial(train_epoch, mine, batches.__getitem__, optimizer, recipe, Progress(epoch=epoch))
+            ours_row = noting_norms(work, norms)
+            their_loss = trainer.train_epoch(epoch, batches[5 * epoch : 5 * epoch + 5])
+            losses.append(abs(ours_row["loss"] - their_loss))
+            rate = abs(ours_row["learning_rate"] - trainer.optimizer.param_groups[0]["lr"])
+            row("training", f"{arch}: learning rate of epoch {epoch + 1} as it was used", 1, rate, 1e-12)
+        clipped = sum(norm > recipe.max_gradient_norm for norm in norms)
+        row(
+            "training",
+            f"{arch}: weights after 20 steps of both loops, {clipped} of them clipped, float64",
+            20,
+            max((p - q).abs().max().item() for a, b in pairs for p, q in zip(a.parameters(), b.parameters())),
+            1e-7,
+        )
+        row("training", f"{arch}: mean loss of each epoch", 4, max(losses), 1e-6)
     rates = [abs(PAPER.learning_rate_at(e) - theirs.poly_lr(e, 1000, 0.01, 0.9)) for e in range(1000)]
     row("training", "learning rate of every epoch", 1000, max(rates), 1e-12)
     row(

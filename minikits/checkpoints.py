@@ -1,11 +1,17 @@
 """Checkpoints: written whole or not at all; nothing in them can run.
 
-A checkpoint is a dictionary of plain data and tensors: arch, recipe (its fields), fold, cases ({"train": ids,
-"validation": ids}), seed, epoch (how many are done), batch and loss_sum (of the next one), network, optimizer,
-log (rows of log.csv), environment (versions). Loading is torch's `weights_only=True`, with no way around it."""
+A checkpoint is a dictionary of plain data and tensors:
+  arch, recipe (its fields), fold, seed, cases ({"train": ids, "validation": ids})
+  checksums ({id: of the case as it was prepared})
+  epoch (how many are done); of the next: batch, loss_sum, seconds_computing, seconds_waiting
+  network, optimizer, log (rows of log.csv)
+  departures ({"recipe", "run", "code"}: lines on what differs from the paper)
+  environment (device, precision, versions)
+Loading is torch's `weights_only=True`, with no way around it."""
 
 import argparse
 import pickletools
+import re
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,12 +26,20 @@ from minikits.unet import build_unet
 FORMAT = 1
 KEYS = {"format": int, "arch": str, "fold": str, "recipe": dict, "cases": dict, "seed": int, "epoch": int,
         "network": dict, "optimizer": dict, "log": list}
+FOLD_FOLDER = re.compile(r"fold(0|[1-9][0-9]*)")  # of one of several folds, as train.py names it
 NAMES = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage", "torch DoubleStorage"}
 
 
 def save_checkpoint(path, **content):
-    with written_whole(path) as file:
-        torch.save({"format": FORMAT, **content}, file)
+    """Writes one, whole or not at all: OSError, naming it, where the disk does not take it."""
+    try:
+        with written_whole(path) as file:
+            torch.save({"format": FORMAT, **content}, file)
+    except (OSError, RuntimeError) as error:  # torch's writer tells a full disk by a RuntimeError
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        said = str(cause).splitlines()[0]
+        raise OSError(f"{path}: cannot be written ({said}); is the disk full? What was there is as "
+                      "it was") from error
 
 
 def _load(path, keys, writer, names=None):
@@ -79,11 +93,30 @@ def load_network(checkpoint, path):
     return network.to(torch.get_default_dtype())
 
 
-def find_checkpoints(run, folds=None):
-    """The checkpoints of a run folder (runs/residual holds fold0/checkpoint.pt, ...): all, or those of `folds`."""
+def find_checkpoints(run: Path | str, folds: list | None = None) -> list[Path]:
+    """The checkpoints of a run folder (runs/residual holds fold0/checkpoint.pt, ...), by their numbers.
+    folds: which, numbers or "all" (the network that train.py --fold all trained). None: all numbered ones; or foldall,
+    or the folder's own checkpoint.pt. Other names (fold0_old, fold0.bak) are no folds. FileNotFoundError where nothing
+    is found; ValueError for a fold named twice, and where folds has to choose between numbered ones and foldall."""
     run = Path(run)
-    found = [run / f"fold{fold}" / "checkpoint.pt" for fold in folds or ()] or (
-        sorted(run.glob("fold*/checkpoint.pt")) or sorted(run.glob("checkpoint.pt")))
+    if folds:
+        names = [str(fold) for fold in folds]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"--folds {' '.join(names)}: {', '.join(twice)} is named twice, and would count twice; "
+                             "name each fold once")
+        return [run / f"fold{name}" / "checkpoint.pt" for name in names]
+
+    numbered = [path for path in run.glob("fold*/checkpoint.pt") if FOLD_FOLDER.fullmatch(path.parent.name)]
+    numbered.sort(key=lambda path: int(path.parent.name.removeprefix("fold")))
+    of_all = [path for path in [run / "foldall" / "checkpoint.pt"] if path.exists()]
+    if numbered and of_all:
+        numbers = " ".join(path.parent.name.removeprefix("fold") for path in numbered)
+        raise ValueError(f"{run}: holds networks of single folds and one of all cases, which are not averaged unless "
+                         f"you say so; choose with --folds {numbers} or --folds all")
+
+    own = [path for path in [run / "checkpoint.pt"] if path.exists()]
+    found = numbered or of_all or own
     if not found:
         raise FileNotFoundError(f"{run / 'fold0' / 'checkpoint.pt'}: no such checkpoint; wanted a run of train.py")
     return found

@@ -3,18 +3,27 @@
 import atexit
 import ctypes
 import os
+import re
 import signal
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 from torch import distributed
+
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator|out of memory|not enough memory|(can't|cannot) allocate memory"
+    "|STATUS_ALLOC_FAILED|bad_alloc", re.IGNORECASE)
 
 
 def pick_device(name):
     """auto: a GPU if there is one; of several processes on a machine (torchrun), each takes its own."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        return torch.empty(0, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name).device
+        own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
+        one = torch.ones((), device=own)
+        one.item()  # a device that computes nothing, like meta, fails here, not in the first batch
+        return one.device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:1") from None
 
@@ -29,19 +38,54 @@ def pick_precision(name, device):
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
+def exact_float32() -> None:
+    """float32 means float32 from now on, in matrix products and convolutions alike: no TF32 on
+    NVIDIA GPUs (10 bits of mantissa), nothing shorter on CPUs, whatever torch's defaults are."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    # torch has two sets of switches for the same: where only one is set, reading the other may fail
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    for part in (cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn):
+        part.fp32_precision = "ieee"
+
+
 def claim_memory(device, needed=0):
-    """Bytes: a GPU's free memory, the whole of a computer's. ValueError where more is needed. With a CPU that has twice
-    as much, glibc keeps what is freed: pages that the system gives anew are cleared first, a quarter of a step."""
+    """Bytes: a GPU's free memory, the whole of a computer's. ValueError where more is needed.
+
+    With a CPU that has twice as much as is needed, glibc keeps what is freed: pages that the system
+    gives anew are cleared first, a quarter of a step. Where nothing is said to be needed, it gives
+    back what is freed, as ever."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else whole
     if needed > memory:
-        raise ValueError(f"device {device}: has {memory / 2**30:.1f} GiB of memory, a training step wants about "
-                         f"{needed / 2**30:.1f}; a recipe with a smaller patch or batch_size needs less")
-    roomy = 2 * needed * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < memory  # torchrun's processes on this computer
+        raise ValueError(
+            f"device {device}: has {memory / 2**30:.1f} GiB of memory, a training step wants about "
+            f"{needed / 2**30:.1f}; a recipe with a smaller patch needs less (batch_size 1 too, "
+            "but then no patch is centred on foreground)")
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this computer
+    roomy = needed > 0 and 2 * needed * beside < memory
     if roomy and device.type == "cpu" and "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
         for option, value in ((-8, 1), (-4, 0), (-1, -1)):  # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
             ctypes.CDLL(None).mallopt(option, value)
     return memory
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was not given: Python's error, a GPU's, or a plain RuntimeError of torch's or
+    its libraries' that says so."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def what_memory_lacked(error: BaseException) -> str:
+    """A line on such an error: a GPU's first sentence, or how much a computer did not give."""
+    said = str(error)
+    tried = re.search(r"tried to allocate (\d+) bytes", said)
+    if tried:
+        return f"out of memory: the computer did not give {int(tried[1]) / 2**30:.1f} GiB more"
+    sentence = said.splitlines()[0].split(". ")[0] if said else "the computer gives no more"
+    return sentence if "out of memory" in sentence else f"out of memory: {sentence}"
 
 
 def join_processes(device):
@@ -62,12 +106,53 @@ def mean_of_processes(value, device):
     return number.item() / distributed.get_world_size()
 
 
+@contextmanager
 def note_signals():
-    """A list that takes, from now on, the numbers of SIGTERM and Ctrl-C, once each; sent again they act as ever."""
+    """A list that takes the numbers of SIGTERM and Ctrl-C within the `with`, once each; sent again,
+    they act as ever."""
     noted = []
+    before = {}
 
     def note(number, _):
         noted.append(number)
         signal.signal(number, before[number])
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    return noted
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Stop:
+    """Whether a run was told to stop; processes that share a run (torchrun) agree on it.
+
+    noted: the list that takes this process's signals. told() asks about this process alone.
+    agreed() and due() wait for the other processes, which have to call them as often, in the same
+    order. due() is for loops, once a round: it asks the others every tenth time, since waiting
+    costs, counted over all loops of the run, however short each is."""
+
+    ASK_EVERY = 10
+
+    def __init__(self, noted: list, device: torch.device):
+        self.noted = noted
+        self.device = device
+        self.rounds = 0
+
+    def told(self) -> bool:
+        return bool(self.noted)
+
+    def agreed(self) -> bool:
+        return mean_of_processes(len(self.noted), self.device) > 0
+
+    def due(self) -> bool:
+        self.rounds += 1
+        if distributed.is_initialized() and self.rounds % self.ASK_EVERY:
+            return False
+        return self.agreed()
+
+    def number(self) -> int:
+        """The signal's; SIGTERM where another process was told."""
+        return self.noted[0] if self.noted else signal.SIGTERM

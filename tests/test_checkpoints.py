@@ -1,6 +1,7 @@
 """Whole or not at all; what is not a checkpoint of ours is refused in one line, and nothing in it runs."""
 
 import pickle
+import resource
 from dataclasses import asdict
 from pathlib import Path
 
@@ -90,3 +91,45 @@ def test_a_save_that_fails_keeps_the_last_good_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(path, **content(epoch=5))
     assert load_checkpoint(path)["epoch"] == 4 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full_keeps_the_last_good_file_and_is_told_in_a_line(tmp_path):
+    """A limit on the size of files stands for it: torch's writer reports that as a RuntimeError."""
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, **content(epoch=4))
+    large = content(epoch=5, log=[{"loss": float(number)} for number in range(3000)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint\.pt: cannot be written \(.*\); is the disk full\?") as refusal:
+            save_checkpoint(path, **large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(refusal.value)
+    assert load_checkpoint(path)["epoch"] == 4 and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_torch_cannot_write_is_told_with_the_systems_reason(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, **content(epoch=4))
+
+    def save(*_):
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore lines")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match=r"cannot be written \(\[Errno 28\] No space left on device\)"):
+        save_checkpoint(path, **content(epoch=5))
+    assert load_checkpoint(path)["epoch"] == 4 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_is_audited_by_its_checkpoint_alone(tmp_path):
+    """What train.py adds (sums of the cases, departures, seconds) comes back as it was."""
+    path = tmp_path / "checkpoint.pt"
+    more = {"checksums": {"a": "00ff"}, "departures": {"recipe": ["x: 1 (paper: 2)"], "run": [], "code": []},
+            "batch": 3, "loss_sum": 1.5, "seconds_computing": 2.5, "environment": {"device": "cpu"}}
+    save_checkpoint(path, **content(**more))
+    loaded = load_checkpoint(path)
+    assert {name: loaded[name] for name in more} == more

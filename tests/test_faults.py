@@ -33,7 +33,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def whole(phantoms, tmp_path_factory):
+def whole(phantoms, tmp_path_factory, two_threads):
     """(arguments of a training, its checkpoint if nobody disturbs it, how long that takes)."""
     out = tmp_path_factory.mktemp("whole")
     (out / "recipe.json").write_text(json.dumps(asdict(RECIPE)))
@@ -77,7 +77,7 @@ def test_a_second_training_of_the_same_run_is_refused(whole, tmp_path):
 
 def limited(bytes_a_file, *arguments):
     """What a script says on a disk that takes no larger files."""
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120,
+    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300,
                           check=False, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, [bytes_a_file] * 2))
     return done.returncode, done.stderr
 

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import re
+from math import inf, nan
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minikits import paper
-from minikits.paper import DEMO, PAPER, Recipe, head_weights, recipe_from
+from minikits.paper import DEMO, PAPER, Recipe, code_departures, head_weights, recipe_from, run_departures
 from minikits.resampling import resampled_shape, thick_axis
 
 SOURCE = Path(paper.__file__).read_text()
@@ -44,7 +45,8 @@ def test_half_of_a_batch_of_two_is_forced_to_foreground():
 
 def test_every_number_carries_its_mark():
     names = [field.name for field in dataclasses.fields(Recipe)]
-    names += [name for name in vars(paper) if name.isupper() and name not in ("PAPER", "DEMO")]
+    public = [name for name in vars(paper) if name.isupper() and not name.startswith("_")]
+    names += [name for name in public if name not in ("PAPER", "DEMO")]
     assert len(names) > 40
     for name in names:
         line = re.search(rf"^ *{name}(: \w+)? = .*$", SOURCE, re.MULTILINE)
@@ -84,8 +86,7 @@ def test_recipe_survives_json():
 @pytest.mark.parametrize("values, complaint", [
     ({"epoch": 5}, "no field"), ({"epochs": 2.5}, "expected the form"), ({"epochs": "many"}, "expected the form"),
     ({"epochs": True}, "expected the form"), ({"patch": [80, 160]}, "expected the form"), ([1], "expected an object"),
-    ({"patch": [5, 5, 5]}, "1 stages of patch"), ({"spacing_mm": [0, 1, 1]}, "wanted it positive"),
-    ({"sd_hu": 0.0}, "sd_hu is 0.0, wanted it positive"),
+    ({"patch": [5, 5, 5]}, "1 stages of patch"),
     ({"patch": [80.0, 160, 160]}, "expected the form"), ({"stage_strides": [[1, 1], [2, 2]]}, "expected the form"),
     ({"stage_strides": [[1, 1, 1], [2, 2, 3]]}, "divide the patch"), ({"stage_strides": [[2, 2, 2]]}, "1, 1, 1. first"),
     ({"residual_blocks": [1, 2]}, "6 stages of patch"), ({"residual_blocks": 3}, "expected the form"),
@@ -100,3 +101,173 @@ def test_any_patch_with_an_axis_to_halve_has_strides(patch, stages):
     strides = dataclasses.replace(PAPER, patch=patch).strides
     assert len(strides) == stages and strides[0] == (1, 1, 1)
     assert all(side % int(np.prod(s)) == 0 for side, s in zip(patch, zip(*strides)))
+
+
+# what every field may be, both included; what is written here of a tuple holds for each of its numbers
+RANGES = {
+    "excluded_cases": (0, 99_999), "spacing_mm": (0.01, 1000), "window_hu": (-100_000, 100_000),
+    "mean_hu": (-100_000, 100_000), "sd_hu": (0.01, 100_000), "patch": (1, 10_000), "plain_features": (1, 100_000),
+    "residual_features": (1, 100_000), "max_features": (1, 100_000), "residual_blocks": (1, 99),
+    "stage_strides": (1, 10_000), "epochs": (1, 10_000_000), "batches_per_epoch": (1, 10_000_000),
+    "batch_size": (1, 100_000), "validation_batches": (0, 10_000_000), "foreground_share": (0, 1),
+    "learning_rate": (1e-12, 1000), "learning_rate_power": (0, 100), "momentum": (1e-6, 0.999999),
+    "weight_decay": (0, 1), "max_gradient_norm": (1e-12, 1e12), "rotation_probability": (0, 1),
+    "rotation_degrees": (0, 180), "scaling_probability": (0, 1), "scaling_range": (0.01, 100),
+    "noise_probability": (0, 1), "noise_sd": (0, 1000), "brightness_probability": (0, 1),
+    "brightness_range": (0.01, 1000), "contrast_probability": (0, 1), "contrast_range": (0.01, 1000),
+    "inverted_gamma_probability": (0, 1), "gamma_probability": (0, 1), "gamma_range": (0.01, 100),
+    "mirroring_probability": (0, 1)}
+FIELDS = {field.name: field.default for field in dataclasses.fields(Recipe)}
+ANY_LENGTH = {"excluded_cases", "residual_blocks", "stage_strides"}
+
+
+def with_first(name, number):
+    """The paper's value of a field, its first number replaced."""
+    value = {"stage_strides": PAPER.strides}.get(name, FIELDS[name])
+    if not isinstance(value, tuple):
+        return number
+    first, *others = value
+    return [with_number(first, number), *others]
+
+
+def with_number(item, number):
+    return [number, *item[1:]] if isinstance(item, tuple) else number
+
+
+def is_of_floats(name):
+    value = FIELDS[name]
+    return isinstance(value[0] if isinstance(value, tuple) and value else value, float)
+
+
+def test_every_field_has_a_range():
+    assert RANGES.keys() == FIELDS.keys()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_number_outside_its_range_is_refused_with_its_field(name):
+    low, high = RANGES[name]
+    step = 1e-13 if low == 1e-12 else 1e-7 if low == 1e-6 else 1e-3
+    outside = [low - step, high * 1.001 + 1e-3] if is_of_floats(name) else [low - 1, high + 1]
+    for number in [*outside, -(10**9), 10**15, 10**400]:
+        if low <= number <= high:
+            continue
+        with pytest.raises(ValueError, match=rf"settings: {name} is .*(wanted|expected)"):
+            recipe_from({name: with_first(name, number)}, source="settings")
+        if number in outside:
+            ends = re.escape(f"{low:g} to {high:g}")
+            with pytest.raises(ValueError, match=rf"^{name} is .*, wanted (each )?{ends}$"):
+                dataclasses.replace(PAPER, **{name: with_first(name, number)})
+
+
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("value", [nan, inf, -inf, "1", None, True, {}, [], "all of it", [[]]])
+def test_what_is_no_number_is_refused_with_its_field(name, value):
+    if name in ANY_LENGTH and value == []:
+        return  # how many of them there have to be is another matter
+    for given in (value, with_first(name, value)):
+        with pytest.raises(ValueError, match=f"{name} is .*; expected the form of"):
+            recipe_from({name: given})
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_the_ends_of_a_range_are_in_it(name):
+    together = {"patch": {"patch": (8, 8, 10_000)}, "stage_strides": {"stage_strides": ((1, 1, 1), (1, 1, 1))},
+                "window_hu": {"window_hu": (-100_000, 100_000), "sd_hu": 1000}, "mean_hu": {"sd_hu": 1000},
+                "sd_hu": {"mean_hu": 0, "window_hu": (-1, 1)}}
+    for end in RANGES[name]:
+        values = dict(together.get(name, {}))
+        if name in ("scaling_range", "contrast_range", "gamma_range"):
+            values[name] = (end, 1) if end < 1 else (1, end)
+        elif name in ("brightness_range", "noise_sd", "spacing_mm"):
+            values[name] = (end,) * len(FIELDS[name])
+        elif name == "residual_blocks":
+            values[name] = (end,) * 6
+        elif name == "excluded_cases":
+            values[name] = (end,)
+        elif name not in values:
+            values[name] = end
+        assert getattr(recipe_from(values), name) is not None
+
+
+@pytest.mark.parametrize("name", ["window_hu", "noise_sd", "brightness_range", "scaling_range", "contrast_range",
+                                  "gamma_range"])
+def test_a_range_has_its_lower_end_first(name):
+    with pytest.raises(ValueError, match=f"{name} is .*, wanted the lower number first"):
+        recipe_from({name: FIELDS[name][::-1]})
+
+
+@pytest.mark.parametrize("name", ["scaling_range", "contrast_range", "gamma_range"])
+@pytest.mark.parametrize("ends", [(0.5, 0.9), (1.1, 1.4)])
+def test_what_is_drawn_on_either_side_of_one_has_one_inside(name, ends):
+    with pytest.raises(ValueError, match=f"{name} is .*, wanted at most 1, then at least 1"):
+        recipe_from({name: ends})
+
+
+@pytest.mark.parametrize("values", [
+    {"window_hu": (5, 5)}, {"sd_hu": 0.05}, {"mean_hu": 100_000}, {"window_hu": (-79, 90_000)}])
+def test_a_window_that_float16_cannot_keep_is_refused(values):
+    with pytest.raises(ValueError, match=r"window_hu is \(.*\), wanted two ends that differ and lie"):
+        recipe_from(values)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_whole_number_is_the_same_recipe_as_its_float(name):
+    """In every way: as a value, as JSON, as what a prepared case is kept under."""
+    def forms(recipe):
+        return json.dumps(dataclasses.asdict(recipe)), repr(recipe)
+
+    if is_of_floats(name):
+        whole = {"momentum": None, "learning_rate": 1, "max_gradient_norm": 12, "spacing_mm": [3, 2, 2],
+                 "window_hu": [-79, 304], "mean_hu": 101, "sd_hu": 77, "rotation_degrees": 30, "scaling_range": [1, 1],
+                 "noise_sd": [0, 1], "brightness_range": [1, 1], "contrast_range": [1, 1], "gamma_range": [1, 1]
+                 }.get(name, 1)
+        if whole is None:
+            return  # no whole number is in its range
+        as_float = [float(number) for number in whole] if isinstance(whole, list) else float(whole)
+        assert forms(recipe_from({name: whole})) == forms(recipe_from({name: as_float}))
+        assert forms(dataclasses.replace(PAPER, **{name: whole})) == forms(recipe_from({name: as_float}))
+    else:
+        number = FIELDS[name]
+        if isinstance(number, int):
+            with pytest.raises(ValueError, match=f"{name} is .*expected the form of"):
+                recipe_from({name: float(number)})
+
+
+def test_the_papers_numbers_written_as_a_user_may_are_no_departure():
+    written = {"mean_hu": 101, "window_hu": [-79, 304], "excluded_cases": [133, 125, 68, 23, 23]}
+    assert recipe_from(written) == PAPER and not recipe_from(written).departures()
+    assert repr(recipe_from(written)) == repr(PAPER)
+
+
+def test_a_batch_without_foreground_patches_is_a_departure():
+    assert recipe_from({"batch_size": 1}).departures() == [
+        "batch_size: 1 (paper: 2)", "patches centred on foreground: 0 of a batch's 1 (paper: 1 of 2)"]
+    assert recipe_from({"batch_size": 4, "foreground_share": 0.5}).departures() == [
+        "batch_size: 4 (paper: 2)", "foreground_share: 0.5 (paper: 0.33)"]
+    assert recipe_from({"foreground_share": 0}).departures() == [
+        "foreground_share: 0.0 (paper: 0.33)", "patches centred on foreground: 0 of a batch's 2 (paper: 1 of 2)"]
+
+
+PAPERS_RUN = {"precision": "float32", "device": "cuda", "processes": 1, "fold": "0", "folds_file": None, "cases": 206}
+
+
+@pytest.mark.parametrize("changes, line", [
+    ({"precision": "bfloat16"}, "number format while training: bfloat16 (paper: float32)"),
+    ({"device": "cpu"}, "device: cpu, which rounds otherwise (paper: one GPU)"),
+    ({"processes": 2}, "processes that share a batch: 2 (paper: 1)"),
+    ({"fold": "all"}, "fold: all, nothing is held out (paper: trained on four fifths)"),
+    ({"folds_file": "mine.json"}, "folds: those of mine.json (nnU-Net v1: five, shuffled with its seed)"),
+    ({"cases": 205}, "cases: 205 (paper: 206 of KiTS19)")])
+def test_how_a_run_is_started_may_depart_too(changes, line):
+    assert run_departures(**PAPERS_RUN) == []
+    assert run_departures(**{**PAPERS_RUN, **changes}) == [line]
+
+
+def test_the_page_on_the_paper_names_no_departure_that_the_log_does_not():
+    """Those of the code in every run, and the number format."""
+    page = (Path(__file__).parent.parent / "docs" / "paper.md").read_text()
+    section = page.split("## Where this code departs on purpose")[1].split("\n## ")[0]
+    rows = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")]
+    in_bfloat16 = run_departures(**{**PAPERS_RUN, "precision": "bfloat16"})
+    told = [line.split(":")[0] for line in code_departures() + in_bfloat16]
+    assert len(rows) > 8 and set(rows) - {"what"} <= set(told)

@@ -23,7 +23,7 @@ RECIPE = replace(TINY, epochs=2, batches_per_epoch=10)
 
 
 @pytest.fixture(scope="module")
-def whole(phantoms, tmp_path_factory):
+def whole(phantoms, tmp_path_factory, two_threads):
     """(arguments that train into `out`, out, checkpoint) of a run that nobody disturbs."""
     out = tmp_path_factory.mktemp("whole")
     (out / "recipe.json").write_text(json.dumps(asdict(RECIPE)))
@@ -42,7 +42,7 @@ def test_stopped_within_an_epoch_and_resumed_to_the_bit(whole, tmp_path, number,
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == status and errors == "train.py: stopped; --resume goes on\n"
     stopped = load_checkpoint(checkpoint)
     assert stopped["epoch"] == 1 and 0 < stopped["batch"] < 10 and stopped["loss_sum"] != 0
@@ -114,7 +114,7 @@ def test_a_split_of_ones_own(phantoms, tmp_path, monkeypatch):
                                ([{"train": ids, "val": ids[:1]}], f"'{ids[0]}'.* in a fold"),
                                ([{"train": [], "val": ids}], "nothing to train on")):
         with pytest.raises(ValueError, match=complaint):
-            read_folds(written(content)[-1], ids)
+            read_folds(written(content)[-1], ids, TINY)
     said = run_script(*arguments, "--fold", 7, expect=2)
     assert "--fold 7: no such fold, wanted 0 to 4, or all" in said
 
@@ -153,7 +153,7 @@ print(json.dumps([wanted, 1024 * (peaks[1] - peaks[0])]))
 def test_the_memory_of_a_step_is_known_before(arch):
     recipe = asdict(replace(TINY, patch=(48, 64, 64), plain_features=12, residual_features=12, max_features=48))
     known, measured = json.loads(run_script("-c", MEASURE.format(root=str(ROOT), recipe=recipe, arch=arch)))
-    assert 0.65 * measured < known < 1.25 * measured, (known, measured)  # at this size fragments of the heap count
+    assert 0.65 * measured < known < 1.4 * measured, (known, measured)  # at this size fragments of the heap count
 
 
 def test_a_step_that_would_not_fit_is_refused_before_the_first_batch(phantoms, tmp_path, monkeypatch, capsys):
@@ -166,7 +166,7 @@ def test_a_step_that_would_not_fit_is_refused_before_the_first_batch(phantoms, t
         train.main()
     assert stop.value.code == 2 and not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     said = capsys.readouterr().err
-    assert "has 1.0 GiB of memory, a training step wants about 10.0; a recipe with a smaller patch" in said
+    assert "has 1.0 GiB of memory, a training step wants about 11.4; a recipe with a smaller patch" in said
 
 
 def test_cases_go_where_there_is_room(phantoms, tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ print(*faults)
 
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="only glibc is told to")
-@pytest.mark.parametrize("share, kept", [(0.4, True), (0.6, False)])
+@pytest.mark.parametrize("share, kept", [(0.4, True), (0.6, False), (0, False)])
 def test_memory_that_was_freed_is_used_again_where_there_is_room(share, kept):
     first, *later = map(int, run_script("-c", FAULTS.format(share=share)).split())
     assert first > 10 and (max(later) < 10 if kept else min(later) > 10)  # of 16,384 pages, or 32 huge ones and more

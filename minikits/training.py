@@ -1,0 +1,108 @@
+"""The loop that trains a network: one step, and an epoch of them. [paper 2.3]
+
+train.py, the tests and the comparison with nnU-Net v1 (benchmarks/parity.py) drive the same."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+import torch
+
+from minikits.devices import mean_of_processes
+from minikits.losses import segmentation_loss
+from minikits.paper import Recipe
+from minikits.sampling import fetch_ahead
+
+
+@dataclass
+class Progress:
+    """How far a training is: `epoch` epochs are done; of the next one, what follows."""
+    epoch: int = 0
+    batch: int = 0  # how many of its batches are done
+    loss_sum: float = 0.0  # of these batches
+    seconds_computing: float = 0.0
+    seconds_waiting: float = 0.0  # for the next batch to be drawn
+
+
+def sgd(network: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """Stochastic gradient descent [paper 2.3] with Nesterov's momentum and weight decay on all that
+    is trained, norms and biases too [nnU-Net v1 nnUNetTrainerV2.py:164].
+
+    The coarsest of several heads has no weight in the loss: it is frozen, so that processes that
+    share a batch do not wait for its gradient."""
+    several = len(network.heads) > 1
+    network.heads[0].requires_grad_(not several)
+
+    parameters = list(network.parameters())
+    on_gpu = parameters[0].device.type == "cuda"
+    return torch.optim.SGD(parameters, recipe.learning_rate, momentum=recipe.momentum,
+                           nesterov=True, weight_decay=recipe.weight_decay, fused=on_gpu)
+
+
+def training_step(model: torch.nn.Module, image: torch.Tensor, target: torch.Tensor,
+                  optimizer: torch.optim.Optimizer, recipe: Recipe, *,
+                  precision: torch.dtype = torch.float32) -> torch.Tensor:
+    """Changes the weights once, and gives the batch's loss, a scalar.
+
+    image (B, 1, Z, Y, X) floats, target (B, Z, Y, X) ints; the model is in training mode and on
+    their device. precision: the dtype of its convolutions; the loss is taken in float32. The
+    gradient's global norm is clipped [nnU-Net v1 nnUNetTrainerV2.py:254]."""
+    with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
+        logits = model(image)
+    loss = segmentation_loss(logits, target)
+
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_gradient_norm)
+    optimizer.step()
+    return loss.detach()
+
+
+def train_epoch(model: torch.nn.Module, draw: Callable, optimizer: torch.optim.Optimizer,
+                recipe: Recipe, progress: Progress, *, precision: torch.dtype = torch.float32,
+                stop: Callable[[], bool] = lambda: False) -> dict:
+    """Trains what is left of the epoch that `progress` is in, or until stop() is true, asked after
+    every batch; `progress` counts on.
+
+    draw(i): (image, target) of batch i, counted over the whole training; the next one is drawn
+    meanwhile. Returns the epoch's row of the log: its number from 1, the mean loss of its batches
+    so far, the optimizer's learning rate, seconds. ValueError where the loss is not finite."""
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.learning_rate_at(progress.epoch)
+    model.train()
+
+    first = progress.epoch * recipe.batches_per_epoch
+    left = range(first + progress.batch, first + recipe.batches_per_epoch)
+    loss_sum = progress.loss_sum
+    waited = 0.0
+    began = asked = monotonic()
+
+    for image, target in fetch_ahead(draw, left):
+        waited += monotonic() - asked
+        loss = training_step(model, image, target, optimizer, recipe, precision=precision)
+        loss_sum = loss_sum + loss  # stays on the device: no waiting for it before the epoch's end
+        progress.batch += 1
+        if stop():
+            break
+        asked = monotonic()
+
+    device = next(model.parameters()).device
+    progress.loss_sum = mean_of_processes(loss_sum, device)
+    progress.seconds_waiting += waited
+    progress.seconds_computing += monotonic() - began - waited
+
+    mean = progress.loss_sum / progress.batch
+    if not math.isfinite(mean):
+        advice = "--resume with --precision fp32"
+        if precision == torch.float32:
+            advice = "a recipe with a lower learning_rate may have one"
+        raise ValueError(f"epoch {progress.epoch + 1}: the loss is {mean}, wanted a finite one; "
+                         f"{advice}")
+    return {
+        "epoch": progress.epoch + 1,
+        "loss": mean,
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "seconds_computing": progress.seconds_computing,
+        "seconds_waiting": progress.seconds_waiting,
+    }
