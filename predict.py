@@ -1,12 +1,14 @@
 """From scans to masks: python predict.py --in scans/ --out masks/"""
 
 import argparse
+import hashlib
 import json
 import re
 import signal
 import sys
-from collections import namedtuple
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from time import monotonic
@@ -15,149 +17,503 @@ import numpy as np
 import torch
 from torch import distributed
 
-from minikits.cases import find_cases, training_cases
+from minikits.cases import (
+    Found,
+    check_resampled_size,
+    look_for_cases,
+    look_for_training_cases,
+    mask_name,
+)
 from minikits.checkpoints import find_checkpoints, load_checkpoint, load_network
-from minikits.devices import claim_memory, join_processes, pick_device, pick_precision
-from minikits.files import read_json, write_text
-from minikits.paper import CLASSES, FOLDS
-from minikits.prediction import predict_probabilities
-from minikits.resampling import label_orders, labels_on_native_grid, prepare_image, resample
-from minikits.volumes import MAX_VOXELS, doubts, read_volume, write_labels
+from minikits.devices import (
+    claim_memory,
+    exact_float32,
+    is_out_of_memory,
+    join_processes,
+    note_signals,
+    pick_device,
+    pick_precision,
+    what_memory_lacked,
+)
+from minikits.files import forgiving_output, typed_path
+from minikits.masks import Scan, keep_stamps, plan_masks, stamp
+from minikits.paper import CLASSES, Recipe
+from minikits.prediction import predict_probabilities, scan_bytes, window_bytes
+from minikits.resampling import (
+    label_orders,
+    labels_on_native_grid,
+    prepare_image,
+    resample,
+    resampled_shape,
+)
+from minikits.volumes import (
+    MAX_VOXELS,
+    Volume,
+    doubts,
+    read_volume,
+    typed_spacing,
+    write_labels,
+)
 
-SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what networks need in common to be averaged
-Scan = namedtuple("Scan", "id path mask networks")  # mask: where it goes; networks: those to be averaged
+SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what averaged networks share
+UNPACKED = 5  # bytes in memory that a byte of a compressed scan comes to, about
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A network of the ensemble, on the CPU. Ids that it was trained on; ids held out from it."""
+    network: torch.nn.Module
+    trained_on: frozenset[str]
+    held_out: frozenset[str]
+    about: dict  # what prediction.json says of it
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is the same for all scans of a run."""
+    arguments: argparse.Namespace
+    members: list[Member]
+    recipe: Recipe
+    device: torch.device
+    precision: torch.dtype
+    memory: float  # bytes that the device has
+    stop: list  # signals that were noted
+    device_free: Lock = field(default_factory=Lock)
+
+
+class Stopped(Exception):
+    """The run was told to stop, and left scans undone."""
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Predict kidney (1) and tumor (2) masks of abdominal CT scans.")
-    parser.add_argument("--in", dest="scans", type=Path, required=True, help="a scan, a folder of scans or of cases")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the masks")
-    parser.add_argument("--model", type=Path, nargs="+", default=[Path("runs/residual")], help="run folders, averaged")
-    parser.add_argument("--folds", type=int, nargs="+", choices=range(FOLDS), metavar="N", help="only these folds")
-    parser.add_argument("--no-mirroring", action="store_true", help="an eighth of the work, slightly less accurate")
-    parser.add_argument("--probabilities", action="store_true", help="of kidney and tumor, into OUT/probabilities")
-    parser.add_argument("--cross-validation", action="store_true", help="each case by networks that did not see it")
-    parser.add_argument("--overwrite", action="store_true", help="predict scans again that have a mask")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
-    parser.add_argument("--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ")
-    parser.add_argument("--assume-spacing", type=float, nargs=3, metavar=("Z", "Y", "X"), help="mm; axes as KiTS19's")
-    parser.add_argument("--max-voxels", type=int, default=MAX_VOXELS, help="of a scan (default %(default)s)")
-    arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once, in all threads; masks appear whole
+    forgiving_output()
+    arguments = parse_arguments()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends it at once, threads and all
+    with note_signals() as noted:
+        try:
+            failed = predict(arguments, noted)
+        except Stopped:
+            sys.stderr.write("predict.py: stopped; run it again for the masks that are missing\n")
+            sys.exit(128 + noted[0])
+        except (ValueError, OSError) as error:
+            failed = [str(error)]
+    for line in failed:
+        sys.stderr.write(f"predict.py: {line}\n")
+    sys.exit(2 if failed else 0)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Predict kidney (1) and tumor (2) masks of abdominal CT scans.")
+    add = parser.add_argument
+    add("--in", dest="scans", type=typed_path, required=True,
+        help="a scan, a folder of scans or of cases")
+    add("--out", type=typed_path, required=True, help="folder for the masks")
+    add("--model", type=typed_path, nargs="+", default=[Path("runs/residual")],
+        help="run folders, averaged")
+    add("--folds", type=fold_name, nargs="+", metavar="N",
+        help="only these folds, numbers; or all, the network that saw all cases")
+    add("--no-mirroring", action="store_true", help="an eighth of the work, slightly less accurate")
+    add("--probabilities", action="store_true", help="of kidney and tumor, into OUT/probabilities")
+    add("--cross-validation", action="store_true", help="each case by networks that held it out")
+    add("--overwrite", action="store_true", help="predict scans again that have a mask")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--precision", choices=["auto", "fp32", "bf16"], default="auto")
+    add("--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ")
+    add("--assume-spacing", type=typed_spacing, nargs=3, metavar=("Z", "Y", "X"),
+        help="mm; axes as KiTS19's")
+    add("--max-voxels", type=voxel_count, default=MAX_VOXELS,
+        help="of a scan (default %(default)s)")
+    return parser.parse_args()
+
+
+def fold_name(text: str) -> str:
+    """A fold of the command line as train.py names it: "0", "12" or "all"."""
+    if text == "all":
+        return text
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text}: wanted a fold's number, 0 or more, or all")
+    return str(int(text))
+
+
+def voxel_count(text: str) -> int:
+    """A number of voxels of the command line."""
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: wanted a number of voxels, 1 or more")
+    return int(text)
+
+
+def predict(arguments: argparse.Namespace, noted: list) -> list[str]:
+    """Predicts every scan that has no mask yet, or this process's share of them; returns a line for
+    each that failed. noted: signals that came in. Stopped where one left scans undone."""
+    device = pick_device(arguments.device)
+    precision = pick_precision(arguments.precision, device)
+    rank, world = join_processes(torch.device("cpu"))
+    exact_float32()
+
+    members, recipe, said = load_networks(arguments.model, arguments.folds)
+    found, scans = find_scans(arguments, members, recipe)
+    job = describe(arguments, members, precision)
+    plan = decided_by_first(rank, world, lambda: plan_masks(
+        arguments.out, job, scans, overwrite=arguments.overwrite,
+        probabilities=arguments.probabilities))
+    if rank == 0:
+        print(*said, found.summary(), *plan.said, sep="\n", flush=True)
+
+    memory = keep_memory(device, members, recipe, precision, scans)
+    work = Work(arguments, members, recipe, device, precision, memory, noted)
+    waiting = [scan for scan in scans if scan.mask.name in plan.waiting]
+    waiting.sort(key=lambda scan: -scan.path.stat().st_size if world > 1 else 0)
+    stamps = {}
+    failed = plan.failed if rank == 0 else []
     try:
-        failed = predict(arguments)
-    except (ValueError, OSError) as error:
-        failed = [error]
-    parser.exit(2 if failed else 0, "".join(f"predict.py: {line}\n" for line in failed))
-
-
-def predict(arguments):
-    """Predicts every scan that has no mask yet, or this process's share; returns a line for each that failed."""
-    device, (rank, world) = pick_device(arguments.device), join_processes(torch.device("cpu"))
-    claim_memory(device)
-    networks, recipe, about = load_networks(arguments)
-    scans, path = find_scans(arguments, networks, recipe), arguments.out / "prediction.json"
-    kept = {*arguments.out.glob("*.nii.gz")} - {scan.mask for scan in scans if arguments.overwrite}
-    others = (read_json(path) if path.exists() else None) != about
-    if kept and others:
-        raise ValueError(f"{path}: the masks here are of other networks or options; choose another folder with --out")
-    scans = sorted(scans, key=lambda scan: -scan.path.stat().st_size)[rank::world] if world > 1 else scans
-    waiting = [scan for scan in scans if scan.mask not in kept]
-    if done := len(scans) - len(waiting):
-        print(f"{done} of {len(scans)} scans have a mask already; --overwrite predicts them again")
-    for scan in waiting if others else ():  # theirs must not be taken for these networks' masks if this is killed
-        scan.mask.unlink(missing_ok=True)
-    write_text(path, json.dumps(about, indent=1))
-    failed = predict_scans(waiting, recipe, arguments, device)
-    if world > 1:
-        distributed.barrier()  # torchrun stops all processes once one has failed
+        failed = failed + predict_scans(waiting[rank::world], work, plan.edited, stamps)
+        stamps = gathered(stamps, world)  # torchrun stops all processes once one has failed
+    finally:
+        if rank == 0:
+            keep_stamps_if_possible(arguments.out, plan.record, stamps)
     return failed
 
 
-def find_scans(arguments, networks, recipe):
-    """A Scan for each image: to be averaged are all networks, or in cross-validation those not trained on the case."""
-    crossed = arguments.cross_validation
-    cases = training_cases(arguments.scans, recipe) if crossed else find_cases(arguments.scans)
-    files = [path for case in cases for path in (case.image, case.labels) if path]
-    if arguments.out.resolve() in {place for path in files for place in (path.parent.resolve(), path.resolve().parent)}:
-        raise ValueError(f"{arguments.out}: scans or labels lie there; choose another folder for the masks with --out")
-    scans = []
-    for case in cases:
-        kits19 = case.image and case.image.name.startswith("imaging.")  # its masks are named as the challenge wants
-        name = re.sub(r"^case_(?=\d{5}$)", "prediction_", case.id) if kits19 else case.id
-        suited = [network for network, seen in networks if not crossed or (seen and case.id not in seen)]
-        scans += [Scan(case.id, case.image, arguments.out / f"{name}.nii.gz", suited)] if case.image else []
-    if not scans:
-        raise ValueError(f"{arguments.scans}: no scan found, only labels; wanted imaging.nii.gz or images/")
-    if refused := [scan.id for scan in scans if not scan.networks]:
-        print(f"{len(refused)} cases may have been seen by every network ({', '.join(refused[:5])}) and are left out")
-    if len(refused) == len(scans):
-        raise ValueError(f"{arguments.scans}: nothing is left to cross-validate; name other runs or folds")
-    return [scan for scan in scans if scan.networks]
+def decided_by_first(rank: int, world: int, decide: Callable):
+    """What `decide` gives on the first of `world` processes, on each of them. Where it refuses, all
+    end, and the first says why."""
+    if world == 1:
+        return decide()
 
-
-def predict_scans(scans, recipe, arguments, device):
-    """Two threads take scans: one reads, prepares or writes its own while the device works for the other."""
-    precision, device_free = pick_precision(arguments.precision, device), Lock()
-    started, done = monotonic(), []
-
-    def work(scan, failed=None):
+    answer, refusal = [None], None
+    if rank == 0:
         try:
-            volume = read_volume(scan.path, affine=arguments.affine, assume_spacing=arguments.assume_spacing,
-                                 max_voxels=arguments.max_voxels)
-            print(*(f"warning: {doubt}\n" for doubt in doubts(volume)), end="", sep="", flush=True)
-            image = prepare_image(volume, recipe)
-            with device_free:
-                probabilities = predict_probabilities(
-                    scan.networks, image, recipe, not arguments.no_mirroring, device=device, precision=precision,
-                    on_window=progress(scan.id))
-            labels = labels_on_native_grid(probabilities, volume)
-            for value, structure in list(enumerate(CLASSES))[1:] if arguments.probabilities else ():
-                native = resample(probabilities[value].cpu(), labels.shape, label_orders(volume.spacing_mm))
-                path = arguments.out / "probabilities" / scan.mask.name.replace(".nii", f"_{structure}.nii")
-                write_labels(path, np.rint(255 * native), volume, slope=1 / 255)
-            write_labels(scan.mask, labels, volume)
-            kidney, tumor = (np.count_nonzero(labels == value) * np.prod(volume.spacing_mm) / 1000 for value in (1, 2))
-            said = f"kidney {kidney:.0f} ml, tumor {tumor:.0f} ml"
-        except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-            said, failed = f"failed: {error}", str(error)
+            answer = [decide()]
+        except (ValueError, OSError) as error:
+            refusal = error
+    distributed.broadcast_object_list(answer)
+    if refusal:
+        raise refusal
+    if answer[0] is None:
+        sys.exit(2)
+    return answer[0]
+
+
+def gathered(stamps: dict, world: int) -> dict:
+    """The entries of all processes, on each of them, once all have theirs."""
+    if world == 1:
+        return stamps
+    parts = [None] * world
+    distributed.all_gather_object(parts, stamps)
+    return {name: entry for part in parts for name, entry in part.items()}
+
+
+def keep_stamps_if_possible(out: Path, record: dict, stamps: dict) -> None:
+    """prediction.json says already what matters; that it cannot take more is a warning."""
+    try:
+        keep_stamps(out, record, stamps)
+    except OSError as error:
+        print(f"warning: {out}: prediction.json does not say how the masks look ({error})")
+
+
+# --- which networks -------------------------------------------------------------------------------
+
+
+def load_networks(
+        runs: list[Path], folds: list[str] | None) -> tuple[list[Member], Recipe, list[str]]:
+    """The networks of the runs, the recipe that they share, and lines on them. They stay in the
+    computer's memory, and go to the device in turn. ValueError for networks that see images
+    differently, and for one that comes twice, by whatever path."""
+    members, lines, recipe, paths = [], [], None, {}
+    for run in runs:
+        found = find_checkpoints(run, folds)
+        for path in found:
+            checkpoint = load_checkpoint(path)
+            recipe = recipe or checkpoint["recipe"]
+            check_alike(checkpoint["recipe"], recipe, path)
+
+            member = as_member(checkpoint, path)
+            weights = member.about["weights"]
+            if weights in paths:
+                raise ValueError(f"{path}: the same network as {paths[weights]}, which would count "
+                                 "twice; name each network once")
+            paths[weights] = path
+            members.append(member)
+            lines += introduce(member, path)
+        if not folds:
+            lines += strangers(run, found)
+    return members, recipe, lines
+
+
+def check_alike(recipe: Recipe, first: Recipe, path: Path) -> None:
+    """Refuses a network that sees images otherwise than the first."""
+    for name in SHARED:
+        ours, theirs = getattr(recipe, name), getattr(first, name)
+        if ours != theirs:
+            raise ValueError(f"{path}: {name} is {ours}, but {theirs} in the first; average "
+                             "networks of one recipe")
+
+
+def as_member(checkpoint: dict, path: Path) -> Member:
+    """A checkpoint's network, ready to predict, its cases, and what prediction.json says of it."""
+    network = load_network(checkpoint, path).eval()
+    trained_on = frozenset(checkpoint["cases"]["train"])
+    named = checkpoint["cases"].get("validation")
+    held_out = {id for id in named if isinstance(id, str)} if isinstance(named, list) else set()
+    held_out -= trained_on
+
+    weights = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.contiguous().numpy())
+    imported = checkpoint["fold"] == "imported"  # how long it was to be trained is not known
+    about = {
+        "arch": checkpoint["arch"],
+        "fold": checkpoint["fold"],
+        "seed": checkpoint["seed"],
+        "epoch": checkpoint["epoch"],
+        "epochs": None if imported else checkpoint["recipe"].epochs,
+        "weights": weights.hexdigest()[:16],
+        "trained_on": sorted(trained_on),
+        "held_out": sorted(held_out),
+    }
+    return Member(network, trained_on, frozenset(held_out), about)
+
+
+def introduce(member: Member, path: Path) -> list[str]:
+    """A line on a network; one more where it was not trained to the end, and where its folder is
+    named as another fold's."""
+    about = member.about
+    lines = [f"{path}: arch {about['arch']}, fold {about['fold']}, seed {about['seed']}, epoch "
+             f"{about['epoch']}, weights {about['weights']}"]
+    if about["epochs"] is None:
+        return lines
+
+    if about["epoch"] < about["epochs"]:
+        lines.append(f"warning: {path}: its training was stopped after {about['epoch']} of "
+                     f"{about['epochs']} epochs")
+    folder = path.parent.name
+    if re.fullmatch("fold(all|[0-9]+)", folder) and folder != f"fold{about['fold']}":
+        lines.append(f"warning: {path}: lies in {folder}, but is of fold {about['fold']}")
+    return lines
+
+
+def strangers(run: Path, found: list[Path]) -> list[str]:
+    """A line on the folders of a run that hold a network but are no folds: fold0_old, fold0.bak."""
+    names = sorted(path.parent.name for path in run.glob("*/checkpoint.pt") if path not in found)
+    return [f"{run}: left out, since they are no folds: {', '.join(names)}"] if names else []
+
+
+# --- which scans ----------------------------------------------------------------------------------
+
+
+def find_scans(
+        arguments: argparse.Namespace, members: list[Member],
+        recipe: Recipe) -> tuple[Found, list[Scan]]:
+    """What there is, and a Scan for each image. In cross-validation a case is predicted by the
+    networks that held it out by name; one that none did is left out. ValueError where nothing is
+    left, where cases would have unequal numbers of networks, and where masks would lie among scans
+    or labels."""
+    source, out, crossed = arguments.scans, arguments.out, arguments.cross_validation
+    found = look_for_training_cases(source, recipe) if crossed else look_for_cases(source)
+    check_apart(source, out, found)
+
+    cases, scans, left_out = [], [], list(found.left_out)
+    for case in found.cases:
+        suited = [number for number, member in enumerate(members)
+                  if not crossed or case.id in member.held_out]
+        if not case.image:
+            left_out.append(f"{case.id} (labels, but no image)")
+        elif not suited:
+            left_out.append(f"{case.id} (held out from none of the networks)")
+        else:
+            mask = out / f"{mask_name(case)}.nii.gz"
+            cases.append(case)
+            scans.append(Scan(case.id, case.image, mask, tuple(suited)))
+
+    found = Found(cases, left_out)
+    if not scans and crossed:
+        raise ValueError(f"{source}: nothing is left to cross-validate; name other runs or folds, "
+                         f"or the cases as they were named in training; {found.summary()}")
+    if not scans:
+        raise ValueError(f"{source}: no scan found, only labels; wanted imaging.nii.gz or images/")
+    check_counts(source, scans)
+    return found, scans
+
+
+def check_apart(source: Path, out: Path, found: Found) -> None:
+    """Refuses an --out that is no folder, or where scans or labels lie, or the folders of cases."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is no folder; choose another --out for the masks")
+
+    places = {source.resolve()}
+    for case in found.cases:
+        for path in (case.image, case.labels):
+            if path:
+                places |= {path.parent.resolve(), path.resolve().parent}
+    if out.resolve() in places:
+        raise ValueError(f"{out}: scans or labels lie there; choose another folder for the masks "
+                         "with --out")
+
+
+def check_counts(source: Path, scans: list[Scan]) -> None:
+    """Refuses scans of unequal numbers of networks: their scores would not be of one method."""
+    most = max(len(scan.networks) for scan in scans)
+    fewer = [f"{scan.id} by {len(scan.networks)}" for scan in scans if len(scan.networks) < most]
+    if fewer:
+        raise ValueError(
+            f"{source}: {len(scans) - len(fewer)} cases were held out by {most} networks each, but "
+            f"{len(fewer)} by fewer ({', '.join(fewer[:5])}); name runs that have the same folds, "
+            "or with --folds those that all of them have")
+
+
+def describe(
+        arguments: argparse.Namespace, members: list[Member], precision: torch.dtype) -> dict:
+    """What prediction.json says of this run, as JSON gives it back."""
+    about = {
+        "networks": [member.about for member in members],
+        "mirroring": not arguments.no_mirroring,
+        "precision": str(precision).removeprefix("torch."),
+        "cross_validation": arguments.cross_validation,
+        "probabilities": arguments.probabilities,
+        "affine": arguments.affine,
+        "assume_spacing": arguments.assume_spacing,
+    }
+    return json.loads(json.dumps(about))
+
+
+# --- prediction -----------------------------------------------------------------------------------
+
+
+def keep_memory(
+        device: torch.device, members: list[Member], recipe: Recipe, precision: torch.dtype,
+        scans: list[Scan]) -> float:
+    """Bytes of memory that the device has. A CPU's is kept once taken, where there is plenty for a
+    network, its windows and the largest scan."""
+    memory = claim_memory(device)
+    window = max(window_bytes(member.about["arch"], recipe, precision) for member in members)
+    weights = max(sum(value.nbytes for value in member.network.parameters()) for member in members)
+    largest = max(scan.path.stat().st_size for scan in scans)
+    needed = window + weights + UNPACKED * largest
+    if needed < memory:  # else a scan that finds none is named when its turn comes
+        claim_memory(device, needed)
+    return memory
+
+
+def predict_scans(
+        scans: list[Scan], work: Work, edited: set[str], stamps: dict) -> list[str]:
+    """Two threads take scans: one reads, prepares or writes its own while the device works for the
+    other. Scans that find no memory beside another's are tried once more, alone. Puts into `stamps`
+    what prediction.json is to say; returns a line for each scan that failed. Stopped where the run
+    was told to stop before all were done. edited: masks that stay."""
+    started, done, short = monotonic(), [], []
+
+    def attempt(scan: Scan, *, alone: bool = False) -> str | None:
+        if work.stop:
+            raise Stopped
+        failed = None
+        try:
+            keep_mask = scan.mask.name in edited
+            said, stamps[scan.mask.name] = predict_scan(scan, work, keep_mask=keep_mask)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error) and not alone and len(scans) > 1:
+                short.append(scan)
+                say(f"{scan.id}: no memory beside another scan; tried alone at the end")
+                return None
+            failed = failure(scan, error)
+            said = f"failed: {failed}"
         done.append(scan)
         left = (monotonic() - started) / len(done) * (len(scans) - len(done))
-        print(f"{scan.id}: {said} ({len(done)} of {len(scans)}, {left:.0f} s left)", flush=True)
+        say(f"{scan.id}: {said} ({len(done)} of {len(scans)}, {left:.0f} s left)")
         return failed
 
     with ThreadPoolExecutor(2) as threads:
-        return [failed for failed in threads.map(work, scans) if failed]
+        tried = list(threads.map(attempt, scans))
+    tried += [attempt(scan, alone=True) for scan in short]
+    return [failed for failed in tried if failed]
 
 
-def load_networks(arguments):
-    """([(network, ids it was trained on)], the recipe they share, what prediction.json says of them).
-    Refuses networks that see images differently. They stay in the computer's memory, and go to the device in turn."""
-    networks, about, recipe = [], [], None
-    for path in [path for run in arguments.model for path in find_checkpoints(run, arguments.folds)]:
-        checkpoint = load_checkpoint(path)
-        recipe = recipe or checkpoint["recipe"]
-        for name in SHARED:
-            if (ours := getattr(checkpoint["recipe"], name)) != (theirs := getattr(recipe, name)):
-                raise ValueError(f"{path}: {name} is {ours}, but {theirs} in the first; average networks of one recipe")
-        networks.append((load_network(checkpoint, path).eval(), checkpoint["cases"]["train"]))
-        about.append({name: checkpoint.get(name) for name in ("arch", "fold", "seed", "epoch")})
-        about[-1]["weights"] = f"{sum(v.double().sum().item() for v in checkpoint['network'].values()):.12g}"  # which
-        print(f"{path}: {', '.join(f'{name} {value}' for name, value in about[-1].items())}")
-    return networks, recipe, {
-        "networks": about, "mirroring": not arguments.no_mirroring, "precision": arguments.precision,
-        "cross_validation": arguments.cross_validation,
-        "trained_on": [] if arguments.cross_validation else sorted({id for _, seen in networks for id in seen})}
+def say(line: str) -> None:
+    """A line in one piece, since two threads speak."""
+    print(f"{line}\n", end="", flush=True)
 
 
-def progress(what):
-    """Writes, on a terminal, the windows done and the time left."""
-    began = monotonic()
-    def show(done, total):
-        left = (monotonic() - began) / done * (total - done)
-        print(f"\r{what}: {100 * done / total:.0f}% of {total} windows, {left:.0f} s left ", end="\r", flush=True)
-    return show if sys.stdout.isatty() else None
+def predict_scan(scan: Scan, work: Work, *, keep_mask: bool = False) -> tuple[str, dict]:
+    """Writes a scan's mask, and its probabilities if wanted. Returns the volumes, in a line, and
+    the stamps of scan and mask. keep_mask: the mask that is there stays as it is."""
+    arguments, before = work.arguments, stamp(scan.path)
+    volume = read_volume(scan.path, affine=arguments.affine,
+                         assume_spacing=arguments.assume_spacing, max_voxels=arguments.max_voxels)
+    read = stamp(scan.path, contents=True)
+    if before != {name: read[name] for name in before}:
+        raise ValueError(f"{scan.path}: was changed while it was read; run predict.py again")
+    for doubt in doubts(volume):
+        say(f"warning: {doubt}")
+    check_resampled_size(volume, work.recipe)
+    check_room(volume, work)
+
+    image = prepare_image(volume, work.recipe)
+    networks = [work.members[number].network for number in scan.networks]
+    with work.device_free:  # the probabilities of one scan at a time, until they are labels
+        probabilities = predict_probabilities(
+            networks, image, work.recipe, not arguments.no_mirroring, device=work.device,
+            precision=work.precision, on_window=watch(scan.id, work.stop))
+        labels = labels_on_native_grid(probabilities, volume)
+        if arguments.probabilities:
+            write_probabilities(scan, probabilities, volume)
+        del probabilities
+
+    stamps = {"scan": read}
+    if not keep_mask:
+        write_labels(scan.mask, labels, volume)
+        stamps["mask"] = stamp(scan.mask, contents=True)
+    kidney_ml = np.count_nonzero(labels == 1) * volume.voxel_mm3 / 1000
+    tumor_ml = np.count_nonzero(labels == 2) * volume.voxel_mm3 / 1000
+    return f"kidney {kidney_ml:.0f} ml, tumor {tumor_ml:.0f} ml", stamps
+
+
+def write_probabilities(scan: Scan, probabilities: torch.Tensor, volume: Volume) -> None:
+    """(K, Z, Y, X), resampled -> a file for each structure on the scan's own grid: bytes, which the
+    header's slope makes 0 to 1."""
+    for structure, path in scan.probabilities.items():
+        coarse = probabilities[CLASSES.index(structure)].cpu()
+        native = resample(coarse, volume.voxels.shape, label_orders(volume.spacing_mm))
+        write_labels(path, np.rint(255 * native), volume, slope=1 / 255)
+
+
+def check_room(volume: Volume, work: Work) -> None:
+    """Refuses, before it is tried, a scan that is too large for the device's memory."""
+    shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, work.recipe)
+    needed = scan_bytes(shape, work.recipe)
+    if needed > work.memory:
+        raise ValueError(
+            f"{volume.path}: has shape {shape} at the networks' spacing, which takes "
+            f"{needed / 2**30:.1f} GiB; device {work.device} has {work.memory / 2**30:.1f}. Is its "
+            "spacing right? --assume-spacing Z Y X (mm) gives another, --device another device")
+
+
+def failure(scan: Scan, error: Exception) -> str:
+    """A scan's failure in a line that names its file. A RuntimeError that is not about memory is
+    nothing that a scan can cause, and is raised again."""
+    if is_out_of_memory(error):
+        return (f"{scan.path}: {what_memory_lacked(error)}; is its spacing right? --assume-spacing "
+                "Z Y X (mm) gives another, --device another device")
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, RuntimeError):
+        raise error
+    return said if said.startswith(str(scan.path)) else f"{scan.path}: {said}"
+
+
+def watch(what: str, stop: list) -> Callable:
+    """A function that is told the windows done: it ends a run that was told to stop, and shows, on
+    a terminal, the part that is done and the time left."""
+    began, shown = monotonic(), sys.stdout.isatty()
+
+    def on_window(done: float, total: int) -> None:
+        if stop:
+            raise Stopped
+        if shown:
+            left = (monotonic() - began) / done * (total - done)
+            print(f"\r{what}: {100 * done / total:.0f}% of {total} windows, {left:.0f} s left ",
+                  end="\r", flush=True)
+
+    return on_window
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def measure_evaluate(tool, masks, references):
     if tool == "minikits":
         sys.path.insert(0, str(ROOT))
         from evaluate import evaluate
-        rows, figures = measure(evaluate, masks, references, None, True)
+        (rows, _), figures = measure(evaluate, masks, references, None, True)
         scores = [(row["kidney"], row["tumor"]) for row in rows]
     else:
         scores, figures = measure(lambda: [kits19_dice(*map(voxels, pair)) for pair in pairs])

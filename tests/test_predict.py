@@ -1,10 +1,18 @@
-"""predict.py and evaluate.py: ensembles, cross-validation, probabilities, and scans shared by processes."""
+"""predict.py: which networks predict which scan, what its options reach, whose masks stay, and how it is stopped."""
 
+import contextlib
+import dataclasses
+import io
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,24 +20,87 @@ import pytest
 import torch
 from conftest import ROOT, TINY, TORCHRUN, predict_volume, run_script
 
+import predict
 from minikits.cases import five_folds
-from minikits.checkpoints import save_checkpoint
+from minikits.checkpoints import find_checkpoints, save_checkpoint
+from minikits.devices import exact_float32
 from minikits.evaluation import kits_dice
-from minikits.prediction import predict_probabilities
+from minikits.files import claim, forgiving_output, typed_path
+from minikits.prediction import predict_probabilities, window_bytes
 from minikits.resampling import label_orders, prepare_image, resample
 from minikits.unet import build_unet
-from minikits.volumes import read_labels, read_volume
+from minikits.volumes import read_labels, read_volume, write_image
+
+SPACING = (8.0, 6.0, 6.0)  # of small scans: that of TINY, so that they are one window
+QUICK = ("--no-mirroring", "--precision", "fp32", "--device", "cpu")
 
 
-def put(path, arch, fold, cases, seed):
+def put(path, arch="plain", fold="0", cases=((), ()), seed=0, **other):
     """A checkpoint of an untrained network whose last layer is loud enough for all three classes to win somewhere."""
     torch.manual_seed(seed)
     network = build_unet(arch, TINY)
     with torch.no_grad():
         network.heads[-1].weight.mul_(3)
-    save_checkpoint(path, arch=arch, recipe=asdict(TINY), fold=fold, seed=seed, epoch=2, log=[], optimizer={},
-                    cases=dict(zip(("train", "validation"), cases)), network=network.state_dict())
+    content = dict(arch=arch, recipe=asdict(TINY), fold=fold, seed=seed, epoch=2, log=[], optimizer={},
+                   cases=dict(zip(("train", "validation"), map(list, cases))), network=network.state_dict())
+    save_checkpoint(path, **content | other)
     return network.eval()
+
+
+def put_scan(path, seed=0, spacing_mm=SPACING, shape=(10, 20, 24)):
+    voxels = np.random.default_rng(seed).integers(-400, 500, shape).astype(np.int16)
+    write_image(path, voxels, spacing_mm)
+    return path
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """predict.py in this process: here(*arguments, expect=0) gives its output, both streams. The folder is claimed for
+    one run only, as if each had a process of its own."""
+    monkeypatch.setattr("minikits.masks.claim", lambda folder, doing: folder.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr("predict.claim_memory", lambda device, needed=0: 2.0**34)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two threads of predict.py would each start a team
+
+    def run(*arguments, expect=0):
+        monkeypatch.setattr("sys.argv", ["predict.py", *map(str, arguments)])
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as ended:
+            predict.main()
+        assert (ended.value.code or 0) == expect, said.getvalue()
+        return said.getvalue()
+
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Three small scans a, b, c."""
+    for seed, name in enumerate("abc"):
+        put_scan(tmp_path / "scans" / f"{name}.nii.gz", seed)
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of one network, in runs/fold0; with it the network."""
+    return tmp_path / "run", put(tmp_path / "run" / "fold0" / "checkpoint.pt")
+
+
+def voxels_of(mask):
+    return read_labels(mask).voxels
+
+
+def wanted_mask(network, scan, **options):
+    networks = network if isinstance(network, list) else [network]
+    return predict_volume(networks, read_volume(scan), TINY, **{"mirroring": False, **options})
+
+
+# --- which networks predict a case --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -44,47 +115,259 @@ def runs(phantoms, tmp_path_factory):
     return out, networks, folds
 
 
-def test_cross_validation_takes_the_networks_that_did_not_see_the_case(runs, phantoms, tmp_path):
+@pytest.fixture(scope="module")
+def small(phantoms, tmp_path_factory):
+    """A KiTS19 folder of small cases under the names of the phantoms, of which `runs` has the folds."""
+    out = tmp_path_factory.mktemp("small")
+    for seed, path in enumerate(sorted(phantoms.iterdir())):
+        put_scan(out / path.name / "imaging.nii.gz", seed)
+        labels = np.random.default_rng(seed).integers(0, 3, (10, 20, 24)).astype(np.uint8)
+        write_image(out / path.name / "segmentation.nii.gz", labels, SPACING)
+    return out
+
+
+def test_cross_validation_takes_the_networks_that_did_not_see_the_case(runs, small, tmp_path, here):
     out, networks, folds = runs
-    arguments = ("predict.py", "--in", phantoms, "--cross-validation", "--no-mirroring", "--precision", "fp32",
-                 "--model")
-    run_script(*arguments, out / "plain", "--out", tmp_path / "plain")
-    run_script(*arguments, out / "plain", out / "residual", "--out", tmp_path / "ensemble")
+    arguments = ("--in", small, "--cross-validation", *QUICK, "--model")
+    here(*arguments, out / "plain", "--out", tmp_path / "plain")
+    here(*arguments, out / "plain", out / "residual", "--out", tmp_path / "ensemble")
     for fold, (_, validation) in enumerate(folds):
         for id in validation:
-            volume = read_volume(phantoms / id / "imaging.nii.gz")
+            scan = small / id / "imaging.nii.gz"
             for name, archs in (("plain", ["plain"]), ("ensemble", ["plain", "residual"])):
-                wanted = predict_volume([networks[arch, fold] for arch in archs], volume, TINY, mirroring=False)
-                found = read_labels(tmp_path / name / f"{id}.nii.gz").voxels
+                wanted = wanted_mask([networks[arch, fold] for arch in archs], scan)
+                found = voxels_of(tmp_path / name / f"{id}.nii.gz")
                 assert np.array_equal(found, wanted) and len(np.unique(wanted)) == 3
-    printed = run_script("evaluate.py", "--pred", tmp_path / "plain", tmp_path / "ensemble", "--ref", phantoms, "--out",
+    printed = run_script("evaluate.py", "--pred", tmp_path / "plain", tmp_path / "ensemble", "--ref", small, "--out",
                          tmp_path / "report")
-    assert "its networks were trained" not in printed and "97.34" in printed and "97.43" in printed and "(p " in printed
+    assert "were trained on" not in printed and "97.34" in printed and "97.43" in printed and "(p " in printed
     compared = json.loads((tmp_path / "report" / "comparison.json").read_text())
     reference, mask = (read_labels(path).voxels for path in (
-        phantoms / "phantom_3" / "segmentation.nii.gz", tmp_path / "plain" / "phantom_3.nii.gz"))
+        small / "phantom_3" / "segmentation.nii.gz", tmp_path / "plain" / "phantom_3.nii.gz"))
     assert f"{100 * kits_dice(mask, reference)[0]:.2f}" in printed
     assert sorted(compared["ranking"]) == ["ensemble", "plain"]
     assert (tmp_path / "report" / "plain" / "cases.csv").exists()
 
 
-def test_a_case_that_every_network_saw_is_refused(runs, phantoms, tmp_path):
-    out, _, folds = runs
-    arguments = ("predict.py", "--cross-validation", "--no-mirroring", "--model", out / "plain", "--folds", 0)
-    printed = run_script(*arguments, "--in", phantoms, "--out", tmp_path / "masks")
-    assert f"{len(folds[0][0])} cases may have been seen by every network" in printed and "left out" in printed
-    assert {path.name for path in (tmp_path / "masks").glob("*.nii.gz")} == {f"{id}.nii.gz" for id in folds[0][1]}
-    one = phantoms / folds[0][0][0]
-    said = run_script(*arguments, "--in", one, "--out", tmp_path / "none", expect=2)
-    assert "1 cases may have been seen by every network" in said and "nothing is left to cross-validate" in said
-    assert not (tmp_path / "none").exists()
+@pytest.fixture
+def labelled(tmp_path):
+    """A KiTS19 folder of five small cases c0 to c4."""
+    for number in range(5):
+        folder = tmp_path / "data" / f"c{number}"
+        put_scan(folder / "imaging.nii.gz", number)
+        write_image(folder / "segmentation.nii.gz", np.zeros((10, 20, 24), np.uint8), SPACING)
+    return tmp_path / "data"
 
 
-def test_probabilities_open_with_other_tools_and_are_those_of_the_networks(runs, phantoms, tmp_path):
+def put_folds(run, folds, arch="plain"):
+    """Networks of folds {name: (trained on, held out)}, each of its own seed."""
+    return {name: put(run / f"fold{name}" / "checkpoint.pt", arch, name, cases, seed)
+            for seed, (name, cases) in enumerate(folds.items())}
+
+
+def test_a_case_that_no_network_held_out_by_name_is_left_out(labelled, tmp_path, here):
+    """c0 and c1 were held out; c2 was trained on; c3 and c4 are in no list, which does not say that they are unseen."""
+    networks = put_folds(tmp_path / "run", {"0": (["c1", "c2"], ["c0"]), "1": (["c0", "c2"], ["c1"])})
+
+    said = here("--cross-validation", "--in", labelled, "--out", tmp_path / "masks", *QUICK, "--model",
+                tmp_path / "run")
+
+    assert "2 cases found, 3 left out" in said
+    assert all(f"c{number} (held out from none of the networks)" in said for number in (2, 3, 4))
+    assert sorted(path.name for path in (tmp_path / "masks").glob("*.gz")) == ["c0.nii.gz", "c1.nii.gz"]
+    for fold in "01":
+        wanted = wanted_mask(networks[fold], labelled / f"c{fold}" / "imaging.nii.gz")
+        assert np.array_equal(voxels_of(tmp_path / "masks" / f"c{fold}.nii.gz"), wanted)
+
+
+@pytest.mark.parametrize("folds, options", [
+    ({"0": (["x1"], ["x0"]), "1": (["x0"], ["x1"])}, ()),  # the training cases under other names
+    ({"all": (["c0", "c1", "c2", "c3", "c4"], [])}, ()),
+    ({"all": ([], [])}, ()),  # nothing is known of it
+    ({"0": (["c1"], ["c0"]), "all": ([], [])}, ("--folds", "all")),
+    ({"0": (["c0"], ["c0"])}, ())])  # both trained on and held out
+def test_cross_validation_without_a_held_out_case_is_refused(labelled, tmp_path, here, folds, options):
+    put_folds(tmp_path / "run", folds)
+
+    said = here("--cross-validation", "--in", labelled, "--out", tmp_path / "masks", "--model", tmp_path / "run",
+                *options, *QUICK, expect=2)
+
+    assert "nothing is left to cross-validate" in said and "5 left out" in said
+    assert not (tmp_path / "masks").exists()
+
+
+def test_cases_of_unequal_numbers_of_networks_are_refused(labelled, tmp_path, here):
+    both = {"0": (["c1"], ["c0"]), "1": (["c0"], ["c1"])}
+    put_folds(tmp_path / "plain", both)
+    put_folds(tmp_path / "residual", {"0": both["0"]}, "residual")
+    arguments = ("--cross-validation", "--in", labelled, "--out", tmp_path / "masks", *QUICK, "--model",
+                 tmp_path / "plain", tmp_path / "residual")
+
+    (tmp_path / "residual" / "fold1").mkdir()  # it was only begun
+    said = here(*arguments, expect=2)
+
+    assert "1 cases were held out by 2 networks each, but 1 by fewer (c1 by 1)" in said
+    assert not (tmp_path / "masks").exists()
+    assert "1 case found" in here(*arguments, "--folds", 0)
+
+
+def test_trained_on_is_what_the_networks_behind_the_masks_saw(labelled, tmp_path, here):
+    """In cross-validation less what each mask's own networks held out."""
+    put_folds(tmp_path / "run", {"0": (["c1", "c2"], ["c0"]), "1": (["c0", "c2", "far"], ["c1"])})
+    given = ("--in", labelled, *QUICK, "--model", tmp_path / "run", "--out")
+
+    here(*given, tmp_path / "all")
+    here(*given, tmp_path / "crossed", "--cross-validation")
+    here(*given, tmp_path / "one", "--cross-validation", "--folds", 0)
+
+    told = {name: json.loads((tmp_path / name / "prediction.json").read_text()) for name in ("all", "crossed", "one")}
+    assert told["all"]["trained_on"] == ["c0", "c1", "c2", "far"] and not told["all"]["cross_validation"]
+    assert told["crossed"]["trained_on"] == ["c2", "far"] and told["crossed"]["cross_validation"]
+    assert told["one"]["trained_on"] == ["c1", "c2"]
+    assert told["all"]["scans"]["c0.nii.gz"]["networks"] == [0, 1]
+    assert told["crossed"]["scans"]["c1.nii.gz"]["networks"] == [1]
+    assert [network["held_out"] for network in told["crossed"]["networks"]] == [["c0"], ["c1"]]
+    assert [network["trained_on"] for network in told["crossed"]["networks"]] == [["c1", "c2"], ["c0", "c2", "far"]]
+
+
+def test_cross_validation_by_parts_is_one(labelled, tmp_path, here):
+    """A case predicted earlier is held out still: its id is not among those trained on."""
+    put_folds(tmp_path / "run", {"0": (["c1"], ["c0"]), "1": (["c0"], ["c1"])})
+    for id in ("c0", "c1"):
+        here("--cross-validation", "--in", labelled / id, "--out", tmp_path / "masks", *QUICK, "--model",
+             tmp_path / "run")
+
+    told = json.loads((tmp_path / "masks" / "prediction.json").read_text())
+    assert told["trained_on"] == [] and sorted(told["scans"]) == ["c0.nii.gz", "c1.nii.gz"]
+
+
+# --- which networks a run has -------------------------------------------------------------------------------------
+
+
+def touch(run, *folders):
+    for folder in folders:
+        (run / folder).mkdir(parents=True)
+        (run / folder / "checkpoint.pt").touch()
+
+
+def folders(paths):
+    return [path.parent.name for path in paths]
+
+
+def test_folds_are_numbered_folders_in_their_order(tmp_path):
+    touch(tmp_path, "fold10", "fold2", "fold0", "fold0_old", "fold0.bak", "fold01", "fold", "folds", "old", "fold-1",
+          "fold1 copy", "FOLD3")
+    (tmp_path / "fold4").mkdir()  # without a checkpoint yet
+    assert folders(find_checkpoints(tmp_path)) == ["fold0", "fold2", "fold10"]
+
+
+def test_the_network_of_all_cases_is_not_averaged_with_those_of_folds(tmp_path):
+    touch(tmp_path, "fold0", "fold7", "foldall")
+    with pytest.raises(ValueError, match="choose with --folds 0 7 or --folds all"):
+        find_checkpoints(tmp_path)
+    assert folders(find_checkpoints(tmp_path, ["all"])) == ["foldall"]
+    assert folders(find_checkpoints(tmp_path, ["7", "0"])) == ["fold7", "fold0"]
+    for fold in (0, 7):
+        shutil.rmtree(tmp_path / f"fold{fold}")
+    assert folders(find_checkpoints(tmp_path)) == ["foldall"]
+
+
+def test_a_folds_own_folder_is_a_run_too(tmp_path):
+    touch(tmp_path, "fold3")
+    assert find_checkpoints(tmp_path / "fold3") == find_checkpoints(tmp_path)
+
+
+def test_a_fold_named_twice_is_refused(tmp_path):
+    touch(tmp_path, "fold1", "fold2")
+    with pytest.raises(ValueError, match="1 is named twice, and would count twice"):
+        find_checkpoints(tmp_path, ["1", "2", "1"])
+
+
+@pytest.mark.parametrize("text, fold", [("0", "0"), ("05", "5"), ("17", "17"), ("all", "all"), ("-1", None),
+                                        ("ALL", None), ("1.0", None), ("", None), ("0_old", None)])
+def test_folds_as_typed(text, fold):
+    if fold is None:
+        with pytest.raises(predict.argparse.ArgumentTypeError, match="wanted a fold's number, 0 or more, or all"):
+            predict.fold_name(text)
+    else:
+        assert predict.fold_name(text) == fold
+
+
+def test_any_fold_can_be_chosen_and_no_other_is_taken(scans, tmp_path, here):
+    networks = put_folds(tmp_path / "run", {"0": ((), ()), "11": ((), ()), "all": ((), ())})
+    for fold in ("11", "all"):
+        here("--in", scans / "a.nii.gz", "--out", tmp_path / fold, "--model", tmp_path / "run", "--folds", fold, *QUICK)
+        assert np.array_equal(voxels_of(tmp_path / fold / "a.nii.gz"), wanted_mask(networks[fold], scans / "a.nii.gz"))
+    assert "choose with --folds" in here("--in", scans, "--out", tmp_path / "no", "--model", tmp_path / "run", expect=2)
+
+
+def by_link(run):
+    (run.parent / "link").symlink_to(run)
+    return run.parent / "link"
+
+
+def by_copy(run):
+    return shutil.copytree(run, run.parent / "copy")
+
+
+@pytest.mark.parametrize("again", [lambda run: run, lambda run: run / ".." / run.name, lambda run: run / "fold0",
+                                   by_link, by_copy])
+def test_a_network_that_comes_twice_is_refused(scans, run, tmp_path, here, again):
+    model, _ = run
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", model, again(model), *QUICK, expect=2)
+    assert "the same network as" in said and "would count twice" in said and not (tmp_path / "masks").exists()
+
+
+def test_a_copy_that_is_no_fold_is_named_and_not_averaged(scans, tmp_path, here):
+    network = put(tmp_path / "run" / "fold0" / "checkpoint.pt")
+    put(tmp_path / "run" / "fold0_old" / "checkpoint.pt", seed=5)
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", tmp_path / "run", *QUICK)
+    assert "left out, since they are no folds: fold0_old" in said
+    assert np.array_equal(voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(network, scans / "b.nii.gz"))
+
+
+def test_a_network_that_was_stopped_early_is_named(scans, tmp_path, here):
+    recipe = dataclasses.replace(TINY, epochs=1000)
+    put(tmp_path / "run" / "fold0" / "checkpoint.pt", recipe=asdict(recipe), epoch=22)
+    put(tmp_path / "run" / "fold1" / "checkpoint.pt", fold="1", seed=1)
+    put(tmp_path / "imported" / "fold0" / "checkpoint.pt", fold="imported", seed=2, epoch=1)
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", tmp_path / "run", tmp_path / "imported", *QUICK)
+    assert said.count("warning:") - said.count("CT in HU") == 1
+    assert "its training was stopped after 22 of 1000 epochs" in said
+    told = json.loads((tmp_path / "masks" / "prediction.json").read_text())["networks"]
+    assert [(network["epoch"], network["epochs"]) for network in told] == [(22, 1000), (2, 2), (1, None)]
+
+
+def test_a_fold_in_another_folds_folder_is_named(tmp_path):
+    put(tmp_path / "fold3" / "checkpoint.pt", fold="0")
+    _, _, said = predict.load_networks([tmp_path], None)
+    assert "lies in fold3, but is of fold 0" in said[-1]
+
+
+def test_networks_wait_on_the_cpu_ready_to_predict(runs):
+    members, recipe, _ = predict.load_networks([runs[0] / "plain"], ["1", "2"])
+    assert recipe == TINY and len(members) == 2
+    for member in members:
+        assert not any(module.training for module in member.network.modules())
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, strange):
+    path = tmp_path / "fold0" / "checkpoint.pt"
+    weights = build_unet("plain", TINY).state_dict()
+    list(weights.values())[-1].view(-1)[-1] = strange
+    put(path, network=weights)
+    with pytest.raises(ValueError, match="weights that are NaN or infinite"):
+        predict.load_networks([tmp_path], None)
+
+
+# --- what the options reach ---------------------------------------------------------------------------------------
+
+
+def test_probabilities_open_with_other_tools_and_are_those_of_the_networks(runs, small, tmp_path, here):
     out, networks, _ = runs
-    scan = phantoms / "phantom_2" / "imaging.nii.gz"
-    run_script("predict.py", "--in", scan, "--out", tmp_path, "--no-mirroring", "--probabilities", "--model",
-               out / "plain", "--folds", 1, 2, "--precision", "fp32")
+    scan = small / "phantom_2" / "imaging.nii.gz"
+    here("--in", scan, "--out", tmp_path, *QUICK, "--probabilities", "--model", out / "plain", "--folds", 1, 2)
     volume = read_volume(scan)
     both = [networks["plain", fold] for fold in (1, 2)]
     wanted = predict_probabilities(both, prepare_image(volume, TINY), TINY, False)
@@ -99,59 +382,625 @@ def test_probabilities_open_with_other_tools_and_are_those_of_the_networks(runs,
         assert (image.get_fdata()[masks == value] > 1 / 3 - 0.003).all()
 
 
-def test_processes_share_the_scans_and_a_failure_stops_no_other(runs, phantoms, tmp_path):
-    out, _, _ = runs
-    scans = tmp_path / "scans"
-    scans.mkdir()
-    for path in phantoms.iterdir():
-        (scans / f"{path.name}.nii.gz").write_bytes((path / "imaging.nii.gz").read_bytes())
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.nii.gz"))}
+
+
+def test_probabilities_that_lack_are_made_later(scans, run, tmp_path, here):
+    given = ("--in", scans, "--model", run[0], *QUICK, "--out")
+    here(*given, tmp_path / "at once", "--probabilities")
+    here(*given, tmp_path / "later")
+    told = json.loads((tmp_path / "later" / "prediction.json").read_text())
+    assert told["probabilities"] is False
+
+    said = here(*given, tmp_path / "later", "--probabilities")
+
+    assert said.count("has no probabilities yet") == 3
+    assert bytes_of(tmp_path / "later") == bytes_of(tmp_path / "at once")
+    assert json.loads((tmp_path / "later" / "prediction.json").read_text())["probabilities"] is True
+    (tmp_path / "later" / "probabilities" / "b_tumor.nii.gz").unlink()
+    said = here(*given, tmp_path / "later", "--probabilities")
+    assert "2 of 3 scans have a mask already" in said and "(1 of 1, " in said
+    assert bytes_of(tmp_path / "later") == bytes_of(tmp_path / "at once")
+
+
+@pytest.mark.parametrize("name, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_precision_asked_for_is_the_one_used_and_told(scans, run, tmp_path, here, name, dtype):
+    here("--in", scans / "a.nii.gz", "--out", tmp_path / "masks", "--model", run[0], *QUICK, "--probabilities",
+         "--precision", name)
+
+    assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["precision"] == str(dtype)[6:]
+    volume = read_volume(scans / "a.nii.gz")
+    close = {}
+    for tried in (torch.float32, torch.bfloat16):
+        wanted = predict_probabilities([run[1]], prepare_image(volume, TINY), TINY, False, precision=tried)[1]
+        native = np.rint(255 * resample(wanted, volume.voxels.shape, label_orders(volume.spacing_mm)))
+        found = nib.load(tmp_path / "masks" / "probabilities" / "a_kidney.nii.gz").dataobj.get_unscaled()
+        close[tried] = np.abs(read_volume(tmp_path / "masks" / "probabilities" / "a_kidney.nii.gz").voxels * 255
+                              - native).mean()
+        assert found.dtype == np.uint8
+    assert close[dtype] < 0.01 < max(close.values())
+
+
+def test_auto_tells_what_it_took(scans, run, tmp_path, here, monkeypatch):
+    monkeypatch.setattr("predict.pick_precision", lambda name, device: torch.bfloat16)
+    here("--in", scans / "a.nii.gz", "--out", tmp_path / "masks", "--model", run[0], "--no-mirroring")
+    assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["precision"] == "bfloat16"
+
+
+def test_mirroring_is_left_out_where_asked(scans, run, tmp_path, here):
+    given = ("--in", scans / "a.nii.gz", "--model", run[0], "--precision", "fp32", "--device", "cpu", "--out")
+    here(*given, tmp_path / "eight")
+    here(*given, tmp_path / "one", "--no-mirroring")
+    for name, mirroring in (("eight", True), ("one", False)):
+        wanted = wanted_mask(run[1], scans / "a.nii.gz", mirroring=mirroring)
+        assert np.array_equal(voxels_of(tmp_path / name / "a.nii.gz"), wanted)
+        assert json.loads((tmp_path / name / "prediction.json").read_text())["mirroring"] is mirroring
+    assert not np.array_equal(voxels_of(tmp_path / "one" / "a.nii.gz"), voxels_of(tmp_path / "eight" / "a.nii.gz"))
+
+
+def put_two_frames(path):
+    """A scan whose sform and qform lie 40 mm apart."""
+    image = nib.load(put_scan(path))
+    moved = image.affine.copy()
+    moved[0, 3] += 40
+    image.header.set_qform(moved, 1)
+    image.header.set_sform(image.affine, 1)
+    voxels = np.asarray(image.dataobj)
+    nib.Nifti1Image(voxels, None, image.header).to_filename(path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["sform", "qform"])
+def test_the_affine_asked_for_reaches_the_reader(run, tmp_path, here, form):
+    scan = put_two_frames(tmp_path / "scan.nii.gz")
+    given = ("--in", scan, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    assert "--affine" in here(*given, expect=2)
+
+    here(*given, "--affine", form)
+
+    wanted = read_volume(scan, affine=form).affine
+    assert np.allclose(nib.load(tmp_path / "masks" / "scan.nii.gz").affine, wanted)
+    assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["affine"] == form
+    here("--in", put_scan(tmp_path / "other.nii.gz"), *given[2:])
+    told = json.loads((tmp_path / "masks" / "prediction.json").read_text())["scans"]
+    assert told["scan.nii.gz"]["affine"] == form and told["other.nii.gz"]["affine"] is None
+
+
+def test_a_spacing_that_is_assumed_reaches_the_reader(run, tmp_path, here):
+    scan = put_scan(tmp_path / "scan.nii.gz")
+    here("--in", scan, "--out", tmp_path / "masks", "--model", run[0], *QUICK, "--assume-spacing", 5, 4, 3)
+
+    assert np.allclose(nib.affines.voxel_sizes(nib.load(tmp_path / "masks" / "scan.nii.gz").affine), [5, 4, 3])
+    assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["assume_spacing"] == [5, 4, 3]
+    wanted = predict_volume([run[1]], read_volume(scan, assume_spacing=(5, 4, 3)), TINY, mirroring=False)
+    assert np.array_equal(voxels_of(tmp_path / "masks" / "scan.nii.gz"), wanted)
+
+
+@pytest.mark.parametrize("option", [("--assume-spacing", 5, 4, 3), ("--affine", "sform")])
+def test_a_mask_of_another_reading_does_not_stay_unsaid(scans, run, tmp_path, here, option):
+    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*given)
+    before = bytes_of(tmp_path / "masks")
+
+    said = here(*given, *option, expect=2)
+
+    assert f"3 masks (a.nii.gz, b.nii.gz, c.nii.gz) were made with another {option[0]}" in said
+    assert bytes_of(tmp_path / "masks") == before
+    assert "have a mask" not in here(*given, *option, "--overwrite")
+    assert here(*given, *option).count("3 of 3 scans have a mask already") == 1
+
+
+@pytest.mark.parametrize("typed", [("0", "1", "1"), ("1", "nan", "1"), ("1", "1", "-3"), ("inf", "1", "1"),
+                                   ("1e400", "1", "1"), ("1", "x", "1"), ("100", "1", "1"), ("1", "0.01", "1")])
+def test_a_spacing_that_is_none_is_refused_by_what_is_wrong(scans, run, tmp_path, here, typed):
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], "--assume-spacing", *typed, expect=2)
+    line = said.splitlines()[-1]
+    wrong = next(text for text in typed if text != "1")
+    assert line == (f"predict.py: error: argument --assume-spacing: {wrong}: wanted a length in mm, more than 0.01 and "
+                    "less than 100")
+
+
+@pytest.mark.parametrize("typed", ["0", "-1", "1.5", "all"])
+def test_a_number_of_voxels_that_is_none_is_refused(scans, run, tmp_path, here, typed):
+    said = here("--in", scans, "--out", tmp_path / "m", "--model", run[0], f"--max-voxels={typed}", expect=2)
+    assert f"argument --max-voxels: {typed}: wanted a number of voxels, 1 or more" in said
+
+
+def test_the_limit_of_voxels_reaches_the_reader(scans, run, tmp_path, here):
+    put_scan(scans / "large.nii.gz", shape=(10, 20, 25))
+    said = here("--in", scans, "--out", tmp_path / "m", "--model", run[0], *QUICK, "--max-voxels", 4800, expect=2)
+    assert "large.nii.gz: shape (10, 20, 25) found, more than 4800 voxels" in said
+    assert sorted(bytes_of(tmp_path / "m")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_volumes_are_those_of_the_voxels_also_where_they_are_sheared(run, tmp_path, here):
+    """A gantry tilted by 0.4 rad: a voxel has the determinant's volume, not the product of its sides."""
+    scan = tmp_path / "scan.nii.gz"
+    voxels = np.random.default_rng(0).integers(-400, 500, (10, 20, 24)).astype(np.int16)
+    affine = np.array([[0, 0, -5.5, 7], [6 * np.sin(0.4), -5.5, 0, 5], [-6 * np.cos(0.4), 0, 0, 2], [0, 0, 0, 1]])
+    nib.Nifti1Image(voxels, affine).to_filename(scan)
+
+    said = here("--in", scan, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+
+    mask = np.asarray(nib.load(tmp_path / "masks" / "scan.nii.gz").dataobj)
+    kidney, tumor = ((mask == value).sum() * 6 * np.cos(0.4) * 5.5 * 5.5 / 1000 for value in (1, 2))
+    assert min(kidney, tumor) > 20 and f"scan: kidney {kidney:.0f} ml, tumor {tumor:.0f} ml" in said
+
+
+def test_a_tilde_is_the_home_folder(scans, run, tmp_path, here, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(scans, tmp_path / "home" / "in")
+    shutil.copytree(run[0], tmp_path / "home" / "run")
+    here("--in=~/in", "--out=~/masks", "--model=~/run", *QUICK)
+    assert len(bytes_of(tmp_path / "home" / "masks")) == 3 and not (tmp_path / "~").exists()
+    with pytest.raises(predict.argparse.ArgumentTypeError, match="~nobody-of-this-name/x: "):
+        typed_path("~nobody-of-this-name/x")
+    assert typed_path("a~b") == Path("a~b") and typed_path("./~") == Path("~")
+
+
+def test_float32_is_exact_whatever_was_set_before():
+    backends = torch.backends
+    parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul,
+             backends.mkldnn.conv, backends.mkldnn.rnn]
+
+    def short_by_old_switches():
+        torch.set_float32_matmul_precision("medium")
+        backends.cudnn.allow_tf32 = backends.cuda.matmul.allow_tf32 = True
+
+    def short_by_new_switches():
+        for part in parts:
+            part.fp32_precision = "tf32"
+
+    for disturb in (short_by_old_switches, short_by_new_switches):
+        disturb()
+        exact_float32()
+        assert [part.fp32_precision for part in parts] == ["ieee"] * 6
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not backends.cudnn.allow_tf32 and not backends.cuda.matmul.allow_tf32
+
+
+def test_predicting_and_training_make_float32_exact(scans, run, tmp_path, here):
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
+    here("--in", scans / "a.nii.gz", "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+# --- whose masks stay ---------------------------------------------------------------------------------------------
+
+
+def test_masks_of_other_networks_or_options_are_not_mixed_in(scans, tmp_path, here):
+    put_folds(tmp_path / "run", {"0": ((), ()), "1": ((), ())})
+    given = ("--out", tmp_path / "masks", "--model", tmp_path / "run", "--device", "cpu")
+    first = ("--folds", 0, "--no-mirroring", "--precision", "fp32")
+    here(*given, *first, "--in", scans / "a.nii.gz")
+    before = bytes_of(tmp_path / "masks"), (tmp_path / "masks" / "prediction.json").read_bytes()
+    for others, said in ((("--folds", 1, *first[2:]), "networks"), (("--folds", 0, *first[3:]), "mirroring False, now"),
+                         ((*first[:4], "bf16"), "precision float32, now bfloat16")):
+        for more in (("--in", scans), ("--in", scans / "b.nii.gz", "--overwrite")):
+            refusal = here(*given, *others, *more, expect=2)
+            assert "the masks here are of other networks or options" in refusal and said in refusal
+    assert before == (bytes_of(tmp_path / "masks"), (tmp_path / "masks" / "prediction.json").read_bytes())
+    here(*given, "--folds", 1, *first[2:], "--in", scans / "a.nii.gz", "--overwrite")
+    assert "1 of 1 scans have a mask already" in here(*given, "--folds", 1, *first[2:], "--in", scans / "a.nii.gz")
+    assert bytes_of(tmp_path / "masks") != before[0]
+
+
+def test_stale_masks_are_gone_before_prediction_json_names_other_networks(scans, tmp_path, here, monkeypatch):
+    """Killed at the first scan, the folder holds no mask, and no probabilities, of the networks before."""
+    put_folds(tmp_path / "run", {"0": ((), ()), "1": ((), ())})
+    given = ("--in", scans, "--out", tmp_path / "masks", "--model", tmp_path / "run", *QUICK, "--probabilities")
+    here(*given, "--folds", 0)
+    assert len(bytes_of(tmp_path / "masks")) == 9
+    there = []
+
+    def killed(*arguments, **options):
+        there.append(list(bytes_of(tmp_path / "masks")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("predict.predict_scan", killed)
+    with pytest.raises(KeyboardInterrupt):
+        here(*given, "--folds", 1, "--overwrite")
+    assert there[0] == [] and not bytes_of(tmp_path / "masks")
+    assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["networks"][0]["fold"] == "1"
+
+
+def test_overwriting_keeps_a_mask_until_the_new_one_is_there(scans, run, tmp_path, here, monkeypatch):
+    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*given)
+    before = bytes_of(tmp_path / "masks")
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("predict.write_labels", full)
+    said = here(*given, "--overwrite", expect=2)
+    assert said.count("a.nii.gz: [Errno 28] No space left on device") == 2  # its line, and the list at the end
+    assert bytes_of(tmp_path / "masks") == before
+
+
+def lay_labels(out, name):
+    """References in a folder that is to take masks."""
+    put_scan(out / name)
+    return out / name
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "other.nii.gz", "A.NII.GZ", "probabilities/a_kidney.nii.gz",
+                                  "case_00000/imaging.nii.gz", "x/segmentation.nii", "labels/z.nii.gz",
+                                  "images/z_0000.nii.gz"])
+def test_scans_and_labels_in_the_folder_for_masks_are_never_touched(scans, run, tmp_path, here, name, more):
+    laid = lay_labels(tmp_path / "labels", name)
+    before = laid.read_bytes()
+    given = ("--in", scans, "--out", tmp_path / "labels", "--model", run[0], *QUICK, *more)
+
+    said = here(*given, expect=2)
+
+    assert f"{laid}: lies in" in said and "never replaced: choose another folder" in said
+    left = [path for path in (tmp_path / "labels").rglob("*") if path.is_file()]
+    assert left == [laid] and laid.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.nii", "z.nii.gz", "probabilities/z.nii.gz"])
+def test_labels_beside_masks_are_seen_too(scans, run, tmp_path, here, name):
+    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*given)
+    lay_labels(tmp_path / "masks", name)
+    for more in ((), ("--overwrite",)):
+        assert "names no such mask" in here(*given, *more, expect=2)
+
+
+def test_masks_do_not_go_where_the_inputs_lie(labelled, scans, run, tmp_path, here):
+    for source, out in ((scans, scans), (labelled, labelled), (labelled, labelled / "c0"), (scans / "a.nii.gz", scans)):
+        said = here("--in", source, "--out", out, "--model", run[0], *QUICK, "--overwrite", expect=2)
+        assert f"{out}: scans or labels lie there; choose another folder for the masks with --out" in said
+    file = run[0] / "fold0" / "checkpoint.pt"
+    assert f"{file}: is no folder" in here("--in", scans, "--out", file, "--model", run[0], expect=2)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", '{"trained_on": null}', '{"netw', "", "[" * 100_000,
+                                     '{"networks": [], "mirroring": 1, "precision": 1, "cross_validation": 1, '
+                                     '"affine": 1, "assume_spacing": 1, "scans": {"a.nii.gz": {"scan": 5}}}'])
+def test_a_prediction_json_of_another_tool_stays(scans, run, tmp_path, here, content):
+    path = tmp_path / "masks" / "prediction.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, "--overwrite", expect=2)
+    assert str(path) in said and "move it away, or choose another folder with --out" in said
+    assert path.read_text() == content and [*path.parent.iterdir()] == [path]
+
+
+def test_a_scan_that_was_replaced_is_predicted_again(scans, run, tmp_path, here):
+    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*given, "--probabilities")
+    put_scan(scans / "b.nii.gz", seed=9, shape=(11, 20, 24))
+
+    said = here(*given)
+
+    assert "2 of 3 scans have a mask already" in said and "b.nii.gz was replaced since; predicted again" in said
+    assert np.array_equal(voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(run[1], scans / "b.nii.gz"))
+    assert not (tmp_path / "masks" / "probabilities" / "b_kidney.nii.gz").exists()  # they were of the old one
+    assert (tmp_path / "masks" / "probabilities" / "a_kidney.nii.gz").exists()
+    assert "3 of 3 scans have a mask already" in here(*given)
+
+
+def test_a_scan_of_the_same_size_that_was_replaced_is_seen(scans, run, tmp_path, here):
+    """By its time of change and its contents; one that was only copied is the same."""
+    plain = tmp_path / "plain"
+    for seed, name in enumerate("ab"):
+        put_scan(plain / f"{name}.nii", seed)
+    given = ("--in", plain, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*given)
+    put_scan(plain / "a.nii", seed=5)
+    os.utime(plain / "b.nii", ns=(1, 1))  # as cp leaves it
+
+    said = here(*given)
+
+    assert "1 of 2 scans have a mask already" in said and "a.nii was replaced since" in said
+    assert np.array_equal(voxels_of(tmp_path / "masks" / "a.nii.gz"), wanted_mask(run[1], plain / "a.nii"))
+
+
+def test_masks_that_were_copied_elsewhere_are_still_known(scans, run, tmp_path, here):
+    given = ("--in", scans, "--model", run[0], *QUICK, "--out")
+    here(*given, tmp_path / "masks")
+    shutil.copytree(tmp_path / "masks", tmp_path / "moved", copy_function=shutil.copyfile)
+    said = here(*given, tmp_path / "moved")
+    assert "3 of 3 scans have a mask already" in said and "changed" not in said
+
+
+def test_a_mask_that_was_deleted_is_made_again_and_one_that_was_changed_stays(scans, run, tmp_path, here):
+    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*given)
+    made = bytes_of(tmp_path / "masks")
+    (tmp_path / "masks" / "a.nii.gz").unlink()
+    shutil.copy(tmp_path / "masks" / "c.nii.gz", tmp_path / "masks" / "b.nii.gz")  # somebody's correction
+
+    said = here(*given, "--probabilities")
+
+    assert "b.nii.gz: was changed since it was predicted, and stays; --overwrite" in said
+    found = bytes_of(tmp_path / "masks")
+    assert found["a.nii.gz"] == made["a.nii.gz"] and found["b.nii.gz"] == made["c.nii.gz"]
+    assert "b_tumor.nii.gz" in found
+    assert "b.nii.gz: was changed" in here(*given)  # still
+    put_scan(scans / "b.nii.gz", seed=9)
+    said = here(*given, expect=2)
+    assert "was replaced since its mask was made" in said and "--overwrite predicts it again" in said
+    assert bytes_of(tmp_path / "masks")["b.nii.gz"] == made["c.nii.gz"]
+    here(*given, "--overwrite")
+    assert np.array_equal(voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(run[1], scans / "b.nii.gz"))
+
+
+def test_a_scan_that_changes_while_it_is_read_is_named(scans, run, tmp_path, here, monkeypatch):
+    def replaced(path, **options):
+        volume = read_volume(path, **options)
+        if path.name == "b.nii.gz":
+            put_scan(path, seed=9, shape=(3, 20, 24))
+        return volume
+
+    monkeypatch.setattr("predict.read_volume", replaced)
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    assert "b.nii.gz: was changed while it was read; run predict.py again" in said
+    assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_a_second_process_with_the_same_folder_is_refused(scans, run, tmp_path, here, monkeypatch):
+    claim(tmp_path / "masks", doing="predicts")
+    monkeypatch.setattr("minikits.masks.claim", claim)
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    assert "another process predicts here" in said and "choose another --out" in said
+    assert not [*(tmp_path / "masks").iterdir()]
+
+
+def test_a_folder_that_cannot_be_kept_is_said(scans, run, tmp_path, here, monkeypatch):
+    monkeypatch.setattr("minikits.masks.claim", lambda out, doing: out.mkdir() or f"{out}: has no locks")
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    assert "warning: " in said and "has no locks" in said
+
+
+# --- what is looked at, and what fails ----------------------------------------------------------------------------
+
+
+def test_what_looks_like_a_scan_is_predicted_or_named(scans, run, tmp_path, here):
+    put_scan(scans / "d.nii.gz").rename(scans / "D.NII.GZ")
+    (scans / "e.nii.gz").mkdir()
+    (scans / "f.nii.gz").symlink_to(tmp_path / "nothing")
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    assert "4 cases found, 2 left out: e.nii.gz (a folder" in said and "f.nii.gz (a link to nothing)" in said
+    assert sorted(bytes_of(tmp_path / "masks")) == ["D.nii.gz", "a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_labels_without_an_image_are_named(labelled, run, tmp_path, here):
+    (labelled / "c3" / "imaging.nii.gz").unlink()
+    said = here("--in", labelled, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    assert "4 cases found, 1 left out: c3 (labels, but no image)" in said
+    shutil.rmtree(tmp_path / "masks")
+    for number in (0, 1, 2, 4):
+        (labelled / f"c{number}" / "imaging.nii.gz").unlink()
+    said = here("--in", labelled, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    assert "no scan found, only labels" in said
+
+
+TORCH_SAYS = ["[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+              "allocate 8589934592 bytes. Error code 12 (Cannot allocate memory)",
+              "DefaultCPUAllocator: not enough memory: you tried to allocate 8589934592 bytes.", "std::bad_alloc",
+              "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"]
+
+
+@pytest.mark.parametrize("error", [*map(RuntimeError, TORCH_SAYS), MemoryError(), MemoryError("Unable to allocate 8"),
+                                   torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB.")])
+def test_memory_that_is_not_given_is_one_scans_failure(scans, run, tmp_path, here, monkeypatch, error):
+    def short(networks, image, *others, **options):
+        if image.shape[0] == 11:
+            raise error
+        return predict_probabilities(networks, image, *others, **options)
+
+    monkeypatch.setattr("predict.predict_probabilities", short)
+    put_scan(scans / "b.nii.gz", shape=(11, 20, 24))
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    assert "b.nii.gz: out of memory" in said or "b.nii.gz: CUDA out of memory" in said
+    assert "--assume-spacing" in said and "Traceback" not in said
+    assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_a_scan_without_memory_beside_another_is_tried_alone(scans, run, tmp_path, here, monkeypatch):
+    tried = []
+
+    def short(networks, image, *others, **options):
+        tried.append(image.shape[0])
+        if tried.count(11) == 1 and image.shape[0] == 11:
+            raise MemoryError
+        return predict_probabilities(networks, image, *others, **options)
+
+    monkeypatch.setattr("predict.predict_probabilities", short)
+    put_scan(scans / "a.nii.gz", shape=(11, 20, 24))
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    assert "a: no memory beside another scan; tried alone at the end" in said and "(3 of 3, 0 s left)" in said
+    assert tried[-1] == 11 and len(tried) == 4 and len(bytes_of(tmp_path / "masks")) == 3
+
+
+def test_an_error_that_is_not_about_memory_is_no_scans_failure(scans, run, tmp_path, here, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("predict.predict_probabilities", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+
+
+def test_a_scan_that_is_huge_at_the_networks_spacing_is_named_before_it_takes_memory(scans, run, tmp_path, here):
+    """60 voxels of 90 mm, three times: a header that is wrong, most likely."""
+    put_scan(scans / "big.nii.gz", spacing_mm=(90.0, 90.0, 90.0), shape=(60, 60, 60))
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    assert "big.nii.gz: shape (60, 60, 60) of 90 x 90 x 90 mm would have shape (675, 900, 900)" in said
+    assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_a_scan_that_the_device_has_no_memory_for_is_named_before_it_is_tried(scans, run, tmp_path, here, monkeypatch):
+    """36 bytes a voxel: 16 x 32 x 32 of the patch fit, 32 slices do not."""
+    monkeypatch.setattr("predict.claim_memory", lambda device, needed=0: 36.0 * 16 * 32 * 32)
+    put_scan(scans / "long.nii.gz", shape=(32, 20, 24))
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    assert "long.nii.gz: has shape (32, 20, 24) at the networks' spacing, which takes 0.0 GiB; device cpu has" in said
+    assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+@pytest.mark.parametrize("whole, asked", [(2.0**40, True), (1000.0, False)])
+def test_memory_is_kept_for_what_a_window_and_a_scan_need(runs, tmp_path, monkeypatch, whole, asked):
+    """Nothing is asked for that is not there: each scan that is too large is named."""
+    members, recipe, _ = predict.load_networks([runs[0] / "plain", runs[0] / "residual"], ["0"])
+    scans = [predict.Scan("a", put_scan(tmp_path / "a.nii"), tmp_path / "m.nii.gz", (0,))]
+    calls = []
+    monkeypatch.setattr("predict.claim_memory", lambda device, needed=0: calls.append(needed) or whole)
+
+    found = predict.keep_memory(torch.device("cpu"), members, recipe, torch.float32, scans)
+
+    weights = sum(value.nbytes for value in members[1].network.parameters())  # of the larger one
+    window = max(window_bytes(arch, TINY, torch.float32) for arch in ("plain", "residual"))
+    assert found == whole and calls[0] == 0 and len(calls) == 1 + asked
+    assert not asked or calls[1] == window + weights + 5 * (10 * 20 * 24 * 2 + 352)
+
+
+def test_a_damaged_scan_stops_no_other(scans, run, tmp_path, here):
+    (scans / "b.nii.gz").write_bytes(b"<html>")
+    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    assert said.splitlines()[-1].startswith(f"predict.py: {scans / 'b.nii.gz'}: starts with")
+    assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "c.nii.gz"]
+
+
+# --- how it is stopped, and what it says --------------------------------------------------------------------------
+
+
+def test_a_signal_ends_it_between_windows_with_nothing_half_written(scans, run, tmp_path, here, monkeypatch):
+    watch = predict.watch
+
+    def told_meanwhile(what, stop):
+        def on_window(done, of):
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not stop:  # the main thread notes it
+                time.sleep(0.01)
+            watch(what, stop)(done, of)
+        return on_window
+
+    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    monkeypatch.setattr("predict.watch", told_meanwhile)
+    monkeypatch.setattr("predict.ThreadPoolExecutor", lambda threads: ThreadPoolExecutor(1))  # a second signal kills
+    said = here(*given, expect=128 + signal.SIGTERM)
+
+    assert said.splitlines()[-1] == "predict.py: stopped; run it again for the masks that are missing"
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["prediction.json"]
+    monkeypatch.setattr("predict.watch", watch)
+    assert "have a mask" not in here(*given)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_or_killed_and_started_again(runs, phantoms, tmp_path, here, number):
+    """Whatever moment it is at: every mask is whole, and the next run makes those that lack."""
+    out, networks, _ = runs
+    masks = tmp_path / "masks"
+    arguments = ("--in", phantoms, "--out", masks, "--model", out / "plain", "--folds", 0, *QUICK)
+    process = subprocess.Popen([sys.executable, "predict.py", *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
+    while not [*masks.glob("*.nii.gz")] and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+
+    said = process.communicate()[0].decode()
+
+    assert "Traceback" not in said
+    if number == signal.SIGTERM:  # it may have been done already
+        assert process.returncode == 0 or (process.returncode == 143 and "predict.py: stopped" in said)
+        assert not [path for path in masks.iterdir() if path.name.startswith(".")]
+    assert "of 6 scans have a mask already" in here(*arguments)
+    assert len(bytes_of(masks)) == 6
+    for id in ("phantom_0", "phantom_5"):
+        wanted = wanted_mask(networks["plain", 0], phantoms / id / "imaging.nii.gz")
+        assert (voxels_of(masks / f"{id}.nii.gz") != wanted).mean() < 1e-4  # threads may round otherwise
+
+
+def test_processes_share_the_scans_and_a_failure_stops_no_other(scans, run, tmp_path, here):
     (scans / "bad.nii.gz").write_bytes(b"<html>" * 100_000)  # the largest, so that it fails first
-    arguments = ("predict.py", "--in", scans, "--no-mirroring", "--model", out / "plain", "--folds", 0)
-    printed = run_script(*TORCHRUN, 2, *arguments,
-                         "--out", tmp_path / "two", expect=1)
-    assert "bad.nii.gz: starts with" in printed and printed.count(" ml, tumor ") == 6
-    run_script(*arguments, "--out", tmp_path / "one", expect=2)
-    for path in phantoms.iterdir():
-        one, two = ((tmp_path / name / f"{path.name}.nii.gz").read_bytes() for name in ("one", "two"))
-        assert one == two
+    arguments = ("--in", scans, *QUICK, "--model", run[0])
+
+    printed = run_script(*TORCHRUN, 2, "predict.py", *arguments, "--out", tmp_path / "two", expect=1)
+
+    here(*arguments, "--out", tmp_path / "one", expect=2)
+    assert "bad.nii.gz: starts with" in printed and printed.count(" ml, tumor ") == 3
+    assert printed.count("4 cases found") == 1
+    assert len(bytes_of(tmp_path / "two")) == 3 and bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    told = [json.loads((tmp_path / name / "prediction.json").read_text())["scans"] for name in ("one", "two")]
+    sums = [[entry["mask"] and entry["mask"]["sha256"] for entry in entries.values()] for entries in told]
+    assert sums[0] == sums[1] and sums[0].count(None) == 1  # each process's are kept
 
 
-def test_killed_and_started_again(runs, phantoms, tmp_path):
-    """Whatever moment the process is killed at: every mask is whole, and the next run makes those that lack."""
-    out, _, _ = runs
-    command = [sys.executable, "predict.py", "--in", phantoms, "--out", tmp_path / "killed", "--model", out / "plain",
-               "--folds", 0]
-    for masks in (2,):
-        process = subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
-        while len(list((tmp_path / "killed").glob("*.nii.gz"))) < masks and process.poll() is None:
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        assert len(list((tmp_path / "killed").glob("*.nii.gz"))) >= masks
-    assert "scans have a mask already" in run_script(*command[1:])
-    run_script(*command[1:5], tmp_path / "whole", *command[6:])
-    names = sorted(path.name for path in (tmp_path / "whole").glob("*.nii.gz"))
-    assert len(names) == 6
-    for name in names:
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+def test_the_first_process_decides_for_all(monkeypatch):
+    """What it decides, or refuses, the others are told; it alone says why."""
+    sent = []
+    monkeypatch.setattr("predict.distributed.broadcast_object_list", lambda answer: sent.append(list(answer)))
+    refused = pytest.raises(ValueError, match="mixed")
+
+    assert predict.decided_by_first(0, 2, lambda: "plan") == "plan" and sent == [["plan"]]
+    with refused:
+        predict.decided_by_first(0, 2, lambda: (_ for _ in ()).throw(ValueError("mixed")))
+    assert sent[1] == [None]  # they do not wait for ever
+    with pytest.raises(SystemExit) as ended:
+        predict.decided_by_first(1, 2, lambda: pytest.fail("only the first decides"))
+    assert ended.value.code == 2
+
+    monkeypatch.setattr("predict.distributed.broadcast_object_list", lambda answer: answer.__setitem__(0, "plan"))
+    assert predict.decided_by_first(1, 2, lambda: pytest.fail("only the first decides")) == "plan"
 
 
-def test_masks_of_other_networks_are_not_mixed_in(runs, phantoms, tmp_path):
-    out, _, _ = runs
-    one = phantoms / "phantom_0" / "imaging.nii.gz"
-    arguments = ("predict.py", "--out", tmp_path / "masks", "--no-mirroring", "--model", out / "plain", "--folds")
-    run_script(*arguments, 0, "--in", one)
-    for given in ((1, "--in", phantoms), (1, "--in", phantoms / "phantom_1", "--overwrite")):
-        said = run_script(*arguments, *given, expect=2)
-        assert "the masks here are of other networks or options" in said
-    run_script(*arguments, 1, "--in", one, "--overwrite")
-    assert "1 of 1 scans have a mask already" in run_script(*arguments, 1, "--in", one)
+def nobody_reads():
+    """A text stream into a pipe whose reader has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "w", encoding="ascii")
+
+
+def test_messages_that_nobody_reads_or_that_cannot_be_shown_end_nothing(monkeypatch):
+    stream = nobody_reads()
+    monkeypatch.setattr("sys.stdout", stream)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr("sys.stderr", shown)
+    forgiving_output()
+    for _ in range(3):
+        print("grün \udcfc 肾", flush=True)
+    print("grün \udcfc 肾", file=sys.stderr, flush=True)
+    assert shown.buffer.getvalue() == b"gr\\xfcn \\udcfc \\u80be\n"
+    sys.stdout.flush()
+    assert sys.stdout.encoding == "ascii" and not sys.stdout.isatty()
+    stream.close()
+    print("after the end", flush=True)
+
+
+def test_a_stream_that_is_closed_from_the_start_keeps_its_number():
+    """Else the first file that is opened would be standard output, and take the messages."""
+    child = ("from minikits.files import forgiving_output\nimport os, sys\nforgiving_output()\nprint('lost')\n"
+             "opened = os.open('README.md', os.O_RDONLY)\nsys.stderr.write(f'{opened} {sys.stdout.isatty()}')")
+    done = subprocess.run(["bash", "-c", '"$0" -c "$1" >&- <&-', sys.executable, child], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0 and done.stderr == "3 False"  # 0 and 1 are taken
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+def test_names_that_cannot_be_shown_and_a_closed_output_cost_no_mask(run, tmp_path):
+    for seed, name in enumerate((b"a\xfc.nii.gz", "grün.nii.gz".encode(), b"plain.nii.gz")):
+        put_scan(tmp_path / "scan.nii.gz", seed)
+        os.makedirs(tmp_path / "scans", exist_ok=True)
+        os.rename(os.fsencode(tmp_path / "scan.nii.gz"), os.fsencode(tmp_path / "scans") + b"/" + name)
+    command = '"$0" predict.py --in "$1" --out "$2" --model "$3" --no-mirroring >&-'
+    done = subprocess.run(["bash", "-c", command, sys.executable, tmp_path / "scans", tmp_path / "masks", run[0]],
+                          cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.returncode == 0 and not done.stderr
+    assert len(bytes_of(tmp_path / "masks")) == 3
 
 
 def test_networks_that_wait_beside_the_device_give_the_same(generator):
     """Here on the CPU both: what is moved comes back, and nothing changes."""
     torch.manual_seed(0)
-    networks, image = [build_unet(arch, TINY).eval() for arch in ("plain", "residual")], torch.randn(20, 40, 33)
+    networks, image = [build_unet(arch, TINY).eval() for arch in ("plain", "residual")], torch.randn(16, 40, 33)
     here = predict_probabilities(networks, image, TINY, False)
     moved = predict_probabilities(networks, image, TINY, False, device=torch.device("cpu"))
     single = sum(predict_probabilities([network], image, TINY, False) for network in networks) / 2

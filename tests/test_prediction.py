@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from minikits.prediction import importance_map, predict_probabilities, window_starts
+import predict
+from minikits.paper import PAPER
+from minikits.prediction import (
+    importance_map,
+    predict_probabilities,
+    scan_bytes,
+    window_bytes,
+    window_starts,
+)
 from minikits.unet import build_unet
 
 SMALL = dataclasses.replace(TINY, patch=(8, 8, 8))
@@ -30,6 +38,61 @@ class LeftHanded(torch.nn.Module):
         logits = torch.zeros(len(x), 3, *x.shape[2:])
         logits[..., 1, :, :, : x.shape[-1] // 2] = 3
         return logits
+
+
+class Ramp(torch.nn.Module):
+    """Of kidney, a logit that grows along one axis of the window: it shows where in it a voxel lay."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x):
+        logits = torch.zeros(len(x), 3, *x.shape[2:])
+        logits[:, 1] += torch.arange(8.0).reshape([-1 if axis == self.axis else 1 for axis in range(3)]) / 4
+        return logits
+
+
+class Mean(torch.nn.Module):
+    """Of kidney, the mean of the window as a logit."""
+
+    def forward(self, x):
+        logits = torch.zeros(len(x), 3, *x.shape[2:])
+        logits[:, 1] += x.mean(dim=(2, 3, 4))[..., None, None]
+        return logits
+
+
+class Fixed(torch.nn.Module):
+    """The same logits everywhere."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x):
+        return torch.tensor(self.logits).reshape(1, 3, 1, 1, 1).expand(len(x), 3, *x.shape[2:])
+
+
+class Traveller(torch.nn.Module):
+    """Notes where it is sent, has its weights where no test can compute, and may find no memory there."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(1, device="meta"))
+        self.fails, self.sent = fails, []
+
+    def to(self, device):
+        self.sent.append(torch.device(device).type)
+
+    def forward(self, x):
+        if self.fails:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Fixed(0.0, 0.0, 0.0)(x)
+
+
+def kidney(logit):
+    """Softmax of logits 0, logit, 0."""
+    return np.exp(logit) / (2 + np.exp(logit))
 
 
 def test_windows_of_a_median_case():
@@ -103,10 +166,116 @@ def test_a_real_network_in_either_mode_and_small_volumes(generator):
     assert seen[-1] == (4, 4) and seen == sorted(seen)
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_the_greater_part_of_an_odd_padding_lies_behind(axis):
+    """Of 3 voxels that are missing 1 lies before: 5 voxels are the second to sixth of a window of 8."""
+    shape = [8, 8, 8]
+    shape[axis] = 5
+
+    found = predict_probabilities([Ramp(axis)], torch.zeros(shape), SMALL, False)
+
+    profile = found[1].movedim(axis, 0)[:, 0, 0].numpy()
+    assert found.shape == (3, *shape)
+    assert np.allclose(profile, kidney(np.arange(1, 6) / 4), atol=1e-6)
+
+
+def test_padding_is_the_mean_of_the_normalised_image():
+    """0, whatever the image: a window half filled with 2 has the mean 1."""
+    found = predict_probabilities([Mean()], torch.full((8, 4, 8), 2.0), SMALL, False)
+
+    assert np.allclose(found[1].numpy(), kidney(1.0), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_each_axis_is_mirrored_and_turned_back(axis):
+    """Of a logit that grows along an axis, its growth both ways is averaged."""
+    image = torch.zeros(8, 8, 8)
+
+    found = predict_probabilities([Ramp(axis)], image, SMALL)[1].movedim(axis, 0)[:, 3, 3].numpy()
+
+    there = kidney(np.arange(8) / 4)
+    assert np.allclose(found, (there + there[::-1]) / 2, atol=1e-6)
+
+
+def test_the_ensemble_is_the_mean_of_probabilities_and_not_of_logits():
+    """By hand: softmax of (0, 4, 0) and of (0, 0, 0), two to one."""
+    networks = [Fixed(0.0, 4.0, 0.0), Fixed(0.0, 0.0, 0.0), Fixed(0.0, 4.0, 0.0)]
+
+    found = predict_probabilities(networks, torch.zeros(8, 8, 12), SMALL)
+
+    wanted = [np.exp([0, 4, 0]) / np.exp([0, 4, 0]).sum(), np.full(3, 1 / 3)]
+    assert np.allclose(found[:, 2, 3, 4], (2 * wanted[0] + wanted[1]) / 3, atol=1e-6)
+    assert np.allclose(found, found[:, :1, :1, :1])
+
+
+def test_classes_come_in_the_order_of_the_labels():
+    found = predict_probabilities([Fixed(0.0, 1.0, 3.0)], torch.zeros(8, 8, 8), SMALL)
+
+    wanted = np.exp([0, 1, 3]) / np.exp([0, 1, 3]).sum()
+    assert np.allclose(found[:, 0, 0, 0], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf])
+def test_probabilities_that_are_no_numbers_are_refused(strange):
+    with pytest.raises(ValueError, match="probabilities are NaN or infinite, wanted 0 to 1"):
+        predict_probabilities([Fixed(0.0, strange, 0.0)], torch.zeros(8, 8, 8), SMALL, False)
+    image = torch.zeros(8, 8, 30)
+    image[0, 0, 29] = strange
+    with pytest.raises(ValueError, match="of 5760 probabilities are NaN"):
+        predict_probabilities([Pointwise()], image, SMALL, False)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_network_goes_home_also_when_its_turn_fails(fails):
+    network = Traveller(fails)
+
+    try:
+        predict_probabilities([network], torch.zeros(8, 8, 8), SMALL, device=torch.device("cpu"))
+    except torch.OutOfMemoryError:
+        assert fails
+
+    assert network.sent == ["cpu", "meta"]
+
+
+def test_what_a_window_is_told_may_end_the_prediction():
+    def stop(done, of):
+        raise KeyError(done, of)
+
+    with pytest.raises(KeyError):
+        predict_probabilities([Pointwise()], torch.zeros(8, 8, 8), SMALL, on_window=stop)
+
+
+def test_the_convolutions_are_computed_in_the_precision_that_is_asked_for(generator):
+    torch.manual_seed(0)
+    network = build_unet("plain", TINY).eval()
+    image = torch.randn(16, 32, 32, generator=generator)
+    seen = []
+    network.heads[-1].register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+
+    exact = predict_probabilities([network], image, TINY, False)
+    short = predict_probabilities([network], image, TINY, False, precision=torch.bfloat16)
+
+    assert seen == [torch.float32, torch.bfloat16]
+    assert exact.dtype == short.dtype == torch.float32
+    assert 0 < (exact - short).abs().max() < 0.1
+
+
+def test_memory_of_a_scan_by_hand():
+    """float32: image, padded image, weights, and 3 classes twice: 9 numbers a voxel, of the patch at least."""
+    assert scan_bytes((80, 160, 160), PAPER) == 4 * 9 * 80 * 160 * 160
+    assert scan_bytes((1, 200, 1), PAPER) == 4 * 9 * 80 * 200 * 160
+
+
+def test_memory_of_a_window_is_about_what_was_measured():
+    """Peaks of the paper's plain network on a CPU: 1.7 GiB in bfloat16, 2.7 in float32."""
+    short, exact = (window_bytes("plain", PAPER, dtype) / 2**30 for dtype in (torch.bfloat16, torch.float32))
+    assert exact == 2 * short
+    assert 1.3 < short < 2.1 and 2.3 < exact < 3.5
+
+
 def test_progress_on_a_terminal_begins_with_the_first_pair_of_flips(monkeypatch, capsys):
-    import predict
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    show = predict.progress("scan")
+    show = predict.watch("scan", [])
     predict_probabilities([Pointwise()], torch.zeros(8, 8, 12), SMALL, on_window=show)
     printed = capsys.readouterr().out
     assert "scan: 12% of 2 windows" in printed and "100% of 2 windows" in printed
