@@ -69,7 +69,7 @@ def test_resumed_equals_uninterrupted(trained, phantoms, recipe, tmp_path):
         "train.main()\n")
     arguments = ("--data", phantoms, "--out", tmp_path, "--recipe", recipe)
     assert longer["epochs"] == 2
-    run_script("-c", code, *arguments, expect=-2)
+    run_script("-c", code, *arguments, expect=130)
     assert load_checkpoint(tmp_path / "residual" / "fold0" / "checkpoint.pt")["epoch"] == 1
     assert "resumed after epoch 1" in run_script("train.py", *arguments, "--resume")
     one, two = (load_checkpoint(out / "residual" / "fold0" / "checkpoint.pt") for out in (trained[0], tmp_path))
@@ -160,8 +160,8 @@ def test_missing_masks_are_listed(phantoms, tmp_path):
     small = read_volume(phantoms / "phantom_0" / "imaging.nii.gz")
     for name, voxels in (("imaging", small.voxels[2:]), ("segmentation", volume.voxels)):
         write_image(tmp_path / "ref" / "phantom_0" / f"{name}.nii.gz", voxels, volume.spacing_mm)
-    said = run_script("evaluate.py", "--pred", tmp_path, "--ref", tmp_path / "ref", "--out", tmp_path / "r", expect=2)
-    assert "imaging.nii.gz: shape (28, 64, 70), but" in said and said.count("\n") == 1
+    said = run_script("evaluate.py", "--pred", tmp_path, "--ref", tmp_path / "ref", "--out", tmp_path / "r")
+    assert "100.00" in said and "pictures left out: phantom_0 (" in said and "shape (28, 64, 70), but" in said
     write_labels(tmp_path / "stranger.nii.gz", volume.voxels, volume)
     assert "1 cases have no reference (stranger)" in run_script(*arguments, expect=2)
 
@@ -171,7 +171,7 @@ def test_real_labels_against_themselves(kits19, tmp_path):
     for id in ("case_00010", "case_00015", "case_00061"):
         shutil.copy(kits19 / id / "segmentation.nii.gz", tmp_path / f"prediction_{id[-5:]}.nii.gz")
     printed = run_script("evaluate.py", "--pred", tmp_path, "--ref", kits19, "--allow-missing")
-    assert printed.count("100.00     100.00     100.00") == 3 + len(("mean", "from", "to"))
+    assert printed.count("100.00     100.00     100.00") == 3 + len(("mean",))
 
 
 def test_all_48_orientations_of_a_real_ct_give_the_same_mask(real_ct, trained, tmp_path):
