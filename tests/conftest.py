@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+# One thread for each process, told before torch is imported: the tests' networks are tiny, and threads that wait for
+# each other on cores that others use too make them ten times slower. What must hold with more asks for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from minikits.paper import PAPER
@@ -47,6 +52,15 @@ def phantoms(tmp_path_factory):
         write_image(folder / f"phantom_{number}" / "imaging.nii.gz", image, spacing)
         write_image(folder / f"phantom_{number}" / "segmentation.nii.gz", labels, spacing)
     return folder
+
+
+@pytest.fixture(scope="module")
+def two_threads():
+    """What the module's tests start computes with two threads, as it would for users: what is promised to the bit has
+    to hold there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "2")
+        yield
 
 
 @pytest.fixture

@@ -120,3 +120,19 @@ def test_a_numbers_mark_is_the_one_in_the_code():
             line = re.search(rf"^ *{name}(: \w+)? = .*$", source, re.MULTILINE)[0]
             mark = re.search(r"\[(paper|author|nnU-Net|ours)\b", line)[1]
             assert row["mark"][0] == LETTERS[mark], f"{name}: {row['mark']} here, {line.strip()}"
+
+
+def test_where_nnunet_has_a_number_is_the_same_in_the_code():
+    source = (ROOT / "minikits" / "paper.py").read_text()
+    seen = 0
+    for row in rows():
+        if not row["mark"].startswith("N "):
+            continue
+        file, _, lines = row["mark"].rpartition("/")[2].partition(":")
+        for name, _ in VALUE.findall(row["code"]):
+            line = re.search(rf"^ *{name}(: \w+)? = .*$", source, re.MULTILINE)[0]
+            here, first = re.search(r"\[nnU-Net v1 (\w+\.py):?(\d*)\]", line).groups()
+            places = f"{name}: {row['mark']} here, {line.strip()}"
+            assert here == file and (not first or first in re.split("[,-]", lines)), places
+            seen += 1
+    assert seen > 20

@@ -14,13 +14,15 @@ FILES = [*PACKAGE, *SCRIPTS]
 MAY_IMPORT = {
     "files": set(),
     "volumes": {"files"},
-    "cases": {"volumes", "resampling"},
+    "cases": {"files", "volumes", "resampling"},
     "sampling": {"cases", "augmentation"},
     "checkpoints": {"files", "unet"},  # the importer tells by a network what belongs into it
+    "training": {"devices", "losses", "sampling"},
     "prediction": {"resampling"},
-    "phantoms": {"volumes"},
+    "masks": {"files", "cases"},
+    "phantoms": {"files", "volumes", "cases"},  # what is a case, it asks there
 }
-TOUCH_FILES = {"files", "volumes", "cases", "checkpoints"}
+TOUCH_FILES = {"files", "volumes", "cases", "checkpoints", "masks"}
 
 
 def imports(path):
