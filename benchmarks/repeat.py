@@ -3,6 +3,7 @@
     python benchmarks/repeat.py machine        # two operations of a step, 100,000 times each
     python benchmarks/repeat.py training       # whole processes: prepare, draw, 20 steps
     python benchmarks/repeat.py differences    # other threads, number formats, instruction sets
+    python benchmarks/repeat.py masks          # the same for predict.py, with the demo's network (`make demo` before)
 
 Processes that only keep the cores busy run beside the first two (--busy N), so that the compared ones are moved
 between cores and stopped in the middle. Results: benchmarks/results/repeat.md.
@@ -31,7 +32,7 @@ from minikits.phantoms import make_case
 from minikits.sampling import draw_batch, fetch_ahead
 from minikits.training import sgd, training_step
 from minikits.unet import build_unet
-from minikits.volumes import write_image
+from minikits.volumes import read_labels, write_image
 
 BUSY = """
 import torch
@@ -40,6 +41,8 @@ matrix = torch.randn(512, 512).bfloat16()
 while True:
     matrix @ matrix
 """
+ROOT = Path(__file__).parent.parent
+DEMO_RUN = ROOT / "demo"
 STEPS = 20
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 VARIANTS = {  # what is other than in the first: (number format, environment)
@@ -163,6 +166,27 @@ def compare_variants(folder):
         print(f"| {name} | {losses[0]:.1e} | {losses[-1]:.1e} | {apart:.1e} |", flush=True)
 
 
+def predicted(out, precision, environment):
+    """The demo's masks of its first three scans, as a process of its own makes them."""
+    for number in range(3):
+        command = [sys.executable, ROOT / "predict.py", "--in", DEMO_RUN / "scans" / f"phantom_200{number}",
+                   "--out", out / str(number), "--model", DEMO_RUN / "runs" / "residual", "--no-mirroring",
+                   "--precision", precision]
+        subprocess.run(command, env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL)
+    return [read_labels(path).voxels for path in sorted(out.glob("*/*.nii.gz"))]
+
+
+def compare_masks(folder):
+    print("| other than the first | voxels that differ | of those marked |")
+    print("|---|---|---|")
+    first = predicted(folder / "first", "bf16", {})
+    marked = sum(np.count_nonzero(mask) for mask in first)
+    for name, (precision, environment) in VARIANTS.items():
+        other = predicted(folder / name, precision, environment)
+        differ = sum(np.count_nonzero(a != b) for a, b in zip(first, other))
+        print(f"| {name} | {differ} of {sum(mask.size for mask in first):,} | {differ / marked:.2%} |", flush=True)
+
+
 def write_phantoms(folder):
     for number in range(5):
         image, labels, spacing = make_case(number, shape=(36, 80, 90), spacing_mm=(5.0, 4.4, 4.4))
@@ -179,7 +203,7 @@ def processor():
 
 def main():
     parser = argparse.ArgumentParser(description="Does the same training give the same bits?")
-    parser.add_argument("what", choices=["machine", "training", "differences", "once"])
+    parser.add_argument("what", choices=["machine", "training", "differences", "masks", "once"])
     parser.add_argument("--repeats", type=int, default=100_000)
     parser.add_argument("--processes", type=int, default=20)
     parser.add_argument("--busy", type=int, default=2)
@@ -192,13 +216,16 @@ def main():
         train_once(arguments.data, arguments.arch, PRECISIONS[arguments.precision], arguments.out)
         return
 
-    print(f"{processor()}; {torch.get_num_threads()} threads, torch {torch.__version__}, "
-          f"{arguments.busy} busy processes")
+    print(f"{processor()}; {torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         write_phantoms(Path(folder))
         if arguments.what == "differences":
             compare_variants(Path(folder))
             return
+        if arguments.what == "masks":
+            compare_masks(Path(folder))
+            return
+        print(f"{arguments.busy} busy processes beside")
         with busy_processes(arguments.busy):
             if arguments.what == "machine":
                 repeat_operations(arguments.repeats)

@@ -509,7 +509,7 @@ def _header(start, path, max_voxels):
         raise ValueError(f"{path}: shape {shape} found, wanted three axes; give one volume a file")
     if np.prod(shape, dtype=object) > max_voxels:
         raise ValueError(f"{path}: shape {shape} found, more than {max_voxels} voxels; is the "
-                         "header damaged? predict.py --max-voxels N takes more")
+                         "header damaged? predict.py and evaluate.py take more with --max-voxels N")
 
     code = int(header["datatype"])
     known = code in nib.nifti1.data_type_codes.dtype

@@ -155,7 +155,7 @@ def test_hazards_are_refused_by_name(tmp_path, hazard):
             read(path)
         line = str(refusal.value)
         assert line.startswith(f"{path}: ") and "\n" not in line
-        assert "predict.py" not in line.replace("predict.py --max-voxels", "")  # not all options are predict.py's alone
+        assert "predict.py" not in line.replace("predict.py and evaluate.py take more", "")  # train.py reads files too
 
 
 @pytest.mark.parametrize("values, message", [
@@ -205,7 +205,7 @@ def test_choices_that_cannot_be_made(tmp_path):
 
     for path, options, message in (
             (one, {"affine": "qform"}, "--affine sform takes these$"),
-            (two, {"max_voxels": 3119}, r"more than 3119 voxels; .*predict\.py --max-voxels N takes more$"),
+            (two, {"max_voxels": 3119}, r"more than 3119 voxels; .* take more with --max-voxels N$"),
             (two, {"assume_spacing": (3, 0, 1)}, f"--assume-spacing 3 0 1: {wrong}"),
             (two, {"assume_spacing": (-3, 1, 1)}, f"--assume-spacing -3 1 1: {wrong}"),
             (two, {"assume_spacing": (3, np.nan, 1)}, f"--assume-spacing 3 nan 1: {wrong}"),
