@@ -54,15 +54,6 @@ def phantoms(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def two_threads():
-    """What the module's tests start computes with two threads, as it would for users: what is promised to the bit has
-    to hold there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "2")
-        yield
-
-
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(7)
@@ -78,8 +69,13 @@ def predict_volume(networks, volume, recipe, **options):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
-def run_script(*arguments, expect=0, cwd=ROOT):
+# for what is promised to the bit, which has to hold with the threads that users have
+TWO_THREADS = {**os.environ, "OMP_NUM_THREADS": "2"}
+
+
+def run_script(*arguments, expect=0, cwd=ROOT, env=None):
     """Runs a script of ours as a user does; returns its output, both streams."""
-    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=env,
+                          timeout=300)
     assert done.returncode == expect, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import ROOT, TINY, run_script
+from conftest import ROOT, TINY, TWO_THREADS, run_script
 
 from minikits.checkpoints import load_checkpoint, save_checkpoint
 from minikits.unet import build_unet
@@ -33,18 +33,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture(scope="module")
-def whole(phantoms, tmp_path_factory, two_threads):
+def whole(phantoms, tmp_path_factory):
     """(arguments of a training, its checkpoint if nobody disturbs it, how long that takes)."""
     out = tmp_path_factory.mktemp("whole")
     (out / "recipe.json").write_text(json.dumps(asdict(RECIPE)))
     arguments = ["train.py", "--arch", "plain", "--fold", "all", "--data", phantoms, "--recipe", out / "recipe.json"]
     began = time.monotonic()
-    run_script(*arguments, "--out", out)
+    run_script(*arguments, "--out", out, env=TWO_THREADS)
     return arguments, load_checkpoint(out / "plain" / "foldall" / "checkpoint.pt"), time.monotonic() - began
 
 
 def started(*command):
-    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env=TWO_THREADS, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("moment", ["preparing", "writing", *range(int(os.environ.get("MINIKITS_KILLS", 0)))])
@@ -57,7 +57,7 @@ def test_killed_and_resumed_to_the_bit(whole, tmp_path, moment):
         time.sleep(0.001)
     process.kill()
     assert process.wait() == -9 or not seen
-    run_script(*arguments, "--out", tmp_path, "--resume")
+    run_script(*arguments, "--out", tmp_path, "--resume", env=TWO_THREADS)
     resumed = load_checkpoint(tmp_path / "plain" / "foldall" / "checkpoint.pt")
     assert all(torch.equal(value, resumed["network"][name]) for name, value in undisturbed["network"].items())
     assert [row["loss"] for row in resumed["log"]] == [row["loss"] for row in undisturbed["log"]]

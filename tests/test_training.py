@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, TORCHRUN, run_script
+from conftest import ROOT, TINY, TORCHRUN, TWO_THREADS, run_script
 
 from minikits import devices
 from minikits.cases import prepare
@@ -23,12 +23,12 @@ RECIPE = replace(TINY, epochs=2, batches_per_epoch=10)
 
 
 @pytest.fixture(scope="module")
-def whole(phantoms, tmp_path_factory, two_threads):
+def whole(phantoms, tmp_path_factory):
     """(arguments that train into `out`, out, checkpoint) of a run that nobody disturbs."""
     out = tmp_path_factory.mktemp("whole")
     (out / "recipe.json").write_text(json.dumps(asdict(RECIPE)))
     arguments = ["train.py", "--arch", "plain", "--fold", "all", "--data", phantoms, "--recipe", out / "recipe.json"]
-    run_script(*arguments, "--out", out)
+    run_script(*arguments, "--out", out, env=TWO_THREADS)
     return arguments, out, load_checkpoint(out / "plain" / "foldall" / "checkpoint.pt")
 
 
@@ -37,7 +37,8 @@ def test_stopped_within_an_epoch_and_resumed_to_the_bit(whole, tmp_path, number,
     arguments, _, undisturbed = whole
     command = [sys.executable, *map(str, arguments), "--out", str(tmp_path)]
     # the signal comes once the loop runs: a batch of this network takes longer than this test's polling
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=TWO_THREADS, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)
     checkpoint = tmp_path / "plain" / "foldall" / "checkpoint.pt"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -46,7 +47,7 @@ def test_stopped_within_an_epoch_and_resumed_to_the_bit(whole, tmp_path, number,
     assert process.returncode == status and errors == "train.py: stopped; --resume goes on\n"
     stopped = load_checkpoint(checkpoint)
     assert stopped["epoch"] == 1 and 0 < stopped["batch"] < 10 and stopped["loss_sum"] != 0
-    printed = run_script(*arguments, "--out", tmp_path, "--resume")
+    printed = run_script(*arguments, "--out", tmp_path, "--resume", env=TWO_THREADS)
     assert f"resumed after epoch 1, batch {stopped['batch']} of the next" in printed
     resumed = load_checkpoint(checkpoint)
     assert all(torch.equal(value, resumed["network"][name]) for name, value in undisturbed["network"].items())
