@@ -311,7 +311,15 @@ def test_without_other_processes_every_batch_asks():
     assert stop.due() and stop.agreed() and stop.number() == signal.SIGINT
 
 
-def test_signals_are_noted_once_each_and_then_act_as_ever():
+@pytest.fixture
+def ctrl_c_interrupts():
+    """As in a terminal; a shell's background jobs are started with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_signals_are_noted_once_each_and_then_act_as_ever(ctrl_c_interrupts):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with devices.note_signals() as noted:
         os.kill(os.getpid(), signal.SIGTERM)
