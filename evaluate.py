@@ -348,6 +348,7 @@ def draw_overlay(
         axes.set(title=f"slice {z}: {why}", xticks=[], yticks=[])
     title = (f"{row['case']}: Dice of kidney (cyan) {percent(row['kidney'])}, "
              f"of tumor (red) {percent(row['tumor'])}; reference solid, prediction dashed")
+    title = title.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
     figure.suptitle(title, parse_math=False)  # a dollar in a name begins no formula
     with written_whole(path) as file:
         figure.savefig(file, format="png", dpi=110)

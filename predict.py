@@ -3,11 +3,13 @@
 import argparse
 import hashlib
 import json
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -18,6 +20,7 @@ import torch
 from torch import distributed
 
 from minikits.cases import (
+    FOLDERS,
     Found,
     check_resampled_size,
     look_for_cases,
@@ -56,6 +59,7 @@ from minikits.volumes import (
 )
 
 SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what averaged networks share
+LONGEST_NAME = 230  # bytes of a mask's name, less .nii.gz and _kidney; file systems take 255
 UNPACKED = 5  # bytes in memory that a byte of a compressed scan comes to, about
 
 
@@ -322,6 +326,8 @@ def find_scans(
             left_out.append(f"{case.id} (labels, but no image)")
         elif not suited:
             left_out.append(f"{case.id} (held out from none of the networks)")
+        elif len(os.fsencode(mask_name(case))) > LONGEST_NAME:
+            left_out.append(f"{case.id} (its mask's name would be too long)")
         else:
             mask = out / f"{mask_name(case)}.nii.gz"
             cases.append(case)
@@ -333,7 +339,7 @@ def find_scans(
                          f"or the cases as they were named in training; {found.summary()}")
     if not scans:
         raise ValueError(f"{source}: no scan found, only labels; wanted imaging.nii.gz or images/")
-    check_counts(source, scans)
+    check_counts(source, scans, members)
     return found, scans
 
 
@@ -347,20 +353,26 @@ def check_apart(source: Path, out: Path, found: Found) -> None:
         for path in (case.image, case.labels):
             if path:
                 places |= {path.parent.resolve(), path.resolve().parent}
-    if out.resolve() in places:
+    beside_images = out.name.lower() in FOLDERS and source.resolve() in (
+        out.resolve().parent, out.resolve().parent / "images")
+    if out.resolve() in places or beside_images:
         raise ValueError(f"{out}: scans or labels lie there; choose another folder for the masks "
                          "with --out")
 
 
-def check_counts(source: Path, scans: list[Scan]) -> None:
-    """Refuses scans of unequal numbers of networks: their scores would not be of one method."""
-    most = max(len(scan.networks) for scan in scans)
-    fewer = [f"{scan.id} by {len(scan.networks)}" for scan in scans if len(scan.networks) < most]
-    if fewer:
+def check_counts(source: Path, scans: list[Scan], members: list[Member]) -> None:
+    """Refuses scans that would not all be predicted by as many networks of the same architectures:
+    their scores would not be of one method."""
+    kinds = {scan.id: sorted(members[number].about["arch"] for number in scan.networks)
+             for scan in scans}
+    most = max(kinds.values(), key=len)
+    others = [f"{id} by {len(kind)} ({', '.join(kind)})" for id, kind in kinds.items()
+              if kind != most]
+    if others:
         raise ValueError(
-            f"{source}: {len(scans) - len(fewer)} cases were held out by {most} networks each, but "
-            f"{len(fewer)} by fewer ({', '.join(fewer[:5])}); name runs that have the same folds, "
-            "or with --folds those that all of them have")
+            f"{source}: {len(scans) - len(others)} cases were held out by {len(most)} networks "
+            f"each ({', '.join(most)}), but {len(others)} by others: {', '.join(others[:5])}; name "
+            "runs that have the same folds, or with --folds those that all of them have")
 
 
 def describe(
@@ -461,7 +473,8 @@ def predict_scan(scan: Scan, work: Work, *, keep_mask: bool = False) -> tuple[st
 
     stamps = {"scan": read}
     if not keep_mask:
-        write_labels(scan.mask, labels, volume)
+        with named_if_not_written(scan.mask):
+            write_labels(scan.mask, labels, volume)
         stamps["mask"] = stamp(scan.mask, contents=True)
     kidney_ml = np.count_nonzero(labels == 1) * volume.voxel_mm3 / 1000
     tumor_ml = np.count_nonzero(labels == 2) * volume.voxel_mm3 / 1000
@@ -474,7 +487,17 @@ def write_probabilities(scan: Scan, probabilities: torch.Tensor, volume: Volume)
     for structure, path in scan.probabilities.items():
         coarse = probabilities[CLASSES.index(structure)].cpu()
         native = resample(coarse, volume.voxels.shape, label_orders(volume.spacing_mm))
-        write_labels(path, np.rint(255 * native), volume, slope=1 / 255)
+        with named_if_not_written(path):
+            write_labels(path, np.rint(255 * native), volume, slope=1 / 255)
+
+
+@contextmanager
+def named_if_not_written(path: Path):
+    """A file that cannot be written is named, not the scan alone that it is of."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error}); is the disk full?") from None
 
 
 def check_room(volume: Volume, work: Work) -> None:

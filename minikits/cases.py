@@ -395,6 +395,9 @@ def prepare(
         except (ValueError, OSError) as error:
             refused.append(f"\n  {error}")
             continue
+        except MemoryError as error:
+            refused.append(f"\n  {entry.case.image}: memory ran out while it was read ({error})")
+            continue
         _keep(entry, made)
         prepared[entry] = _load(entry)
         for warning in made.warnings:
@@ -592,7 +595,8 @@ def _unused(cache, entries):
         except ValueError:  # the first version wrote no description
             unused.append(place)
             continue
-        sources = tuple(about.get("sources", ()))
+        named = about.get("sources")
+        sources = tuple(map(str, named)) if isinstance(named, list) else ()
         replaced = sources in files and files[sources] != about.get("files")
         if replaced or about.get("format") != CACHE_FORMAT:
             unused.append(place)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minikits.files import read_json, written_whole
+from minikits.files import read_json, typed_path, written_whole
 from minikits.paper import ARCHITECTURES, recipe_from
 from minikits.unet import build_unet
 
@@ -185,10 +185,10 @@ def _read_nnunet(path, arch):
 def main():
     parser = argparse.ArgumentParser(description="Use networks that nnU-Net v1 trained.")
     parser.add_argument("command", choices=["import-nnunet"])
-    parser.add_argument("model", type=Path, help="a file *.model of nnU-Net v1")
+    parser.add_argument("model", type=typed_path, help="a file *.model of nnU-Net v1")
     parser.add_argument("--arch", choices=ARCHITECTURES, required=True)
-    parser.add_argument("--geometry", type=Path, required=True, help=f"JSON object of {', '.join(GEOMETRY)}")
-    parser.add_argument("--out", type=Path, required=True, help="runs/imported/fold0/checkpoint.pt")
+    parser.add_argument("--geometry", type=typed_path, required=True, help=f"JSON object of {', '.join(GEOMETRY)}")
+    parser.add_argument("--out", type=typed_path, required=True, help="runs/imported/fold0/checkpoint.pt")
     arguments = parser.parse_args()
     try:
         recipe = import_nnunet(arguments.model, arguments.arch, read_json(arguments.geometry), arguments.out)

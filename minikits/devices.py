@@ -84,6 +84,9 @@ def what_memory_lacked(error: BaseException) -> str:
     tried = re.search(r"tried to allocate (\d+) bytes", said)
     if tried:
         return f"out of memory: the computer did not give {int(tried[1]) / 2**30:.1f} GiB more"
+    numpys = re.search(r"Unable to allocate ([\d.]+ \w+)", said)
+    if numpys:
+        return f"out of memory: the computer did not give {numpys[1]} more"
     sentence = said.splitlines()[0].split(". ")[0] if said else "the computer gives no more"
     return sentence if "out of memory" in sentence else f"out of memory: {sentence}"
 

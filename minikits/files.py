@@ -139,6 +139,8 @@ def read_json(path):
 def typed_path(text: str) -> Path:
     """A path of the command line (argparse's type): `~` is the home folder also where no shell put
     it, as in --out=~/x. argparse tells the user of a `~name` that nobody has."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty path, of an unset variable? . is this folder")
     if not text.startswith("~"):
         return Path(text)
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minikits.cases import FOLDERS, KITS19, nifti_name
-from minikits.files import claim, read_json, write_text
+from minikits.files import claim, read_json, remove_leftovers, write_text
 from minikits.paper import CLASSES
 
 RECORD = "prediction.json"
@@ -64,6 +64,7 @@ def plan_masks(
     ValueError, with everything as it was, where scans, labels or other masks would be lost or mixed
     with these, or another process has the folder."""
     unprotected = claim(out, doing="predicts")
+    remove_leftovers(out / "probabilities")
     earlier = read_record(out)
     _check_ours(out, earlier)
     replaced = {scan.mask.name for scan in scans if overwrite}
@@ -90,6 +91,9 @@ def plan_masks(
             for path in decision.scan.probabilities.values():
                 path.unlink(missing_ok=True)
     entries = {**remaining, **{each.scan.mask.name: each.entry for each in decisions}}
+    for name in earlier["scans"].keys() - entries.keys():  # whose mask somebody has deleted
+        for path in Scan(name, Path(), out / name, ()).probabilities.values():
+            path.unlink(missing_ok=True)
     record = _as_record(job, entries)
     write_text(out / RECORD, json.dumps(record, indent=1))
     return Plan(
@@ -118,18 +122,23 @@ def read_record(out: Path) -> dict:
         raise ValueError(f"{error}; {advice}") from None
     known = isinstance(record, dict) and {*CHANGES_MASKS, *READING, "scans"} <= record.keys()
     entries = record["scans"] if known else None
-    if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
+    networks = record["networks"] if known and isinstance(record["networks"], list) else []
+    sound = isinstance(entries, dict) and all(
+        _is_entry(entry, len(networks)) for entry in entries.values())
+    if not sound:
         raise ValueError(f"{path}: not as this predict.py writes it, perhaps another tool's; "
                          f"{advice}")
     return record
 
 
-def _is_entry(entry):
-    """Whether a value has the form of what prediction.json keeps of a mask."""
+def _is_entry(entry, count):
+    """Whether a value has the form of what prediction.json keeps of a mask by some of `count`
+    networks."""
     if not isinstance(entry, dict) or not isinstance(entry.get("case"), str):
         return False
     networks, scan, mask = (entry.get(name) for name in ("networks", "scan", "mask"))
-    numbers = isinstance(networks, list) and all(isinstance(number, int) for number in networks)
+    numbers = isinstance(networks, list) and all(
+        type(number) is int and 0 <= number < count for number in networks)
     return numbers and isinstance(scan, dict) and isinstance(mask, (dict, type(None)))
 
 

@@ -56,6 +56,10 @@ LOWEST_HU = -1200  # below is padding
 LEAST_AIR, LEAST_TISSUE, LEAST_BONE, MOST_DENSE = 0.001, 0.01, 0.001, 0.05
 SAMPLE_VOXELS = 1 << 24  # of a larger scan every second row and column is enough
 
+# What lies beyond is a fill value: beside it the cubic spline overshoots by more than a tenth of the
+# networks' unit, and at -32768 by all of their window.
+FILL_HU = (-5000, 40_000)
+
 COVERAGE_MM = 40  # along Z; a scan of kidneys has more
 SHEAR_DEGREES = 1.0  # over 300 mm a degree is 5 mm
 
@@ -172,6 +176,12 @@ def doubts(volume: Volume) -> list[str]:
         low, high = volume.voxels.min(), volume.voxels.max()
         lines.append(f"{volume.path}: values from {low:g} to {high:g}, {fault}; wanted those of a "
                      "body; is this CT in HU?")
+
+    lowest, highest = volume.voxels.min(), volume.voxels.max()
+    if not fault and (lowest < FILL_HU[0] or highest > FILL_HU[1]):
+        lines.append(f"{volume.path}: values from {lowest:g} to {highest:g}, wanted them within "
+                     f"{FILL_HU[0]} to {FILL_HU[1]}: resampling carries such fill values into the "
+                     "body; set padding to -1024")
 
     mm = len(volume.voxels) * volume.spacing_mm[0]
     if mm < COVERAGE_MM:

@@ -288,7 +288,6 @@ CT = {  # in HU
     "as float": lambda hu: hu.astype(np.float32),
     "padded with -2000": lambda hu: padded(hu, -2000),
     "padded with -3024": lambda hu: padded(hu, -3024),
-    "padded with -32768": lambda hu: padded(hu, -32768),
     "padded with 0": lambda hu: padded(hu, 0),
     "air all of one value": lambda hu: np.where(hu < -950, -1000, hu),
     "cut at -1024 and 1000": lambda hu: hu.clip(-1000, 1000),
@@ -330,6 +329,12 @@ def test_values_that_are_not_hu_are_doubted_whatever_the_padding(tmp_path, scan,
     (line,) = doubts_on(tmp_path, voxels)
     assert line.startswith(f"{tmp_path / 'scan.nii'}: values from {voxels.min():g} to {voxels.max():g}, ")
     assert line.endswith("; wanted those of a body; is this CT in HU?")
+
+
+@pytest.mark.parametrize("value", [-32768, -5001, 40_001])
+def test_fill_values_that_would_reach_the_body_are_doubted(tmp_path, scan, value):
+    (line,) = doubts_on(tmp_path, padded(scan, value))
+    assert f"{value:g} " in line and line.endswith("such fill values into the body; set padding to -1024")
 
 
 def test_a_real_ct_is_not_doubted_and_in_other_units_it_is(tmp_path, real_ct):

@@ -1,5 +1,6 @@
 """predict.py: which networks predict which scan, what its options reach, whose masks stay, and how it is stopped."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -206,9 +207,70 @@ def test_cases_of_unequal_numbers_of_networks_are_refused(labelled, tmp_path, he
     (tmp_path / "residual" / "fold1").mkdir()  # it was only begun
     said = here(*arguments, expect=2)
 
-    assert "1 cases were held out by 2 networks each, but 1 by fewer (c1 by 1)" in said
+    assert "1 cases were held out by 2 networks each (plain, residual), but 1 by others: c1 by 1 (plain); name" in said
     assert not (tmp_path / "masks").exists()
     assert "1 case found" in here(*arguments, "--folds", 0)
+
+
+def test_cases_of_networks_of_different_architectures_are_refused(labelled, tmp_path, here):
+    """As many networks for each case, but the scores would be of two methods."""
+    put_folds(tmp_path / "plain", {"0": (["c1"], ["c0"])})
+    put_folds(tmp_path / "residual", {"1": (["c0"], ["c1"])}, "residual")
+
+    said = here("--cross-validation", "--in", labelled, "--out", tmp_path / "masks", *QUICK, "--model",
+                tmp_path / "plain", tmp_path / "residual", expect=2)
+
+    assert "1 cases were held out by 1 networks each (plain), but 1 by others: c1 by 1 (residual); name" in said
+
+
+def test_a_name_too_long_for_a_mask_is_left_out_and_the_others_go_on(run, tmp_path, here):
+    put_scan(tmp_path / "in" / "ok.nii.gz")
+    put_scan(tmp_path / "in" / f"{'n' * 245}.nii")
+
+    said = here("--in", tmp_path / "in", "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+
+    assert "1 case found, 1 left out" in said and "(its mask's name would be too long)" in said
+    assert (tmp_path / "masks" / "ok.nii.gz").exists()
+
+
+def test_labels_beside_images_are_no_place_for_masks(run, tmp_path, here):
+    put_scan(tmp_path / "in" / "images" / "a.nii.gz")
+
+    said = here("--in", tmp_path / "in", "--out", tmp_path / "in" / "labels", "--model", run[0], *QUICK, expect=2)
+
+    assert "scans or labels lie there" in said and not (tmp_path / "in" / "labels").exists()
+
+
+def test_probabilities_go_with_the_mask_that_was_deleted(run, tmp_path, here):
+    for name in ("a", "b"):
+        put_scan(tmp_path / "in" / f"{name}.nii.gz")
+    arguments = ("--in", tmp_path / "in", "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*arguments, "--probabilities")
+    (tmp_path / "in" / "a.nii.gz").unlink()
+    (tmp_path / "masks" / "a.nii.gz").unlink()
+
+    here(*arguments)
+    here(*arguments)  # is not refused for files of its own
+
+    left = {path.name for path in (tmp_path / "masks" / "probabilities").iterdir()}
+    assert left == {"b_kidney.nii.gz", "b_tumor.nii.gz"}
+
+
+@pytest.mark.parametrize("numbers", [[5], [-1], [True], "0"])
+def test_a_record_of_networks_that_are_not_there_is_refused(run, tmp_path, here, numbers):
+    put_scan(tmp_path / "in" / "a.nii.gz")
+    arguments = ("--in", tmp_path / "in", "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*arguments)
+    record = json.loads((tmp_path / "masks" / "prediction.json").read_text())
+    record["scans"]["a.nii.gz"]["networks"] = numbers
+    (tmp_path / "masks" / "prediction.json").write_text(json.dumps(record))
+
+    assert "not as this predict.py writes it" in here(*arguments, expect=2)
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(argparse.ArgumentTypeError, match="an empty path"):
+        typed_path(" ")
 
 
 def test_trained_on_is_what_the_networks_behind_the_masks_saw(labelled, tmp_path, here):
