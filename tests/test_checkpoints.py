@@ -133,3 +133,10 @@ def test_a_run_is_audited_by_its_checkpoint_alone(tmp_path):
     save_checkpoint(path, **content(**more))
     loaded = load_checkpoint(path)
     assert {name: loaded[name] for name in more} == more
+
+
+def test_weights_of_double_precision_are_loaded_in_float32(tmp_path):
+    from minikits.checkpoints import load_network
+    weights = {name: value.double() for name, value in build_unet("plain", TINY).state_dict().items()}
+    network = load_network({"arch": "plain", "recipe": TINY, "network": weights}, tmp_path / "checkpoint.pt")
+    assert {value.dtype for value in network.state_dict().values()} == {torch.float32}

@@ -91,3 +91,11 @@ def test_freed_memory_is_kept_where_all_processes_have_twice_what_they_need(monk
     monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
     assert devices.claim_memory(CPU, needed * GIB) == 16 * GIB
     assert calls == ([(-8, 1), (-4, 0), (-1, -1)] if told else [])
+
+
+@pytest.mark.parametrize("said", [
+    "std::bad_alloc", "CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "unable to mmap: Cannot allocate memory (12)", "not enough memory: you tried"])
+def test_what_libraries_say_of_memory_is_known(said):
+    from minikits.devices import is_out_of_memory
+    assert is_out_of_memory(RuntimeError(said)) and not is_out_of_memory(ValueError(said))

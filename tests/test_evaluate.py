@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -660,3 +661,47 @@ def test_names_that_cannot_be_printed_and_closed_streams_end_nothing(tmp_path):
     assert closed.returncode == 0
     for folder in ("report", "unseen"):
         assert b"scan_\xfc,1.0" in (tmp_path / folder / "cases.csv").read_bytes()
+
+
+def test_a_picture_has_soft_tissues_window_and_its_titles_colours_and_lines(run, tmp_path, drawn):
+    from matplotlib.colors import to_rgba
+    reference = np.zeros((1, 6, 7), np.uint8)
+    reference[0, 1:5, 1:5] = 1
+    reference[0, 2:4, 2:4] = 2
+    write_case(tmp_path / "data", "a", reference)
+    write_mask(tmp_path / "masks" / "a.nii.gz", reference)
+
+    run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
+
+    axes = drawn[0].axes[0]
+    assert axes.images[0].get_clim() == (-160, 300)
+    colours = [tuple(each.get_edgecolor()[0]) for each in axes.collections]
+    assert colours == [to_rgba("tab:cyan"), to_rgba("tab:red")] * 2
+    assert [each.get_linestyle()[0][1] is None for each in axes.collections] == [True, True, False, False]
+
+
+def test_the_slice_of_most_kidney_is_drawn_where_the_mask_alone_has_a_tumor(run, tmp_path, drawn):
+    write_case(tmp_path / "data", "a", PLAIN, image=False)
+    write_mask(tmp_path / "masks" / "a.nii.gz", FULL)
+    run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
+    assert drawn[0].axes[0].get_title() == "slice 0: most kidney"
+
+
+def test_a_network_that_lacks_one_epoch_is_unfinished(run, three):
+    networks = [{"arch": "plain", "fold": "0", "epoch": 999, "epochs": 1000}]
+    (three[0] / "prediction.json").write_text(json.dumps({"trained_on": [], "networks": networks}))
+    assert "(plain fold 0: epoch 999 of 1000)" in run("--pred", three[0], "--ref", three[1])
+
+
+def test_what_lies_among_flat_references_and_is_none_is_left_out_by_name(run, three, tmp_path):
+    shutil.copytree(three[0], tmp_path / "flat")
+    (tmp_path / "flat" / "z.nii.gz").symlink_to("nowhere.nii.gz")
+    printed = run("--pred", three[0], "--ref", tmp_path / "flat")
+    assert "3 cases found, 1 left out: z.nii.gz (a link to nothing)" in printed
+
+
+def test_an_excluded_case_that_is_scored_is_not_left_out(run, tmp_path):
+    write_case(tmp_path / "data", "case_00023", image=False)
+    write_mask(tmp_path / "masks" / "prediction_00023.nii.gz")
+    printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "data")
+    assert "1 case found" in printed and "left out" not in printed

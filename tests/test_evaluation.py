@@ -362,3 +362,13 @@ def test_the_json_is_strict():
     def refuse(word):
         raise AssertionError(word)
     assert json.loads(text, parse_constant=refuse) == {"a": [0.5, None, None], "name": "é"} and text.endswith("\n")
+
+
+@pytest.mark.parametrize("p, said", [(0.0004, "p < 0.001"), (0.0006, "p 0.001"), (0.003, "p 0.003")])
+def test_p_is_printed_to_a_thousandth(p, said):
+    from minikits.evaluation import compare, comparison_table
+    systems = {name: [{"case": f"c{n}", **dict.fromkeys(("kidney", "tumor", "composite"), (n + better) / 10)}
+                      for n in range(3)] for name, better in (("a", 1), ("b", 0))}
+    compared = compare(systems)
+    compared["pairs"][0]["tumor"]["p"] = p
+    assert f"tumor +10.00 ({said}, 3 cases)" in comparison_table(compared)

@@ -173,3 +173,21 @@ def test_an_existing_checkpoint_is_not_replaced(tmp_path):
     said = run_script("-m", "minikits.checkpoints", "import-nnunet", GOLDEN / "plain.model", "--arch", "plain",
                       "--geometry", GOLDEN / "plain.json", "--out", tmp_path / "checkpoint.pt", expect=2)
     assert "exists already" in said and (tmp_path / "checkpoint.pt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("axes", ["ZXY", "XZY", "YXZ"])
+def test_a_network_of_turned_axes_is_turned_back(tmp_path, axes):
+    geometry = json.loads((GOLDEN / "plain.json").read_text())
+    content = torch.load(GOLDEN / "plain.model", weights_only=False)
+    order = ["ZYX".index(axis) for axis in axes]
+    content["state_dict"] = {name: value.permute(0, 1, *(2 + axis for axis in order)) if value.ndim == 5 else value
+                             for name, value in content["state_dict"].items()}
+    torch.save(content, tmp_path / "turned.model")
+    turned = {name: [geometry[name][axis] for axis in order] for name in ("spacing_mm", "patch")}
+
+    recipe = import_nnunet(GOLDEN / "plain.model", "plain", geometry, tmp_path / "as_it_is.pt")
+    assert import_nnunet(tmp_path / "turned.model", "plain", geometry | turned | {"axes": axes},
+                         tmp_path / "turned.pt") == recipe
+
+    one, other = (load_checkpoint(tmp_path / name)["network"] for name in ("as_it_is.pt", "turned.pt"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -524,3 +524,18 @@ def test_names_of_all_sorts(tmp_path, name, monkeypatch):
     for source in (folder, linked, folder / ".." / folder.name, folder / name):
         (case,) = find_cases(source)
         assert case.id == name.removesuffix(".gz").removesuffix(".nii") and case.image.name == name
+
+
+def test_a_large_scan_is_judged_by_all_of_its_breadth(tmp_path, monkeypatch):
+    """The body lies in the far half of each axis of a slice."""
+    import nibabel as nib
+
+    from minikits.volumes import doubts, read_volume
+    voxels = np.full((20, 24, 24), -1000, np.int16)
+    voxels[:, 0] = -1024  # else all air would pass for padding
+    voxels[:, 12:, 12:] = 40
+    voxels[:, 12:14, 12:14] = 400
+    nib.save(nib.Nifti1Image(voxels, np.diag([-3.0, -3, -3, 1])[[2, 1, 0, 3]]), tmp_path / "scan.nii")
+    volume = read_volume(tmp_path / "scan.nii")
+    monkeypatch.setattr("minikits.volumes.SAMPLE_VOXELS", 1000)
+    assert doubts(volume) == []

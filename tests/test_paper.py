@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import re
+from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 
 from minikits import paper
 from minikits.paper import DEMO, PAPER, Recipe, code_departures, head_weights, recipe_from, run_departures
@@ -271,3 +273,8 @@ def test_the_page_on_the_paper_names_no_departure_that_the_log_does_not():
     in_bfloat16 = run_departures(**{**PAPERS_RUN, "precision": "bfloat16"})
     told = [line.split(":")[0] for line in code_departures() + in_bfloat16]
     assert len(rows) > 8 and set(rows) - {"what"} <= set(told)
+
+
+def test_the_learning_rate_decays_by_the_recipes_power():
+    recipe = replace(TINY, epochs=4, learning_rate=0.8, learning_rate_power=2.0)
+    assert [recipe.learning_rate_at(epoch) for epoch in range(4)] == pytest.approx([0.8, 0.45, 0.2, 0.05])

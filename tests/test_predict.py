@@ -1069,3 +1069,75 @@ def test_networks_that_wait_beside_the_device_give_the_same(generator):
     assert torch.equal(here, moved) and torch.allclose(here, single, atol=1e-6)
     low = predict_probabilities(networks, image, TINY, False, precision=torch.bfloat16)
     assert low.dtype == torch.float32 and 0 < (low - here).abs().max() < 0.1
+
+
+def test_probabilities_of_thick_slices_are_brought_back_as_labels_are(run, tmp_path, here):
+    scan = put_scan(tmp_path / "scan.nii.gz", spacing_mm=(20.0, 5.0, 5.0), shape=(6, 24, 28))
+    here("--in", scan, "--out", tmp_path / "masks", "--model", run[0], *QUICK, "--probabilities")
+    volume = read_volume(scan)
+    wanted = predict_probabilities([run[1]], prepare_image(volume, TINY), TINY, False)
+    for value, name in ((1, "kidney"), (2, "tumor")):
+        native = resample(wanted[value], volume.voxels.shape, (0, 1, 1))  # nearest along Z
+        found = read_volume(tmp_path / "masks" / "probabilities" / f"scan_{name}.nii.gz").voxels
+        assert np.abs(found - native).max() < 0.5 / 255 + 1e-5
+
+
+@pytest.mark.parametrize("field, value", [
+    ("spacing_mm", (8.0, 6.0, 5.0)), ("window_hu", (-80.0, 304.0)), ("mean_hu", 100.0), ("sd_hu", 77.0),
+    ("patch", (16, 32, 16))])
+def test_networks_that_see_images_differently_are_not_averaged(tmp_path, field, value):
+    put(tmp_path / "fold0" / "checkpoint.pt")
+    recipe = dataclasses.replace(TINY, **{field: value})
+    network = build_unet("plain", recipe)
+    put(tmp_path / "fold1" / "checkpoint.pt", recipe=asdict(recipe), network=network.state_dict())
+    with pytest.raises(ValueError, match=rf"fold1/checkpoint\.pt: {field} is .* in the first; average"):
+        predict.load_networks([tmp_path], None)
+
+
+def test_cross_validation_leaves_out_what_the_networks_recipe_does(phantoms, tmp_path, here):
+    """Not the paper's list, where a recipe has another."""
+    for seed, name in enumerate(("case_00002", "case_00023")):
+        put_scan(tmp_path / "cases" / name / "imaging.nii.gz", seed)
+        write_image(tmp_path / "cases" / name / "segmentation.nii.gz", np.ones((10, 20, 24), np.uint8), SPACING)
+    recipe = dataclasses.replace(TINY, excluded_cases=(2,))
+    put(tmp_path / "run" / "fold0" / "checkpoint.pt", cases=([], ["case_00002", "case_00023"]), recipe=asdict(recipe))
+    said = here("--cross-validation", "--in", tmp_path / "cases", "--out", tmp_path / "masks", *QUICK, "--model",
+                tmp_path / "run")
+    assert "1 case found, 1 left out: case_00002 (one of the recipe's excluded_cases)" in said
+    assert [path.name for path in (tmp_path / "masks").glob("*.gz")] == ["prediction_00023.nii.gz"]
+
+
+def test_doubts_about_a_scan_are_said(scans, run, tmp_path, here):
+    said = here("--in", put_scan(tmp_path / "few.nii.gz", shape=(4, 20, 24)), "--out", tmp_path / "masks", *QUICK,
+                "--model", run[0])
+    assert f"warning: {tmp_path / 'few.nii.gz'}: covers 32 mm along Z" in said
+
+
+def test_masks_of_a_cross_validation_are_not_mixed_with_others(labelled, tmp_path, here):
+    put_folds(tmp_path / "run", {"0": (["c1"], ["c0"]), "1": (["c0"], ["c1"])})
+    given = ("--in", labelled, "--out", tmp_path / "masks", *QUICK, "--model", tmp_path / "run")
+    here(*given, "--cross-validation")
+    before = bytes_of(tmp_path / "masks")
+    said = here(*given, expect=2)
+    assert "cross_validation True, now False" in said and bytes_of(tmp_path / "masks") == before
+
+
+def test_the_device_works_for_one_scan_at_a_time(scans, run, tmp_path, here, monkeypatch):
+    """Two threads take scans, but the probabilities of one are gone before the next one's come."""
+    working, most = [], []
+
+    def predict_probabilities(*given, **named):
+        working.append(1)
+        time.sleep(0.05)
+        most.append(len(working))
+        return real(*given, **named)
+
+    def labels_on_native_grid(*given):
+        working.pop()
+        return native(*given)
+
+    real, native = predict.predict_probabilities, predict.labels_on_native_grid
+    monkeypatch.setattr("predict.predict_probabilities", predict_probabilities)
+    monkeypatch.setattr("predict.labels_on_native_grid", labels_on_native_grid)
+    here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    assert most == [1, 1, 1]

@@ -279,3 +279,24 @@ def test_progress_on_a_terminal_begins_with_the_first_pair_of_flips(monkeypatch,
     predict_probabilities([Pointwise()], torch.zeros(8, 8, 12), SMALL, on_window=show)
     printed = capsys.readouterr().out
     assert "scan: 12% of 2 windows" in printed and "100% of 2 windows" in printed
+
+
+class Halves(torch.nn.Module):
+    """Logits in bfloat16, as convolutions under autocast give them."""
+
+    def forward(self, x):
+        return torch.cat([0.3 * x, 1.7 * x, -0.9 * x], dim=1).bfloat16()
+
+
+def test_logits_of_half_precision_become_probabilities_in_float32(generator):
+    image = torch.randn(TINY.patch, generator=generator)
+    found = predict_probabilities([Halves()], image, TINY, mirroring=False)
+    wanted = Halves()(image[None, None]).float().softmax(1)[0]
+    assert (found - wanted).abs().max() < 1e-6
+
+
+def test_windows_by_hand_of_odd_sizes_and_patches():
+    from minikits.prediction import window_starts
+    assert window_starts(15, 8) == [0, 4, 7]  # at 3.5, half to even
+    assert window_starts(19, 8) == [0, 4, 7, 11]  # at 3.67 and 7.33
+    assert window_starts(10, 5) == [0, 2, 5]  # half a patch is 2.5: two steps are enough

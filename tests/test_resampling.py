@@ -1,12 +1,14 @@
 """Against scikit-image, against a slow witness that interpolates everywhere, and by symmetry."""
 
 import dataclasses
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import zoom
@@ -349,3 +351,12 @@ def test_probabilities_that_are_not_finite_are_refused(broken):
     probabilities[1, 2, 2, 2] = broken
     with pytest.raises(ValueError, match="1 of 360 probabilities are NaN or infinite"):
         labels_on_native_grid(probabilities, volume_of(VALUES, (1, 1, 1)))
+
+
+def test_images_are_clipped_to_the_recipes_window():
+    from minikits.resampling import prepare_image
+    from minikits.volumes import Volume
+    voxels = np.linspace(-300, 400, 60, dtype=np.float32).reshape(3, 4, 5)
+    volume = Volume(Path("scan.nii"), voxels, (8.0, 6.0, 6.0), np.eye(4), None)
+    image = prepare_image(volume, replace(TINY, window_hu=(-50.0, 350.0)))
+    assert (image.min(), image.max()) == pytest.approx(((-50 - 101) / 76.9, (350 - 101) / 76.9))

@@ -19,9 +19,9 @@ from torch import distributed
 from minikits import cases as cases_module
 from minikits import devices
 from minikits.cases import five_folds, prepare
-from minikits.checkpoints import load_checkpoint, load_network
+from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.evaluation import kits_dice
-from minikits.paper import PAPER
+from minikits.paper import DEMO, PAPER
 from minikits.sampling import draw_batch
 from minikits.training import Progress
 from minikits.unet import build_unet
@@ -562,3 +562,105 @@ def test_a_run_that_no_lock_protects_says_so(train, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(train, "claim", lambda folder: f"{folder}: its file system has no locks")
     train.claim_run(tmp_path)
     assert capsys.readouterr().out == f"{tmp_path}: its file system has no locks\n"
+
+
+def test_each_fold_is_its_own_and_all_holds_nothing_out(train, phantoms, tmp_path):
+    ids = sorted(path.name for path in phantoms.iterdir())
+    for fold, wanted in enumerate(five_folds(ids)):
+        assert train.split(options(train, phantoms, tmp_path, "--fold", fold), SMALL) == wanted
+    assert train.split(options(train, phantoms, tmp_path, "--fold", "all"), SMALL) == (ids, [])
+
+
+def test_a_resumed_run_keeps_its_rows_and_what_it_departed_by(train, undisturbed, phantoms, out, monkeypatch):
+    """Stopped in the second epoch, by a run that had another number format once."""
+    noted = told_by(monkeypatch, train, lambda iteration, augmented: augmented and iteration == 6)
+    train.train(options(train, phantoms, out, "--seed", 3), noted)
+    stopped = checkpoint_of(out)
+    assert stopped["epoch"] == 1 and len(stopped["log"]) == 1
+    line = "number format while training: bfloat16 (paper: float32)"
+    stopped["departures"]["run"].append(line)
+    del stopped["format"]
+    save_checkpoint(out / "plain" / "fold0" / "checkpoint.pt", **stopped | {"recipe": asdict(SMALL)})
+
+    assert train.train(options(train, phantoms, out, "--seed", 3, "--resume"), []) is None
+
+    resumed = checkpoint_of(out)
+    assert line in resumed["departures"]["run"]
+    assert [row["loss"] for row in resumed["log"]] == [row["loss"] for row in undisturbed[1]["log"]]
+
+
+def test_departures_and_environment_are_those_of_the_run(train, phantoms, tmp_path):
+    cpu, split = torch.device("cpu"), tmp_path / "split.json"
+    surroundings = train.environment(cpu, torch.bfloat16, 2, 3 * 2**30)
+    assert (surroundings["precision"], surroundings["processes"], surroundings["step_gib"]) == ("bfloat16", 2, 3.0)
+
+    about = {"environment": surroundings, "cases": {"train": ["a", "b"], "validation": ["c"]}}
+    told = train.departures(options(train, phantoms, tmp_path, "--folds", split), SMALL, about, cpu, {})
+
+    assert told["run"] == [
+        "number format while training: bfloat16 (paper: float32)",
+        "device: cpu, which rounds otherwise (paper: one GPU)",
+        "processes that share a batch: 2 (paper: 1)",
+        f"folds: those of {split} (nnU-Net v1: five, shuffled with its seed)",
+        "cases: 3 (paper: 206 of KiTS19)"]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_held_out_patches_are_scored_in_the_precision_of_the_training(train, phantoms, prepared, precision):
+    network, seen = build_unet("plain", SMALL), set()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv3d):
+            module.register_forward_hook(lambda module, given, result: seen.add(result.dtype))
+    train.patch_dice(network, prepare(phantoms, prepared, SMALL), SMALL, 0, precision=precision)
+    assert seen == {precision}
+
+
+def test_a_recipe_is_chosen_by_its_name_or_its_file(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.json").write_text('{"epochs": 7}')
+    assert train.chosen_recipe("demo") == DEMO != PAPER
+    assert train.chosen_recipe("~/mine.json") == replace(PAPER, epochs=7)
+
+
+def test_seconds_waiting_are_those_of_drawing_and_computing_the_rest(monkeypatch):
+    """A clock that moves by hand: a batch takes 10 s to compute, the first 3 s to be drawn."""
+    from minikits import training
+    now = [100.0]
+    monkeypatch.setattr(training, "monotonic", lambda: now[0])
+
+    def batches(draw, iterations):
+        for number in iterations:
+            now[0] += 3
+            yield draw(number)
+
+    def step(*_, **__):
+        now[0] += 10
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(training, "fetch_ahead", batches)
+    monkeypatch.setattr(training, "training_step", step)
+    network = build_unet("plain", SMALL)
+    row = training.train_epoch(network, lambda i: (None, None), training.sgd(network, SMALL), SMALL, Progress())
+    assert (row["seconds_computing"], row["seconds_waiting"]) == (40, 12)
+
+
+def test_the_recipe_says_which_cases_are_left_out(train, phantoms, tmp_path):
+    """Not the paper's list, where a recipe has another."""
+    names = [f"case_{number:05d}" for number in (0, 1, 2, 3, 23, 68)]
+    for name, phantom in zip(names, sorted(phantoms.iterdir())):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(phantom)
+    recipe = replace(SMALL, excluded_cases=(2,))
+    arguments = options(train, tmp_path / "data", tmp_path, "--fold", "all", recipe=recipe)
+    wanted = [name for name in names if name != "case_00002"]
+    assert train.split(arguments, recipe) == (wanted, [])
+    assert [case.id for case in prepare(tmp_path / "data", tmp_path / "prepared", recipe)] == wanted
+
+
+def test_the_copy_of_another_folds_run_is_not_continued(train, undisturbed, phantoms, out):
+    *_, run = undisturbed
+    recipe = replace(SMALL, epochs=2)
+    for path, more in (("plain/fold1", ["--fold", 1]), ("residual/fold0", ["--arch", "residual"])):
+        shutil.copytree(run / "plain" / "fold0", out / path)
+        with pytest.raises(ValueError, match=r"was trained with another (fold|arch)"):
+            train.train(options(train, phantoms, out, "--seed", 3, "--resume", *more, recipe=recipe), [])

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
 
+from minikits import unet
 from minikits.paper import ARCHITECTURES, PAPER
 from minikits.unet import PreactivationBlock, ResidualBlock, build_unet
 
@@ -308,3 +310,21 @@ def test_sides_that_do_not_come_back_the_same_are_refused(arch):
     for sides in ((9, 16, 16), (8, 14, 16), (8, 16, 18)):
         with pytest.raises(ValueError, match="multiples"):
             network(torch.zeros(1, 1, *sides))
+
+
+@pytest.mark.parametrize("arch", ["plain", "residual", "preactivation"])
+def test_every_network_is_initialised_for_the_slope_of_leaky_relu(arch, monkeypatch):
+    """Of one seed, another slope scales each convolution, in the networks with ReLU too."""
+    torch.manual_seed(0)
+    usual = build_unet(arch, TINY)
+    monkeypatch.setattr(unet, "NEGATIVE_SLOPE", 1.0)
+    torch.manual_seed(0)
+    other = dict(build_unet(arch, TINY).named_parameters())
+    for name, value in usual.named_parameters():
+        if value.ndim == 5:
+            assert torch.allclose(other[name], value * math.sqrt((1 + 0.01**2) / 2), rtol=1e-5, atol=0), name
+
+
+def test_every_stage_has_the_recipes_number_of_blocks():
+    network = build_unet("residual", replace(TINY, residual_blocks=(3, 1, 2, 4, 9)))
+    assert [len(stage) for stage in network.encoder] == [3, 1, 2, 4]
