@@ -333,8 +333,10 @@ def test_values_that_are_not_hu_are_doubted_whatever_the_padding(tmp_path, scan,
 
 @pytest.mark.parametrize("value", [-32768, -5001, 40_001])
 def test_fill_values_that_would_reach_the_body_are_doubted(tmp_path, scan, value):
-    (line,) = doubts_on(tmp_path, padded(scan, value))
-    assert f"{value:g} " in line and line.endswith("such fill values into the body; set padding to -1024")
+    voxels = scan.copy()
+    voxels[0, 0, :9] = value  # few are enough
+    (line,) = doubts_on(tmp_path, voxels)
+    assert line.endswith("such fill values into the body; set padding to -1024")
 
 
 def test_a_real_ct_is_not_doubted_and_in_other_units_it_is(tmp_path, real_ct):
