@@ -678,7 +678,7 @@ def test_overwriting_keeps_a_mask_until_the_new_one_is_there(scans, run, tmp_pat
 
     monkeypatch.setattr("predict.write_labels", full)
     said = here(*given, "--overwrite", expect=2)
-    assert said.count("a.nii.gz cannot be written ([Errno 28] No space left on device)") == 2  # its line, and at the end
+    assert said.count("a.nii.gz cannot be written ([Errno 28] No space left on device)") == 2  # twice
     assert bytes_of(tmp_path / "masks") == before
 
 
