@@ -69,8 +69,9 @@ def predict_volume(networks, volume, recipe, **options):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
-# for what is promised to the bit, which has to hold with the threads that users have
-TWO_THREADS = {**os.environ, "OMP_NUM_THREADS": "2"}
+# For what is promised to the bit, which has to hold with the threads that users have. Threads that wait for each other
+# give way to others: on a busy machine they would spin for most of their time.
+TWO_THREADS = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def run_script(*arguments, expect=0, cwd=ROOT, env=None):
