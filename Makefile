@@ -25,6 +25,7 @@ mutants: $(VENV)/installed
 	$(RUN) tests/mutants/run.py
 
 lint: $(VENV)/installed
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
 # the paper's comparison in small, around the kidneys of ../shared/kits19 if they are there; half an hour

@@ -36,6 +36,7 @@ NAMED_AT_MOST = 5  # of cases, in a message
 @dataclass(frozen=True)
 class References:
     """{case: label file}, {case: image, if it has one}, and lines on what is left out."""
+
     labels: dict[str, Path]
     images: dict[str, Path]
     left_out: list[str]
@@ -44,6 +45,7 @@ class References:
 @dataclass(frozen=True)
 class Pair:
     """A case's files: what is scored, and the image for its picture."""
+
     id: str
     mask: Path
     reference: Path
@@ -65,18 +67,36 @@ def main():
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Score masks against references as the KiTS19 challenge does.")
+        description="Score masks against references as the KiTS19 challenge does."
+    )
     add = parser.add_argument
-    add("--pred", type=typed_path, nargs="+", required=True,
-        help="folders of masks; several are compared")
-    add("--ref", type=typed_path, required=True,
-        help="KiTS19 folder, or a flat folder of label files")
-    add("--out", type=typed_path,
-        help="folder for cases.csv, summary.json, comparison.json and pictures")
+    add(
+        "--pred",
+        type=typed_path,
+        nargs="+",
+        required=True,
+        help="folders of masks; several are compared",
+    )
+    add(
+        "--ref",
+        type=typed_path,
+        required=True,
+        help="KiTS19 folder, or a flat folder of label files",
+    )
+    add(
+        "--out",
+        type=typed_path,
+        help="folder for cases.csv, summary.json, comparison.json and pictures",
+    )
     add("--allow-missing", action="store_true", help="score the cases that both have")
     add("--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ")
-    add("--assume-spacing", type=typed_spacing, nargs=3, metavar=("Z", "Y", "X"),
-        help="mm; axes as KiTS19's")
+    add(
+        "--assume-spacing",
+        type=typed_spacing,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="mm; axes as KiTS19's",
+    )
     add("--max-voxels", type=int, default=MAX_VOXELS, help="of a volume (default %(default)s)")
     return parser
 
@@ -85,8 +105,9 @@ def evaluate_all(arguments: argparse.Namespace) -> list[str]:
     """Scores every folder of masks, then compares them; returns a line for all that failed."""
     folders = {folder.resolve().name: folder for folder in arguments.pred}
     if len(folders) < len(arguments.pred):
-        raise ValueError("--pred: several folders of one name; rename one, the reports bear their "
-                         "names")
+        raise ValueError(
+            "--pred: several folders of one name; rename one, the reports bear their names"
+        )
     reading = {
         "affine": arguments.affine,
         "assume_spacing": arguments.assume_spacing,
@@ -125,8 +146,8 @@ def compare_systems(systems: dict[str, list[dict]], out: Path | None) -> None:
 
 
 def evaluate(
-        folder: Path, reference_folder: Path, out: Path | None, allow_missing: bool,
-        **reading) -> tuple[list[dict], list[str]]:
+    folder: Path, reference_folder: Path, out: Path | None, allow_missing: bool, **reading
+) -> tuple[list[dict], list[str]]:
     """Scores one folder of masks, and prints the table; then writes it, and a picture per case,
     into `out` if given. Returns the rows, and a line for each mask or reference that cannot be
     used. reading: options of `read_volume`. ValueError or OSError where there is nothing to score,
@@ -176,8 +197,8 @@ def find_label_files(folder: Path, ids) -> dict[str, Path]:
 
 
 def match(
-        folder: Path, masks: dict[str, Path], references: References,
-        allow_missing: bool) -> tuple[list[Pair], list[str]]:
+    folder: Path, masks: dict[str, Path], references: References, allow_missing: bool
+) -> tuple[list[Pair], list[str]]:
     """The Pairs of masks and references, and lines on what is left out: what is missing and may be
     (`--allow-missing`), and what the paper excludes. ValueError where anything else is missing, or
     nothing is left."""
@@ -190,12 +211,14 @@ def match(
     if not both:
         raise ValueError(
             f"{folder}: no case has a mask and a reference: masks of {some(sorted(masks))}, "
-            f"references of {some(sorted(references.labels))}{also(references)}; wanted one name")
+            f"references of {some(sorted(references.labels))}{also(references)}; wanted one name"
+        )
     for kind, missing in (("reference", without_reference), ("mask", without_mask)):
         if missing and not allow_missing:
             raise ValueError(
                 f"{folder}: {len(missing)} cases have no {kind} ({some(missing)}), wanted one for "
-                f"each{also(references)}; --allow-missing scores the cases that have both")
+                f"each{also(references)}; --allow-missing scores the cases that have both"
+            )
 
     left_out = [f"{id} (no mask)" for id in without_mask]
     left_out += [f"{id} (no mask; among the paper's excluded cases)" for id in excluded]
@@ -261,23 +284,28 @@ def doubts_about(folder: Path, pairs: list[Pair]) -> list[str]:
     doubts = []
     seen = [pair.id for pair in pairs if {pair.id, nifti_name(pair.mask)}.intersection(trained_on)]
     if seen:
-        doubts.append(f"{folder}: its networks were trained on {len(seen)} of these cases "
-                      f"({some(seen)})")
+        doubts.append(
+            f"{folder}: its networks were trained on {len(seen)} of these cases ({some(seen)})"
+        )
     scans = about.get("scans")
     if isinstance(scans, dict):
         strange = [pair.mask.name for pair in pairs if pair.mask.name not in scans]
         if strange:
-            doubts.append(f"{path}: says nothing of {len(strange)} of these masks "
-                          f"({some(strange)}); {UNKNOWN}")
+            doubts.append(
+                f"{path}: says nothing of {len(strange)} of these masks "
+                f"({some(strange)}); {UNKNOWN}"
+            )
     unfinished = unfinished_networks(about)
     if unfinished:
-        doubts.append(f"{folder}: {len(unfinished)} of its networks were not trained to the end "
-                      f"({some(unfinished)})")
+        doubts.append(
+            f"{folder}: {len(unfinished)} of its networks were not trained to the end "
+            f"({some(unfinished)})"
+        )
     return doubts
 
 
 def unfinished_networks(about: dict) -> list[str]:
-    """"residual fold 1: epoch 22 of 1000" for each network of prediction.json that says so."""
+    """ "residual fold 1: epoch 22 of 1000" for each network of prediction.json that says so."""
     networks = about.get("networks")
     if not isinstance(networks, list):
         return []
@@ -287,8 +315,9 @@ def unfinished_networks(about: dict) -> list[str]:
             continue
         epoch, epochs = network.get("epoch"), network.get("epochs")
         if isinstance(epoch, int) and isinstance(epochs, int) and epoch < epochs:
-            unfinished.append(f"{network.get('arch')} fold {network.get('fold')}: "
-                              f"epoch {epoch} of {epochs}")
+            unfinished.append(
+                f"{network.get('arch')} fold {network.get('fold')}: epoch {epoch} of {epochs}"
+            )
     return unfinished
 
 
@@ -300,8 +329,7 @@ def write_if_possible(path: Path, text: str) -> None:
         print(f"warning: {path}: not written ({error})")
 
 
-def draw_overlays(
-        folder: Path, pairs: list[Pair], rows: list[dict], reading: dict) -> list[str]:
+def draw_overlays(folder: Path, pairs: list[Pair], rows: list[dict], reading: dict) -> list[str]:
     """A picture for each pair; a line on those left out. Whatever goes wrong, the scores stand."""
     try:
         import matplotlib.figure  # noqa: F401 (a broken installation may raise anything)
@@ -325,7 +353,8 @@ def draw_overlays(
 
 
 def draw_overlay(
-        path: Path, row: dict, image: Volume, mask: np.ndarray, reference: np.ndarray) -> None:
+    path: Path, row: dict, image: Volume, mask: np.ndarray, reference: np.ndarray
+) -> None:
     """Two axial slices in soft tissue's window of HU, with the contours of reference (solid) and
     mask (dashed), arrays (Z, Y, X). ValueError where slices are one voxel thin: no contours."""
     from matplotlib.figure import Figure
@@ -346,8 +375,10 @@ def draw_overlay(
                 if region.any() and not region.all():  # else it has no contour
                     axes.contour(region, [0.5], colors=colour, linestyles=line)
         axes.set(title=f"slice {z}: {why}", xticks=[], yticks=[])
-    title = (f"{row['case']}: Dice of kidney (cyan) {percent(row['kidney'])}, "
-             f"of tumor (red) {percent(row['tumor'])}; reference solid, prediction dashed")
+    title = (
+        f"{row['case']}: Dice of kidney (cyan) {percent(row['kidney'])}, "
+        f"of tumor (red) {percent(row['tumor'])}; reference solid, prediction dashed"
+    )
     title = title.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
     figure.suptitle(title, parse_math=False)  # a dollar in a name begins no formula
     with written_whole(path) as file:

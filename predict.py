@@ -66,6 +66,7 @@ UNPACKED = 5  # bytes in memory that a byte of a compressed scan comes to, about
 @dataclass(frozen=True, eq=False)
 class Member:
     """A network of the ensemble, on the CPU. Ids that it was trained on; ids held out from it."""
+
     network: torch.nn.Module
     trained_on: frozenset[str]
     held_out: frozenset[str]
@@ -75,6 +76,7 @@ class Member:
 @dataclass(frozen=True, eq=False)
 class Work:
     """What is the same for all scans of a run."""
+
     arguments: argparse.Namespace
     members: list[Member]
     recipe: Recipe
@@ -108,15 +110,31 @@ def main():
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Predict kidney (1) and tumor (2) masks of abdominal CT scans.")
+        description="Predict kidney (1) and tumor (2) masks of abdominal CT scans."
+    )
     add = parser.add_argument
-    add("--in", dest="scans", type=typed_path, required=True,
-        help="a scan, a folder of scans or of cases")
+    add(
+        "--in",
+        dest="scans",
+        type=typed_path,
+        required=True,
+        help="a scan, a folder of scans or of cases",
+    )
     add("--out", type=typed_path, required=True, help="folder for the masks")
-    add("--model", type=typed_path, nargs="+", default=[Path("runs/residual")],
-        help="run folders, averaged")
-    add("--folds", type=fold_name, nargs="+", metavar="N",
-        help="only these folds, numbers; or all, the network that saw all cases")
+    add(
+        "--model",
+        type=typed_path,
+        nargs="+",
+        default=[Path("runs/residual")],
+        help="run folders, averaged",
+    )
+    add(
+        "--folds",
+        type=fold_name,
+        nargs="+",
+        metavar="N",
+        help="only these folds, numbers; or all, the network that saw all cases",
+    )
     add("--no-mirroring", action="store_true", help="an eighth of the work, slightly less accurate")
     add("--probabilities", action="store_true", help="of kidney and tumor, into OUT/probabilities")
     add("--cross-validation", action="store_true", help="each case by networks that held it out")
@@ -124,10 +142,16 @@ def parse_arguments() -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     add("--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ")
-    add("--assume-spacing", type=typed_spacing, nargs=3, metavar=("Z", "Y", "X"),
-        help="mm; axes as KiTS19's")
-    add("--max-voxels", type=voxel_count, default=MAX_VOXELS,
-        help="of a scan (default %(default)s)")
+    add(
+        "--assume-spacing",
+        type=typed_spacing,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="mm; axes as KiTS19's",
+    )
+    add(
+        "--max-voxels", type=voxel_count, default=MAX_VOXELS, help="of a scan (default %(default)s)"
+    )
     return parser.parse_args()
 
 
@@ -158,9 +182,17 @@ def predict(arguments: argparse.Namespace, noted: list) -> list[str]:
     members, recipe, said = load_networks(arguments.model, arguments.folds)
     found, scans = find_scans(arguments, members, recipe)
     job = describe(arguments, members, precision)
-    plan = decided_by_first(rank, world, lambda: plan_masks(
-        arguments.out, job, scans, overwrite=arguments.overwrite,
-        probabilities=arguments.probabilities))
+    plan = decided_by_first(
+        rank,
+        world,
+        lambda: plan_masks(
+            arguments.out,
+            job,
+            scans,
+            overwrite=arguments.overwrite,
+            probabilities=arguments.probabilities,
+        ),
+    )
     if rank == 0:
         print(*said, found.summary(), *plan.said, sep="\n", flush=True)
 
@@ -220,7 +252,8 @@ def keep_stamps_if_possible(out: Path, record: dict, stamps: dict) -> None:
 
 
 def load_networks(
-        runs: list[Path], folds: list[str] | None) -> tuple[list[Member], Recipe, list[str]]:
+    runs: list[Path], folds: list[str] | None
+) -> tuple[list[Member], Recipe, list[str]]:
     """The networks of the runs, the recipe that they share, and lines on them. They stay in the
     computer's memory, and go to the device in turn. ValueError for networks that see images
     differently, and for one that comes twice, by whatever path."""
@@ -235,8 +268,10 @@ def load_networks(
             member = as_member(checkpoint, path)
             weights = member.about["weights"]
             if weights in paths:
-                raise ValueError(f"{path}: the same network as {paths[weights]}, which would count "
-                                 "twice; name each network once")
+                raise ValueError(
+                    f"{path}: the same network as {paths[weights]}, which would count "
+                    "twice; name each network once"
+                )
             paths[weights] = path
             members.append(member)
             lines += introduce(member, path)
@@ -250,8 +285,10 @@ def check_alike(recipe: Recipe, first: Recipe, path: Path) -> None:
     for name in SHARED:
         ours, theirs = getattr(recipe, name), getattr(first, name)
         if ours != theirs:
-            raise ValueError(f"{path}: {name} is {ours}, but {theirs} in the first; average "
-                             "networks of one recipe")
+            raise ValueError(
+                f"{path}: {name} is {ours}, but {theirs} in the first; average "
+                "networks of one recipe"
+            )
 
 
 def as_member(checkpoint: dict, path: Path) -> Member:
@@ -284,14 +321,18 @@ def introduce(member: Member, path: Path) -> list[str]:
     """A line on a network; one more where it was not trained to the end, and where its folder is
     named as another fold's."""
     about = member.about
-    lines = [f"{path}: arch {about['arch']}, fold {about['fold']}, seed {about['seed']}, epoch "
-             f"{about['epoch']}, weights {about['weights']}"]
+    lines = [
+        f"{path}: arch {about['arch']}, fold {about['fold']}, seed {about['seed']}, epoch "
+        f"{about['epoch']}, weights {about['weights']}"
+    ]
     if about["epochs"] is None:
         return lines
 
     if about["epoch"] < about["epochs"]:
-        lines.append(f"warning: {path}: its training was stopped after {about['epoch']} of "
-                     f"{about['epochs']} epochs")
+        lines.append(
+            f"warning: {path}: its training was stopped after {about['epoch']} of "
+            f"{about['epochs']} epochs"
+        )
     folder = path.parent.name
     if re.fullmatch("fold(all|[0-9]+)", folder) and folder != f"fold{about['fold']}":
         lines.append(f"warning: {path}: lies in {folder}, but is of fold {about['fold']}")
@@ -308,8 +349,8 @@ def strangers(run: Path, found: list[Path]) -> list[str]:
 
 
 def find_scans(
-        arguments: argparse.Namespace, members: list[Member],
-        recipe: Recipe) -> tuple[Found, list[Scan]]:
+    arguments: argparse.Namespace, members: list[Member], recipe: Recipe
+) -> tuple[Found, list[Scan]]:
     """What there is, and a Scan for each image. In cross-validation a case is predicted by the
     networks that held it out by name; one that none did is left out. ValueError where nothing is
     left, where cases would have unequal numbers of networks, and where masks would lie among scans
@@ -320,8 +361,11 @@ def find_scans(
 
     cases, scans, left_out = [], [], list(found.left_out)
     for case in found.cases:
-        suited = [number for number, member in enumerate(members)
-                  if not crossed or case.id in member.held_out]
+        suited = [
+            number
+            for number, member in enumerate(members)
+            if not crossed or case.id in member.held_out
+        ]
         if not case.image:
             left_out.append(f"{case.id} (labels, but no image)")
         elif not suited:
@@ -335,8 +379,10 @@ def find_scans(
 
     found = Found(cases, left_out)
     if not scans and crossed:
-        raise ValueError(f"{source}: nothing is left to cross-validate; name other runs or folds, "
-                         f"or the cases as they were named in training; {found.summary()}")
+        raise ValueError(
+            f"{source}: nothing is left to cross-validate; name other runs or folds, "
+            f"or the cases as they were named in training; {found.summary()}"
+        )
     if not scans:
         raise ValueError(f"{source}: no scan found, only labels; wanted imaging.nii.gz or images/")
     check_counts(source, scans, members)
@@ -354,29 +400,34 @@ def check_apart(source: Path, out: Path, found: Found) -> None:
             if path:
                 places |= {path.parent.resolve(), path.resolve().parent}
     beside_images = out.name.lower() in FOLDERS and source.resolve() in (
-        out.resolve().parent, out.resolve().parent / "images")
+        out.resolve().parent,
+        out.resolve().parent / "images",
+    )
     if out.resolve() in places or beside_images:
-        raise ValueError(f"{out}: scans or labels lie there; choose another folder for the masks "
-                         "with --out")
+        raise ValueError(
+            f"{out}: scans or labels lie there; choose another folder for the masks with --out"
+        )
 
 
 def check_counts(source: Path, scans: list[Scan], members: list[Member]) -> None:
     """Refuses scans that would not all be predicted by as many networks of the same architectures:
     their scores would not be of one method."""
-    kinds = {scan.id: sorted(members[number].about["arch"] for number in scan.networks)
-             for scan in scans}
+    kinds = {
+        scan.id: sorted(members[number].about["arch"] for number in scan.networks) for scan in scans
+    }
     most = max(kinds.values(), key=len)
-    others = [f"{id} by {len(kind)} ({', '.join(kind)})" for id, kind in kinds.items()
-              if kind != most]
+    others = [
+        f"{id} by {len(kind)} ({', '.join(kind)})" for id, kind in kinds.items() if kind != most
+    ]
     if others:
         raise ValueError(
             f"{source}: {len(scans) - len(others)} cases were held out by {len(most)} networks "
             f"each ({', '.join(most)}), but {len(others)} by others: {', '.join(others[:5])}; name "
-            "runs that have the same folds, or with --folds those that all of them have")
+            "runs that have the same folds, or with --folds those that all of them have"
+        )
 
 
-def describe(
-        arguments: argparse.Namespace, members: list[Member], precision: torch.dtype) -> dict:
+def describe(arguments: argparse.Namespace, members: list[Member], precision: torch.dtype) -> dict:
     """What prediction.json says of this run, as JSON gives it back."""
     about = {
         "networks": [member.about for member in members],
@@ -394,8 +445,12 @@ def describe(
 
 
 def keep_memory(
-        device: torch.device, members: list[Member], recipe: Recipe, precision: torch.dtype,
-        scans: list[Scan]) -> float:
+    device: torch.device,
+    members: list[Member],
+    recipe: Recipe,
+    precision: torch.dtype,
+    scans: list[Scan],
+) -> float:
     """Bytes of memory that the device has. A CPU's is kept once taken, where there is plenty for a
     network, its windows and the largest scan."""
     memory = claim_memory(device)
@@ -408,8 +463,7 @@ def keep_memory(
     return memory
 
 
-def predict_scans(
-        scans: list[Scan], work: Work, edited: set[str], stamps: dict) -> list[str]:
+def predict_scans(scans: list[Scan], work: Work, edited: set[str], stamps: dict) -> list[str]:
     """Two threads take scans: one reads, prepares or writes its own while the device works for the
     other. Scans that find no memory beside another's are tried once more, alone. Puts into `stamps`
     what prediction.json is to say; returns a line for each scan that failed. Stopped where the run
@@ -450,8 +504,12 @@ def predict_scan(scan: Scan, work: Work, *, keep_mask: bool = False) -> tuple[st
     """Writes a scan's mask, and its probabilities if wanted. Returns the volumes, in a line, and
     the stamps of scan and mask. keep_mask: the mask that is there stays as it is."""
     arguments, before = work.arguments, stamp(scan.path)
-    volume = read_volume(scan.path, affine=arguments.affine,
-                         assume_spacing=arguments.assume_spacing, max_voxels=arguments.max_voxels)
+    volume = read_volume(
+        scan.path,
+        affine=arguments.affine,
+        assume_spacing=arguments.assume_spacing,
+        max_voxels=arguments.max_voxels,
+    )
     read = stamp(scan.path, contents=True)
     if before != {name: read[name] for name in before}:
         raise ValueError(f"{scan.path}: was changed while it was read; run predict.py again")
@@ -464,8 +522,14 @@ def predict_scan(scan: Scan, work: Work, *, keep_mask: bool = False) -> tuple[st
     networks = [work.members[number].network for number in scan.networks]
     with work.device_free:  # the probabilities of one scan at a time, until they are labels
         probabilities = predict_probabilities(
-            networks, image, work.recipe, not arguments.no_mirroring, device=work.device,
-            precision=work.precision, on_window=watch(scan.id, work.stop))
+            networks,
+            image,
+            work.recipe,
+            not arguments.no_mirroring,
+            device=work.device,
+            precision=work.precision,
+            on_window=watch(scan.id, work.stop),
+        )
         labels = labels_on_native_grid(probabilities, volume)
         if arguments.probabilities:
             write_probabilities(scan, probabilities, volume)
@@ -508,15 +572,18 @@ def check_room(volume: Volume, work: Work) -> None:
         raise ValueError(
             f"{volume.path}: has shape {shape} at the networks' spacing, which takes "
             f"{needed / 2**30:.1f} GiB; device {work.device} has {work.memory / 2**30:.1f}. Is its "
-            "spacing right? --assume-spacing Z Y X (mm) gives another, --device another device")
+            "spacing right? --assume-spacing Z Y X (mm) gives another, --device another device"
+        )
 
 
 def failure(scan: Scan, error: Exception) -> str:
     """A scan's failure in a line that names its file. A RuntimeError that is not about memory is
     nothing that a scan can cause, and is raised again."""
     if is_out_of_memory(error):
-        return (f"{scan.path}: {what_memory_lacked(error)}; is its spacing right? --assume-spacing "
-                "Z Y X (mm) gives another, --device another device")
+        return (
+            f"{scan.path}: {what_memory_lacked(error)}; is its spacing right? --assume-spacing "
+            "Z Y X (mm) gives another, --device another device"
+        )
     said = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, RuntimeError):
         raise error
@@ -533,8 +600,11 @@ def watch(what: str, stop: list) -> Callable:
             raise Stopped
         if shown:
             left = (monotonic() - began) / done * (total - done)
-            print(f"\r{what}: {100 * done / total:.0f}% of {total} windows, {left:.0f} s left ",
-                  end="\r", flush=True)
+            print(
+                f"\r{what}: {100 * done / total:.0f}% of {total} windows, {left:.0f} s left ",
+                end="\r",
+                flush=True,
+            )
 
     return on_window
 

@@ -51,25 +51,39 @@ def command_line():
     parser.add_argument("--arch", choices=ARCHITECTURES, default="residual")
     parser.add_argument("--fold", default="0", help="0 to 4, or all")
     parser.add_argument(
-        "--folds", type=typed_path,
-        help='a split of your own: JSON list of {"train": [ids], "validation": [ids]}')
+        "--folds",
+        type=typed_path,
+        help='a split of your own: JSON list of {"train": [ids], "validation": [ids]}',
+    )
     parser.add_argument(
-        "--data", type=typed_path, default=Path("data"), help="KiTS19 folder, or images/ and labels/")
+        "--data",
+        type=typed_path,
+        default=Path("data"),
+        help="KiTS19 folder, or images/ and labels/",
+    )
     parser.add_argument(
-        "--out", type=typed_path, default=Path("runs"), help="the run goes to OUT/ARCH/foldN")
+        "--out", type=typed_path, default=Path("runs"), help="the run goes to OUT/ARCH/foldN"
+    )
     parser.add_argument(
-        "--recipe", default="paper",
-        help="paper, demo, or a JSON file of Recipe fields to override")
+        "--recipe", default="paper", help="paper, demo, or a JSON file of Recipe fields to override"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16"], default="auto", help="paper: fp32")
+        "--precision", choices=["auto", "fp32", "bf16"], default="auto", help="paper: fp32"
+    )
     parser.add_argument(
-        "--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ")
+        "--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ"
+    )
     parser.add_argument(
-        "--assume-spacing", type=typed_spacing, nargs=3, metavar=("Z", "Y", "X"),
-        help="mm; axes as KiTS19's")
+        "--assume-spacing",
+        type=typed_spacing,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="mm; axes as KiTS19's",
+    )
     parser.add_argument(
-        "--seed", type=seed, default=0, help="of the initial weights and of all that is drawn")
+        "--seed", type=seed, default=0, help="of the initial weights and of all that is drawn"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where the checkpoint ends")
     return parser
 
@@ -139,12 +153,14 @@ def train(arguments, noted):
 
     model = DistributedDataParallel(network) if world > 1 else network
     while progress.epoch < recipe.epochs:
-        row = train_epoch(model, draw, optimizer, recipe, progress, precision=precision,
-                          stop=stop.due)
+        row = train_epoch(
+            model, draw, optimizer, recipe, progress, precision=precision, stop=stop.due
+        )
         stopped = stop.agreed()
         if not stopped:
-            scores = patch_dice(network, held_out, recipe, arguments.seed, precision=precision,
-                                stop=stop.due)
+            scores = patch_dice(
+                network, held_out, recipe, arguments.seed, precision=precision, stop=stop.due
+            )
             stopped = scores is None
         if not stopped:
             log.append(row | scores)
@@ -152,8 +168,14 @@ def train(arguments, noted):
 
         check_finite(network, row["epoch"])
         if rank == 0:
-            save_checkpoint(run / "checkpoint.pt", **about, **asdict(progress), log=log,
-                            network=network.state_dict(), optimizer=optimizer.state_dict())
+            save_checkpoint(
+                run / "checkpoint.pt",
+                **about,
+                **asdict(progress),
+                log=log,
+                network=network.state_dict(),
+                optimizer=optimizer.state_dict(),
+            )
         if stopped:
             return stop.number()
         if rank == 0:
@@ -168,8 +190,9 @@ def set_up(arguments, recipe):
     exact_float32()
     rank, world = join_processes(device)
     if recipe.batch_size % world:
-        raise ValueError(f"recipe: batch_size {recipe.batch_size}, wanted a multiple of the "
-                         f"{world} processes")
+        raise ValueError(
+            f"recipe: batch_size {recipe.batch_size}, wanted a multiple of the {world} processes"
+        )
     return device, precision, rank, world
 
 
@@ -201,8 +224,9 @@ def describe(arguments, recipe, say):
 def split(arguments, recipe, say=silent):
     """(train, validation) ids of the fold. say: prints what was found and left out."""
     if arguments.fold == "all" and arguments.folds:
-        raise ValueError(f"--fold all trains on every case, --folds {arguments.folds} on some; "
-                         "give one of them")
+        raise ValueError(
+            f"--fold all trains on every case, --folds {arguments.folds} on some; give one of them"
+        )
     found = look_for_training_cases(arguments.data, recipe)
     say(found.summary())
     ids = [case.id for case in found.cases]
@@ -216,8 +240,9 @@ def split(arguments, recipe, say=silent):
     else:
         folds = five_folds(ids)
     if arguments.fold not in map(str, range(len(folds))):
-        raise ValueError(f"--fold {arguments.fold}: no such fold, wanted 0 to {len(folds) - 1}, "
-                         "or all")
+        raise ValueError(
+            f"--fold {arguments.fold}: no such fold, wanted 0 to {len(folds) - 1}, or all"
+        )
     return folds[int(arguments.fold)]
 
 
@@ -231,8 +256,9 @@ def read_folds(path, known, recipe):
         written = read_json(path)
         pairs = [({*fold["train"]}, {*fold.get("validation", fold.get("val"))}) for fold in written]
     except (TypeError, KeyError, AttributeError):
-        raise ValueError(f'{path}: wanted a JSON list of {{"train": [ids], "validation": [ids]}}'
-                         ) from None
+        raise ValueError(
+            f'{path}: wanted a JSON list of {{"train": [ids], "validation": [ids]}}'
+        ) from None
 
     left_out = excluded_ids(recipe)
     folds, excluded = [], set()
@@ -265,8 +291,10 @@ def earlier_checkpoint(run, resume, about):
     for name, value in about.items():
         found = asdict(checkpoint["recipe"]) if name == "recipe" else checkpoint[name]
         if found != value:
-            raise ValueError(f"{path}: was trained with another {name}; resume with the same, or "
-                             "choose another --out")
+            raise ValueError(
+                f"{path}: was trained with another {name}; resume with the same, or "
+                "choose another --out"
+            )
     return checkpoint
 
 
@@ -287,9 +315,16 @@ def start_or_resume(checkpoint, run, arguments, recipe, device):
 
 def prepare_once(arguments, recipe, stop, rank):
     """The PreparedCases of --data, prepared by the first process for all; None after a signal."""
+
     def prepared():
-        return prepare(arguments.data, arguments.out / "prepared", recipe, affine=arguments.affine,
-                       assume_spacing=arguments.assume_spacing, stop=stop.told)
+        return prepare(
+            arguments.data,
+            arguments.out / "prepared",
+            recipe,
+            affine=arguments.affine,
+            assume_spacing=arguments.assume_spacing,
+            stop=stop.told,
+        )
 
     cases = prepared() if rank == 0 else None
     if stop.agreed():  # here the others wait for the first
@@ -303,17 +338,24 @@ def prepare_once(arguments, recipe, stop, rank):
 def check_unchanged(checkpoint, checksums, run, say=silent):
     """ValueError where a case that the checkpoint was trained on holds something else now."""
     before = checkpoint.get("checksums", {})
-    changed = [name for name, checksum in sorted(before.items())
-               if checksum and checksums.get(name, checksum) != checksum]
+    changed = [
+        name
+        for name, checksum in sorted(before.items())
+        if checksum and checksums.get(name, checksum) != checksum
+    ]
     trained_on = [name for name in changed if name in checkpoint["cases"]["train"]]
     held_out = [name for name in changed if name in checkpoint["cases"]["validation"]]
     if trained_on:
         raise ValueError(
             f"{run / 'checkpoint.pt'}: was trained on another image or other labels of "
-            f"{', '.join(trained_on)}; put those back, or train anew with another --out")
+            f"{', '.join(trained_on)}; put those back, or train anew with another --out"
+        )
     if held_out:
-        say(f"warning: image or labels of {', '.join(held_out)}, held out, are not those of before;"
-            " patch Dice goes on with these", flush=True)
+        say(
+            f"warning: image or labels of {', '.join(held_out)}, held out, are not those of before;"
+            " patch Dice goes on with these",
+            flush=True,
+        )
 
 
 def on_device(cases, device, room):
@@ -321,8 +363,9 @@ def on_device(cases, device, room):
     size = sum(case.image.nbytes + case.labels.nbytes for case in cases)
     if device.type == "cpu" or size > room:
         return cases
-    return [replace(case, image=case.image.to(device), labels=case.labels.to(device))
-            for case in cases]
+    return [
+        replace(case, image=case.image.to(device), labels=case.labels.to(device)) for case in cases
+    ]
 
 
 def step_bytes(arch, recipe, samples, precision, device_type="cpu"):
@@ -404,9 +447,11 @@ def introduce(run, about, network, recipe, progress, say):
     """The first lines of the log: which network, where it stands, what differs from the paper."""
     weights = sum(parameter.numel() for parameter in network.parameters())
     patch = "x".join(map(str, recipe.patch))
-    say(f"{about['arch']} U-Net, fold {about['fold']}, seed {about['seed']}: {weights:,} weights, "
+    say(
+        f"{about['arch']} U-Net, fold {about['fold']}, seed {about['seed']}: {weights:,} weights, "
         f"patch {patch}, {recipe.epochs} epochs of {recipe.batches_per_epoch} batches of "
-        f"{recipe.batch_size}, into {run}")
+        f"{recipe.batch_size}, into {run}"
+    )
     if progress.epoch or progress.batch:
         say(f"resumed after epoch {progress.epoch}, batch {progress.batch} of the next")
 
@@ -417,8 +462,11 @@ def introduce(run, about, network, recipe, progress, say):
 
     train_ids, validation_ids = about["cases"]["train"], about["cases"]["validation"]
     surroundings = ", ".join(f"{name} {value}" for name, value in about["environment"].items())
-    say(f"cases: {len(train_ids)} to train on, {len(validation_ids)} held out, for predict.py "
-        f"--cross-validation; {surroundings}", flush=True)
+    say(
+        f"cases: {len(train_ids)} to train on, {len(validation_ids)} held out, for predict.py "
+        f"--cross-validation; {surroundings}",
+        flush=True,
+    )
 
 
 @torch.inference_mode()
@@ -442,8 +490,11 @@ def patch_dice(network, cases, recipe, seed, *, precision, stop=lambda: False):
     kidney, tumor = np.nan, np.nan
     if targets:
         kidney, tumor = kits_dice(torch.stack(predictions), torch.stack(targets))
-    return {"patch_dice_kidney": kidney, "patch_dice_tumor": tumor,
-            "seconds_scoring": monotonic() - began}
+    return {
+        "patch_dice_kidney": kidney,
+        "patch_dice_tumor": tumor,
+        "seconds_scoring": monotonic() - began,
+    }
 
 
 def check_finite(network, epoch):
@@ -451,7 +502,8 @@ def check_finite(network, epoch):
     if not all(value.isfinite().all() for value in network.state_dict().values()):
         raise ValueError(
             f"epoch {epoch}: weights are NaN or infinite, so the last checkpoint is kept; --resume "
-            "goes on from there, with --precision fp32, or train anew at a lower learning_rate")
+            "goes on from there, with --precision fp32, or train anew at a lower learning_rate"
+        )
 
 
 def report(run, log, recipe):
@@ -460,13 +512,19 @@ def report(run, log, recipe):
     computing, waiting = row["seconds_computing"], row["seconds_waiting"]
     seconds = computing + waiting + row["seconds_scoring"]
     left = timedelta(seconds=round(seconds * (recipe.epochs - row["epoch"])))
-    print(f"epoch {row['epoch']} of {recipe.epochs}: loss {row['loss']:.3f}, "
-          f"learning rate {row['learning_rate']:.4f}, "
-          f"patch Dice kidney {row['patch_dice_kidney']:.3f} tumor {row['patch_dice_tumor']:.3f}, "
-          f"{computing:.1f} s computing, {waiting:.1f} s waiting, {left} left", flush=True)
+    print(
+        f"epoch {row['epoch']} of {recipe.epochs}: loss {row['loss']:.3f}, "
+        f"learning rate {row['learning_rate']:.4f}, "
+        f"patch Dice kidney {row['patch_dice_kidney']:.3f} tumor {row['patch_dice_tumor']:.3f}, "
+        f"{computing:.1f} s computing, {waiting:.1f} s waiting, {left} left",
+        flush=True,
+    )
     if waiting > 0.3 * (computing + waiting):
-        print("  more than 30% of the time was spent waiting for data: is the disk of "
-              "runs/prepared slow?", flush=True)
+        print(
+            "  more than 30% of the time was spent waiting for data: is the disk of "
+            "runs/prepared slow?",
+            flush=True,
+        )
 
     for name, write in (("log.csv", write_log), ("learning_curve.png", draw_curve)):
         try:
@@ -493,8 +551,11 @@ def draw_curve(path, log):
         if name == "learning_rate":
             unit, label = log[0][name], "learning rate / its first"
         axes.plot(epochs, [row[name] / unit for row in log], label=label)
-    axes.set(xlabel="epoch", ylim=(-1, max(1.0, log[0]["loss"])),
-             title=f"{path.parent.parent.name} U-Net, {path.parent.name}")
+    axes.set(
+        xlabel="epoch",
+        ylim=(-1, max(1.0, log[0]["loss"])),
+        title=f"{path.parent.parent.name} U-Net, {path.parent.name}",
+    )
     axes.legend(loc="best")
     with written_whole(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -24,15 +24,28 @@ from minikits.volumes import read_labels
 
 OUT = Path(__file__).parent.parent / "tests" / "golden"
 SMALL = dataclasses.replace(
-    PAPER, spacing_mm=(8.0, 6.0, 6.5), patch=(16, 32, 24), plain_features=3, residual_features=3, max_features=6
+    PAPER,
+    spacing_mm=(8.0, 6.0, 6.5),
+    patch=(16, 32, 24),
+    plain_features=3,
+    residual_features=3,
+    max_features=6,
 )
 
 
 def preprocessing(keep):
-    for name, shape, spacing in (("cubes", (16, 30, 33), (8.0, 7.1, 7.1)), ("thick", (9, 40, 44), (20.0, 6.1, 6.1))):
+    for name, shape, spacing in (
+        ("cubes", (16, 30, 33), (8.0, 7.1, 7.1)),
+        ("thick", (9, 40, 44), (20.0, 6.1, 6.1)),
+    ):
         voxels, labels, _ = make_case(3, shape=shape, spacing_mm=spacing)
         image, small = theirs.preprocess(voxels, labels, spacing, SMALL)
-        soft = np.random.default_rng(0).dirichlet((1, 1, 1), size=small.shape).transpose(3, 0, 1, 2).astype(np.float32)
+        soft = (
+            np.random.default_rng(0)
+            .dirichlet((1, 1, 1), size=small.shape)
+            .transpose(3, 0, 1, 2)
+            .astype(np.float32)
+        )
         native = theirs.to_native_grid(soft.astype(float), shape, spacing)
         ordered = np.sort(native, axis=0)
         kept = np.where(ordered[-1] - ordered[-2] > 1e-6, native.argmax(0), 255)  # 255: a tie
@@ -55,7 +68,9 @@ def augmentation(keep):
         random.integers(0, 3, (16, 18, 17)).astype(np.uint8),
     )
     keep("augmentation_", image=x, labels=labels)
-    for number, (angles, scale) in enumerate([((0.3, -0.2, 0.4), 1.0), ((0, 0, 0), 1.25), ((0.1, 0.2, -0.5), 0.8)]):
+    for number, (angles, scale) in enumerate(
+        [((0.3, -0.2, 0.4), 1.0), ((0, 0, 0), 1.25), ((0.1, 0.2, -0.5), 0.8)]
+    ):
         image, seg = theirs.turn(x, labels, angles, scale, order=1)
         keep(f"turn{number}_", draw=[*angles, scale], image=image, labels=seg.astype(np.uint8))
     for name in ("gamma", "inverted gamma", "contrast", "brightness"):
@@ -86,7 +101,11 @@ def loss(keep):
             target=target.numpy().astype(np.uint8),
             value=value.item(),
             **{f"head{i}": head.detach().numpy() for i, head in enumerate(heads)},
-            **{f"gradient{i}": head.grad.numpy() for i, head in enumerate(heads) if head.grad is not None},
+            **{
+                f"gradient{i}": head.grad.numpy()
+                for i, head in enumerate(heads)
+                if head.grad is not None
+            },
         )
 
 
@@ -97,11 +116,20 @@ def numbers(keep):
         "windows_",
         sizes=sizes,
         patches=patches,
-        **{f"starts{i}": steps((p,), (max(n, p),), 0.5)[0] for i, (n, p) in enumerate(zip(sizes, patches))},
+        **{
+            f"starts{i}": steps((p,), (max(n, p),), 0.5)[0]
+            for i, (n, p) in enumerate(zip(sizes, patches))
+        },
     )
-    keep("importance_", patch=(8, 12, 10), map=theirs.SegmentationNetwork._get_gaussian((8, 12, 10), 1 / 8))
     keep(
-        "rates_", epochs=[0, 1, 10, 500, 999], values=[theirs.poly_lr(e, 1000, 0.01, 0.9) for e in (0, 1, 10, 500, 999)]
+        "importance_",
+        patch=(8, 12, 10),
+        map=theirs.SegmentationNetwork._get_gaussian((8, 12, 10), 1 / 8),
+    )
+    keep(
+        "rates_",
+        epochs=[0, 1, 10, 500, 999],
+        values=[theirs.poly_lr(e, 1000, 0.01, 0.9) for e in (0, 1, 10, 500, 999)],
     )
     ids = [f"case_{number:05d}" for number in range(210) if number not in PAPER.excluded_cases]
     keep("folds_", **{f"validation{i}": found for i, found in enumerate(theirs.folds(ids))})
@@ -109,7 +137,9 @@ def numbers(keep):
 
 def evaluation(keep):
     if "KITS19_STARTER_CODE" not in os.environ:
-        sys.exit("golden.py: set KITS19_STARTER_CODE to a checkout of neheller/kits19, whose evaluator is not on PyPI")
+        sys.exit(
+            "golden.py: set KITS19_STARTER_CODE to a checkout of neheller/kits19, whose evaluator is not on PyPI"
+        )
     evaluate = theirs.kits19_evaluator(os.environ["KITS19_STARTER_CODE"])
     random = np.random.default_rng(2)
     pairs = [random.integers(0, 3, (2, 4, 5, 6)) for _ in range(4)] + [
@@ -130,12 +160,18 @@ def networks(keep):
     }
     for arch, axes in zip(ARCHITECTURES, ("ZYX", "ZYX", "ZXY")):
         with tempfile.TemporaryDirectory() as folder:
-            found = theirs.trained_and_predicted(arch, Path(folder), cases, SMALL, axes=axes, steps=250)
+            found = theirs.trained_and_predicted(
+                arch, Path(folder), cases, SMALL, axes=axes, steps=250
+            )
             (OUT / f"{arch}.model").write_bytes(found["model"].read_bytes())
             (OUT / f"{arch}.json").write_text(found["geometry"] + "\n")
-            (OUT / f"scan_{axes}.nii.gz").write_bytes((found["scans"] / "unseen.nii.gz").read_bytes())
+            (OUT / f"scan_{axes}.nii.gz").write_bytes(
+                (found["scans"] / "unseen.nii.gz").read_bytes()
+            )
             keep(f"{arch}_", mask=read_labels(found["masks"]["unseen"]).voxels)
-        print(f"{arch}: loss from {found['losses'][0]:.2f} to {found['losses'][-1]:.2f}", flush=True)
+        print(
+            f"{arch}: loss from {found['losses'][0]:.2f} to {found['losses'][-1]:.2f}", flush=True
+        )
 
 
 def main():

@@ -21,7 +21,13 @@ from minikits.evaluation import WEIGHTS_DRAWN, mean_interval
 CASES = (3, 5, 6, 10, 22, 168)  # 6: the demo; 22: Table 1 in small; 168: training cases of a split
 RESAMPLES = 4999
 STUDENT_T = {  # its 97.5% quantile for n cases, of n - 1 degrees of freedom
-    3: 4.302653, 5: 2.776445, 6: 2.570582, 10: 2.262157, 22: 2.079614, 168: 1.974271}
+    3: 4.302653,
+    5: 2.776445,
+    6: 2.570582,
+    10: 2.262157,
+    22: 2.079614,
+    168: 1.974271,
+}
 METHODS = ("percentile", "BCa", "Student t", "studentised", "evaluate.py")
 
 # {name: [(share, a, b) of a beta distribution, or (share, constant)]}
@@ -75,7 +81,8 @@ def intervals(scores):
         "BCa": bias_corrected(scores, mean, resampled_mean),
         "Student t": ((mean - half).clip(0, 1), (mean + half).clip(0, 1)),
         "studentised": (low.clip(0, 1), high.clip(0, 1)),
-        "evaluate.py": ours(scores)}
+        "evaluate.py": ours(scores),
+    }
 
 
 def studentised(mean, sd, resampled_mean, resampled_sd, n):
@@ -152,8 +159,10 @@ def coverage_of_two_values(n, lower, upper):
 
 def measure(draws):
     """The tables, as lines of Markdown."""
-    lines = [f"| scores | true mean | n | {' | '.join(METHODS)} |",
-             "|---" * (3 + len(METHODS)) + "|"]
+    lines = [
+        f"| scores | true mean | n | {' | '.join(METHODS)} |",
+        "|---" * (3 + len(METHODS)) + "|",
+    ]
     for name, parts in DISTRIBUTIONS.items():
         generator = np.random.default_rng(1)
         mean = true_mean(parts)
@@ -167,8 +176,13 @@ def measure(draws):
             lines.append(f"| {name} | {100 * mean:.1f} | {n} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
 
-    lines += ["", "The least coverage over all shares of the better of two scores:", "",
-              f"| the two scores | n | {' | '.join(METHODS)} |", "|---" * (2 + len(METHODS)) + "|"]
+    lines += [
+        "",
+        "The least coverage over all shares of the better of two scores:",
+        "",
+        f"| the two scores | n | {' | '.join(METHODS)} |",
+        "|---" * (2 + len(METHODS)) + "|",
+    ]
     for lower, upper in ((0.0, 1.0), (0.0, 0.9), (0.5, 0.95)):
         for n in CASES:
             least = coverage_of_two_values(n, lower, upper)
@@ -181,8 +195,9 @@ def measure(draws):
 
 def main():
     parser = argparse.ArgumentParser(description="Measure how often intervals of a mean Dice hold.")
-    parser.add_argument("--draws", type=int, default=2000,
-                        help="sets of scores for each row (default %(default)s)")
+    parser.add_argument(
+        "--draws", type=int, default=2000, help="sets of scores for each row (default %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="file for the tables, in Markdown")
     arguments = parser.parse_args()
     lines = measure(arguments.draws)

@@ -32,8 +32,12 @@ def by_grid_sample(image, labels, slices, plane):
     """What augmentation._interpolated computes, with torch's function."""
     places = (slices[:, :, None] + plane[:, None]).permute(1, 2, 0)[None, None]  # (1, 1, Z, N, 3)
     grid = (2 * places + 1) / torch.tensor(image.shape) - 1
-    channels = torch.stack([image.float(), *[(labels == value).float() for value in range(1, len(CLASSES))]])
-    sampled = F.grid_sample(channels[None], grid.flip(-1), padding_mode="zeros", align_corners=False)[0, :, 0]
+    channels = torch.stack(
+        [image.float(), *[(labels == value).float() for value in range(1, len(CLASSES))]]
+    )
+    sampled = F.grid_sample(
+        channels[None], grid.flip(-1), padding_mode="zeros", align_corners=False
+    )[0, :, 0]
     return sampled[0], torch.cat([1 - sampled[1:].sum(0, keepdim=True), sampled[1:]]).argmax(0)
 
 
@@ -56,8 +60,14 @@ VARIANTS = {f.__name__: f for f in (float32, bfloat16, grid_sample)}
 
 
 def run(command):
-    done = subprocess.run([*map(str, command)], env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*map(str, command)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr[-1000:])
 
@@ -67,13 +77,54 @@ def train_once(folder, variant, seed):
     out, began = folder / variant / str(seed), time.monotonic()
     out.mkdir(parents=True)
     (out / "prepared").symlink_to(folder / "prepared")
-    run([sys.executable, "-W", "ignore", __file__, "train", variant, "--recipe", folder / "recipe.json", "--data",
-         folder / "data", "--out", out, "--seed", seed])
+    run(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            __file__,
+            "train",
+            variant,
+            "--recipe",
+            folder / "recipe.json",
+            "--data",
+            folder / "data",
+            "--out",
+            out,
+            "--seed",
+            seed,
+        ]
+    )
     seconds = time.monotonic() - began
-    run([sys.executable, "predict.py", "--in", folder / "data", "--cross-validation", "--no-mirroring", "--precision",
-         "fp32", "--model", out / "residual", "--out", out / "masks"])
-    run([sys.executable, "evaluate.py", "--pred", out / "masks", "--ref", folder / "data", "--allow-missing", "--out",
-         out / "report"])
+    run(
+        [
+            sys.executable,
+            "predict.py",
+            "--in",
+            folder / "data",
+            "--cross-validation",
+            "--no-mirroring",
+            "--precision",
+            "fp32",
+            "--model",
+            out / "residual",
+            "--out",
+            out / "masks",
+        ]
+    )
+    run(
+        [
+            sys.executable,
+            "evaluate.py",
+            "--pred",
+            out / "masks",
+            "--ref",
+            folder / "data",
+            "--allow-missing",
+            "--out",
+            out / "report",
+        ]
+    )
     summary = json.loads((out / "report" / "summary.json").read_text())
     return [summary[score]["mean"] for score in ("kidney", "tumor")], seconds
 
@@ -104,9 +155,11 @@ def main():
     runs = [(name, seed) for seed in seeds for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(runs, pool.map(lambda run: train_once(folder, *run), runs)))
-    print(f"torch {torch.__version__}, one thread, {recipe.epochs} epochs of {recipe.batches_per_epoch} batches\n\n"
-          "| variant | kidney, each seed | tumor, each seed | mean kidney | mean tumor | seconds |\n"
-          "|---|---|---|---|---|---|")
+    print(
+        f"torch {torch.__version__}, one thread, {recipe.epochs} epochs of {recipe.batches_per_epoch} batches\n\n"
+        "| variant | kidney, each seed | tumor, each seed | mean kidney | mean tumor | seconds |\n"
+        "|---|---|---|---|---|---|"
+    )
     for name in names:
         dice, seconds = zip(*(found[name, seed] for seed in seeds))
         each = [" ".join(f"{100 * value:.1f}" for value in values) for values in zip(*dice)]

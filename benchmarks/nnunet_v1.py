@@ -32,7 +32,11 @@ def quiet():
 
 
 with quiet():  # they print on import
-    from batchgenerators.augmentations import color_augmentations, noise_augmentations, spatial_transformations
+    from batchgenerators.augmentations import (
+        color_augmentations,
+        noise_augmentations,
+        spatial_transformations,
+    )
     from batchgenerators.utilities.file_and_folder_operations import save_pickle
     from nnunet.inference.segmentation_export import save_segmentation_nifti_from_softmax
     from nnunet.network_architecture.generic_modular_preact_residual_UNet import FabiansPreActUNet
@@ -64,7 +68,14 @@ __all__ = ["DataLoader3D", "SegmentationNetwork", "poly_lr"]  # called as they a
 
 def intensities(recipe):
     low, high = recipe.window_hu
-    return {0: {"mean": recipe.mean_hu, "sd": recipe.sd_hu, "percentile_00_5": low, "percentile_99_5": high}}
+    return {
+        0: {
+            "mean": recipe.mean_hu,
+            "sd": recipe.sd_hu,
+            "percentile_00_5": low,
+            "percentile_99_5": high,
+        }
+    }
 
 
 def preprocess(voxels, labels, spacing_mm, recipe):
@@ -140,8 +151,13 @@ def modules_in_order(net, x):
     seen, hooks = collections.defaultdict(list), []
     for module in net.modules():
         if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d, nn.InstanceNorm3d)):
-            kind = (type(module).__name__, module.kernel_size if isinstance(module, nn.Conv3d) else None)
-            hooks.append(module.register_forward_hook(lambda m, *_, kind=kind: seen[kind].append(m)))
+            kind = (
+                type(module).__name__,
+                module.kernel_size if isinstance(module, nn.Conv3d) else None,
+            )
+            hooks.append(
+                module.register_forward_hook(lambda m, *_, kind=kind: seen[kind].append(m))
+            )
     with torch.no_grad():
         net(x)
     for hook in hooks:
@@ -154,10 +170,14 @@ def matched(ours, theirs, patch):
     x = torch.randn(1, 1, *patch, dtype=torch.float64)
     mine, yours = modules_in_order(ours, x), modules_in_order(theirs, x)
     norms = mine[("InstanceNorm3d", None)]
-    lazy = [m for skip in ours.skips for m in skip.modules() if isinstance(m, nn.InstanceNorm3d)][::-1]
+    lazy = [m for skip in ours.skips for m in skip.modules() if isinstance(m, nn.InstanceNorm3d)][
+        ::-1
+    ]
     late = set(ours.decoder.modules())  # theirs runs the norms of all skips before the decoder
     mine[("InstanceNorm3d", None)] = (
-        [m for m in norms if m not in late and m not in lazy] + lazy + [m for m in norms if m in late]
+        [m for m in norms if m not in late and m not in lazy]
+        + lazy
+        + [m for m in norms if m in late]
     )
     pairs = [pair for kind in yours for pair in zip(mine[kind], yours[kind], strict=True)]
     with torch.no_grad():
@@ -190,7 +210,8 @@ def loss(heads):
     weights = np.array([0.5**i for i in range(heads)])
     weights[-1] = 0
     return MultipleOutputLoss2(
-        DC_and_CE_loss({"batch_dice": False, "smooth": 1e-5, "do_bg": False}, {}), weights / weights.sum()
+        DC_and_CE_loss({"batch_dice": False, "smooth": 1e-5, "do_bg": False}, {}),
+        weights / weights.sum(),
     )
 
 
@@ -210,7 +231,9 @@ def trainer(net, recipe):
 
     def train_epoch(number, batches):
         nnUNetTrainerV2.maybe_update_lr(pieces, number)
-        generator = ({"data": image, "target": downsampled(target, recipe)} for image, target in batches)
+        generator = (
+            {"data": image, "target": downsampled(target, recipe)} for image, target in batches
+        )
         return np.mean([nnUNetTrainerV2.run_iteration(pieces, generator) for _ in batches])
 
     pieces.train_epoch = train_epoch
@@ -220,7 +243,10 @@ def trainer(net, recipe):
 def downsampled(target, recipe):
     """The targets of all heads, finest first, as their loader makes them: (B, Z, Y, X) -> list of (B, 1, z, y, x)."""
     scales = [[1, 1, 1], *(1 / np.cumprod(np.vstack(recipe.strides[1:]), axis=0))[:-1].tolist()]
-    return [torch.from_numpy(t).float() for t in downsample_seg_for_ds_transform2(target[:, None].numpy(), scales)]
+    return [
+        torch.from_numpy(t).float()
+        for t in downsample_seg_for_ds_transform2(target[:, None].numpy(), scales)
+    ]
 
 
 def transforms(patch):
@@ -233,7 +259,9 @@ def transforms(patch):
         use_mask_for_norm={0: False},
     )
     nnUNetTrainerV2.setup_DA_params(trainer)
-    augmenter, _ = get_moreDA_augmentation(None, None, trainer.patch_size, trainer.data_aug_params, pin_memory=False)
+    augmenter, _ = get_moreDA_augmentation(
+        None, None, trainer.patch_size, trainer.data_aug_params, pin_memory=False
+    )
     return [(type(transform).__name__, transform) for transform in augmenter.transform.transforms]
 
 
@@ -245,7 +273,9 @@ def seed(number):
 def drawing(value):
     """numpy's uniform gives `value` where it is one of the bounds: batchgenerators draws even what is given."""
     uniform = np.random.uniform
-    np.random.uniform = lambda low=0.0, high=1.0, size=None: value if value in (low, high) else uniform(low, high, size)
+    np.random.uniform = lambda low=0.0, high=1.0, size=None: (
+        value if value in (low, high) else uniform(low, high, size)
+    )
     try:
         yield
     finally:
@@ -289,7 +319,9 @@ def colour(name, image, factor):
         if name == "brightness":
             return color_augmentations.augment_brightness_multiplicative(x, (factor, factor))[0]
         inverted = name == "inverted gamma"
-        return color_augmentations.augment_gamma(x, (factor, factor), invert_image=inverted, retain_stats=True)[0]
+        return color_augmentations.augment_gamma(
+            x, (factor, factor), invert_image=inverted, retain_stats=True
+        )[0]
 
 
 def noise(image, sd):
@@ -301,7 +333,9 @@ def mirror(image, labels, axes):
     uniform, flips = np.random.uniform, iter([0.0 if axis in axes else 1.0 for axis in range(3)])
     np.random.uniform = lambda *_: next(flips)
     try:
-        flipped, seg = spatial_transformations.augment_mirroring(image[None].copy(), labels[None].copy())
+        flipped, seg = spatial_transformations.augment_mirroring(
+            image[None].copy(), labels[None].copy()
+        )
     finally:
         np.random.uniform = uniform
     return flipped[0], seg[0]
@@ -313,7 +347,10 @@ class SlidingWindow(SegmentationNetwork):
     def __init__(self, net):
         super().__init__()
         self.net, self.conv_op, self.num_classes = net, nn.Conv3d, 3
-        self.inference_apply_nonlin, self.input_shape_must_be_divisible_by = softmax_helper, [1, 1, 1]
+        self.inference_apply_nonlin, self.input_shape_must_be_divisible_by = (
+            softmax_helper,
+            [1, 1, 1],
+        )
 
     def forward(self, x):
         return self.net(x)
@@ -394,7 +431,15 @@ class TrainedNetwork:
         save_pickle(plans, str(self.folder / "plans.pkl"))
         with quiet():
             self.trainer = Trainer(
-                str(self.folder / "plans.pkl"), 0, str(self.folder), str(self.folder), False, 0, False, True, False
+                str(self.folder / "plans.pkl"),
+                0,
+                str(self.folder),
+                str(self.folder),
+                False,
+                0,
+                False,
+                True,
+                False,
             )
             self.trainer.initialize(False)
 
@@ -403,7 +448,9 @@ class TrainedNetwork:
         trainer, recipe = self.trainer, self.recipe
         preprocessor = GenericPreprocessor({0: "CT"}, {0: False}, [0, 1, 2], intensities(recipe))
         with quiet():
-            data, seg, _ = preprocessor.preprocess_test_case([str(scan)], np.array(recipe.spacing_mm), str(labels))
+            data, seg, _ = preprocessor.preprocess_test_case(
+                [str(scan)], np.array(recipe.spacing_mm), str(labels)
+            )
         seg = np.maximum(seg, 0)
         chance, places = np.random.default_rng(0), np.argwhere(seg[0] > 0)
 
@@ -412,11 +459,17 @@ class TrainedNetwork:
                 batch = []
                 for _ in range(2):
                     centre = places[chance.integers(len(places))]
-                    start = [int(np.clip(c - p // 2, 0, n - p)) for c, p, n in zip(centre, recipe.patch, seg[0].shape)]
+                    start = [
+                        int(np.clip(c - p // 2, 0, n - p))
+                        for c, p, n in zip(centre, recipe.patch, seg[0].shape)
+                    ]
                     box = tuple(slice(s, s + p) for s, p in zip(start, recipe.patch))
                     batch.append((data[(slice(None), *box)], seg[(slice(None), *box)]))
                 images, targets = (np.stack(arrays) for arrays in zip(*batch))
-                yield {"data": images, "target": downsampled(torch.from_numpy(targets[:, 0]), recipe)}
+                yield {
+                    "data": images,
+                    "target": downsampled(torch.from_numpy(targets[:, 0]), recipe),
+                }
 
         for group in trainer.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -435,7 +488,9 @@ class TrainedNetwork:
             softmax = self.trainer.predict_preprocessed_data_return_seg_and_softmax(
                 data, do_mirroring=True, mirror_axes=(0, 1, 2), mixed_precision=False, verbose=False
             )[1]
-            save_segmentation_nifti_from_softmax(softmax, str(out), properties, interpolation_order_z=0, verbose=False)
+            save_segmentation_nifti_from_softmax(
+                softmax, str(out), properties, interpolation_order_z=0, verbose=False
+            )
         return softmax
 
 
@@ -475,11 +530,16 @@ def trained_and_predicted(arch, folder, cases, recipe, *, axes="ZYX", steps=150)
         write_nifti(scans / f"{name}.nii.gz", image, spacing, axes)
         write_nifti(folder / f"{name}_labels.nii.gz", labels, spacing, axes)
     first = next(iter(cases))
-    losses = trained.train(scans / f"{first}.nii.gz", folder / f"{first}_labels.nii.gz", steps, 0.01)
+    losses = trained.train(
+        scans / f"{first}.nii.gz", folder / f"{first}_labels.nii.gz", steps, 0.01
+    )
     masks = {name: folder / f"{name}_mask.nii.gz" for name in cases}
     for name, mask in masks.items():
         trained.predict(scans / f"{name}.nii.gz", mask)
-    geometry = {name: getattr(own, name) for name in ("spacing_mm", "patch", "window_hu", "mean_hu", "sd_hu")}
+    geometry = {
+        name: getattr(own, name)
+        for name in ("spacing_mm", "patch", "window_hu", "mean_hu", "sd_hu")
+    }
     return {
         "model": folder / "nnunet" / "model_final_checkpoint.model",
         "scans": scans,
@@ -497,7 +557,9 @@ def kits19_evaluator(folder):
     package = ModuleType("starter_code")
     package.__path__ = []
     sys.modules.update({"starter_code": package, "starter_code.utils": utils})
-    spec = importlib.util.spec_from_file_location("kits19_evaluation", Path(folder) / "starter_code" / "evaluation.py")
+    spec = importlib.util.spec_from_file_location(
+        "kits19_evaluation", Path(folder) / "starter_code" / "evaluation.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 

@@ -48,25 +48,35 @@ def measure(arch, memory):
     network = build_unet(arch, PAPER)
     optimizer = sgd(network, PAPER)
     image = torch.randn(PAPER.patch[0], PAPER.patch[1], PAPER.patch[2] * 3 // 2)  # two windows
-    _, window, window_cpu = timed(lambda: predict_probabilities([network.eval()], image, PAPER, False,
-                                                                precision=precision))
+    _, window, window_cpu = timed(
+        lambda: predict_probabilities([network.eval()], image, PAPER, False, precision=precision)
+    )
     window_gib = peak_gib()
     shape = (PAPER.batch_size, 1, *PAPER.patch)
     batch = torch.randn(shape), torch.randint(0, 3, (shape[0], *shape[2:]), dtype=torch.uint8)
     one = replace(PAPER, batches_per_epoch=1)
-    row, step, step_cpu = timed(lambda: train_epoch(network, lambda _: batch, optimizer, one, Progress(),
-                                                    precision=precision))
-    print(f"| {arch} | {memory} | {window / 2:.1f} | {window_cpu / 2:.1f} | {window_gib:.1f} | {step:.1f} | "
-          f"{step_cpu:.1f} | {peak_gib():.1f} | {known / 2**30:.1f} | {row['loss']:.3f} |", flush=True)
+    row, step, step_cpu = timed(
+        lambda: train_epoch(
+            network, lambda _: batch, optimizer, one, Progress(), precision=precision
+        )
+    )
+    print(
+        f"| {arch} | {memory} | {window / 2:.1f} | {window_cpu / 2:.1f} | {window_gib:.1f} | {step:.1f} | "
+        f"{step_cpu:.1f} | {peak_gib():.1f} | {known / 2**30:.1f} | {row['loss']:.3f} |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         measure(*sys.argv[1:])
     else:
-        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {pick_precision('auto', CPU)}, patch "
-              f"{PAPER.patch}, batch {PAPER.batch_size}\n\n| architecture | memory | window, s | CPU, s | peak, GiB | "
-              "step, s | CPU, s | peak, GiB | known before | loss |\n" + "|---" * 10 + "|", flush=True)
+        print(
+            f"torch {torch.__version__}, {torch.get_num_threads()} threads, {pick_precision('auto', CPU)}, patch "
+            f"{PAPER.patch}, batch {PAPER.batch_size}\n\n| architecture | memory | window, s | CPU, s | peak, GiB | "
+            "step, s | CPU, s | peak, GiB | known before | loss |\n" + "|---" * 10 + "|",
+            flush=True,
+        )
         for arch in ARCHITECTURES:
             for memory in ("kept", "given") if arch == "residual" else ("kept",):
                 subprocess.run([sys.executable, __file__, arch, memory], check=True)

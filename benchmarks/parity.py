@@ -55,7 +55,10 @@ ROWS = []
 def row(stage, compared, inputs, difference, tolerance):
     verdict = "equal" if difference <= tolerance else "DIFFERS"
     ROWS.append(verdict)
-    print(f"| {stage} | {compared} | {inputs:,} | {difference:.2g} | {tolerance:.2g} | {verdict} |", flush=True)
+    print(
+        f"| {stage} | {compared} | {inputs:,} | {difference:.2g} | {tolerance:.2g} | {verdict} |",
+        flush=True,
+    )
 
 
 def not_run(stage, why):
@@ -63,7 +66,9 @@ def not_run(stage, why):
 
 
 def small(patch, **fields):
-    return dataclasses.replace(PAPER, patch=patch, plain_features=6, residual_features=6, max_features=40, **fields)
+    return dataclasses.replace(
+        PAPER, patch=patch, plain_features=6, residual_features=6, max_features=40, **fields
+    )
 
 
 def whole_cases():
@@ -76,7 +81,9 @@ def whole_cases():
     ):
         if KITS19.is_dir():
             reference = read_labels(KITS19 / case / "segmentation.nii.gz")
-            image, labels, spacing = make_case([7], labels=reference.voxels, spacing_mm=reference.spacing_mm)
+            image, labels, spacing = make_case(
+                [7], labels=reference.voxels, spacing_mm=reference.spacing_mm
+            )
             yield f"{case} ({what})", image, labels, spacing
     for number, (shape, spacing, what) in enumerate(
         [
@@ -92,12 +99,30 @@ def whole_cases():
 
 def preprocessing():
     for name, voxels, labels, spacing in whole_cases():
-        scan, reference = (Volume(Path("case"), array, spacing, None, None) for array in (voxels, labels))
+        scan, reference = (
+            Volume(Path("case"), array, spacing, None, None) for array in (voxels, labels)
+        )
         image, small_labels = theirs.preprocess(voxels, labels, spacing, PAPER)
-        row("preprocessing", f"{name}: normalised image", 1, np.abs(image - prepare_image(scan, PAPER)).max(), 1e-4)
+        row(
+            "preprocessing",
+            f"{name}: normalised image",
+            1,
+            np.abs(image - prepare_image(scan, PAPER)).max(),
+            1e-4,
+        )
         mine = prepare_labels(reference, PAPER)
-        row("preprocessing", f"{name}: labels, voxels that differ", 1, np.count_nonzero(small_labels != mine), 0)
-        hot = torch.nn.functional.one_hot(torch.from_numpy(mine).long(), 3).permute(3, 0, 1, 2).float()
+        row(
+            "preprocessing",
+            f"{name}: labels, voxels that differ",
+            1,
+            np.count_nonzero(small_labels != mine),
+            0,
+        )
+        hot = (
+            torch.nn.functional.one_hot(torch.from_numpy(mine).long(), 3)
+            .permute(3, 0, 1, 2)
+            .float()
+        )
         soft = torch.nn.functional.avg_pool3d(hot[None], 3, 1, 1, count_include_pad=False)[0]
         native = theirs.to_native_grid(soft.numpy().astype(float), voxels.shape, spacing)
         ordered = np.sort(native, axis=0)
@@ -117,12 +142,17 @@ def networks():
         "the paper's": small((32, 64, 64), stage_strides=PAPER.strides),
         "(16, 32, 32)": small((16, 32, 32)),
         "(8, 64, 32)": small((8, 64, 32)),
-        "last axis alone": small((16, 32, 32), stage_strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2))),
+        "last axis alone": small(
+            (16, 32, 32), stage_strides=((1, 1, 1), (2, 2, 2), (2, 2, 2), (1, 2, 2))
+        ),
     }
     for arch in ARCHITECTURES:
         for name, recipe in sets.items():
             torch.manual_seed(0)
-            mine, yours = build_unet(arch, recipe).double(), theirs.network(arch, recipe).double().train()
+            mine, yours = (
+                build_unet(arch, recipe).double(),
+                theirs.network(arch, recipe).double().train(),
+            )
             pairs = theirs.matched(mine, yours, recipe.patch)
             x = torch.randn(2, 1, *recipe.patch, dtype=torch.float64)
             heads = list(zip(mine(x), yours(x), strict=True))
@@ -147,10 +177,15 @@ def networks():
                 1e-8,
             )
         counts = [
-            sum(p.numel() for p in n.parameters()) for n in (build_unet(arch, PAPER), theirs.network(arch, PAPER))
+            sum(p.numel() for p in n.parameters())
+            for n in (build_unet(arch, PAPER), theirs.network(arch, PAPER))
         ]
         row(
-            f"{arch} network", f"number of weights at the paper's size, {counts[0]:,}", 1, abs(counts[0] - counts[1]), 0
+            f"{arch} network",
+            f"number of weights at the paper's size, {counts[0]:,}",
+            1,
+            abs(counts[0] - counts[1]),
+            0,
         )
 
 
@@ -165,11 +200,20 @@ def initial_weights():
                 a, b = value.detach().flatten(), other.get_parameter(name).detach().flatten()
                 if value.ndim == 5:
                     some = torch.randperm(len(a))[:DRAWS]
-                    worst = max(worst, -np.log10(max(ks_2samp(a[some].numpy(), b[some].numpy()).pvalue, 1e-300)))
+                    worst = max(
+                        worst,
+                        -np.log10(max(ks_2samp(a[some].numpy(), b[some].numpy()).pvalue, 1e-300)),
+                    )
                     tensors += 1
                 else:
                     constant = max(constant, (a - b).abs().max().item(), a.std(correction=0).item())
-        row("initial weights", f"{arch}: every convolution, -log10 p, Kolmogorov-Smirnov", tensors, worst, 5)
+        row(
+            "initial weights",
+            f"{arch}: every convolution, -log10 p, Kolmogorov-Smirnov",
+            tensors,
+            worst,
+            5,
+        )
         row("initial weights", f"{arch}: norms 1 and 0, biases 0", 1, constant, 0)
 
 
@@ -192,7 +236,10 @@ def loss():
             "loss",
             f"{name}: targets of all heads, voxels that differ",
             1,
-            sum(int((downsampled(target, head.shape[2:]) != t[:, 0]).sum()) for head, t in zip(mine, targets)),
+            sum(
+                int((downsampled(target, head.shape[2:]) != t[:, 0]).sum())
+                for head, t in zip(mine, targets)
+            ),
             0,
         )
         a, b = segmentation_loss(mine, target), theirs.loss(len(yours))(yours, targets)
@@ -211,7 +258,9 @@ def loss():
 def noting_norms(work, norms):
     """What work() gives; `norms` takes the norm of each gradient before it is clipped."""
     clip = torch.nn.utils.clip_grad_norm_
-    with mock.patch.object(torch.nn.utils, "clip_grad_norm_", lambda *given: norms.append(clip(*given))):
+    with mock.patch.object(
+        torch.nn.utils, "clip_grad_norm_", lambda *given: norms.append(clip(*given))
+    ):
         return work()
 
 
@@ -221,10 +270,14 @@ def training():
     recipe = small((8, 16, 16), stage_strides=strides, epochs=4, batches_per_epoch=5)
     for arch in ARCHITECTURES:
         torch.manual_seed(1)
-        mine, yours = build_unet(arch, recipe).double(), theirs.network(arch, recipe).double().train()
+        mine, yours = (
+            build_unet(arch, recipe).double(),
+            theirs.network(arch, recipe).double().train(),
+        )
         pairs = theirs.matched(mine, yours, recipe.patch)
         batches = [
-            (torch.randn(2, 1, *recipe.patch).double(), torch.randint(0, 3, (2, *recipe.patch))) for _ in range(20)
+            (torch.randn(2, 1, *recipe.patch).double(), torch.randint(0, 3, (2, *recipe.patch)))
+            for _ in range(20)
         ]
         with torch.no_grad():  # so that some gradients are long enough to be clipped
             for head in (*mine.heads, *(other for one, other in pairs if one in [*mine.heads])):
@@ -233,22 +286,36 @@ def training():
         optimizer, trainer = sgd(mine, recipe), theirs.trainer(yours, recipe)
         losses, norms = [], []
         for epoch in range(recipe.epochs):
-            work = partial(train_epoch, mine, batches.__getitem__, optimizer, recipe, Progress(epoch=epoch))
+            work = partial(
+                train_epoch, mine, batches.__getitem__, optimizer, recipe, Progress(epoch=epoch)
+            )
             ours_row = noting_norms(work, norms)
             their_loss = trainer.train_epoch(epoch, batches[5 * epoch : 5 * epoch + 5])
             losses.append(abs(ours_row["loss"] - their_loss))
             rate = abs(ours_row["learning_rate"] - trainer.optimizer.param_groups[0]["lr"])
-            row("training", f"{arch}: learning rate of epoch {epoch + 1} as it was used", 1, rate, 1e-12)
+            row(
+                "training",
+                f"{arch}: learning rate of epoch {epoch + 1} as it was used",
+                1,
+                rate,
+                1e-12,
+            )
         clipped = sum(norm > recipe.max_gradient_norm for norm in norms)
         row(
             "training",
             f"{arch}: weights after 20 steps of both loops, {clipped} of them clipped, float64",
             20,
-            max((p - q).abs().max().item() for a, b in pairs for p, q in zip(a.parameters(), b.parameters())),
+            max(
+                (p - q).abs().max().item()
+                for a, b in pairs
+                for p, q in zip(a.parameters(), b.parameters())
+            ),
             1e-7,
         )
         row("training", f"{arch}: mean loss of each epoch", 4, max(losses), 1e-6)
-    rates = [abs(PAPER.learning_rate_at(e) - theirs.poly_lr(e, 1000, 0.01, 0.9)) for e in range(1000)]
+    rates = [
+        abs(PAPER.learning_rate_at(e) - theirs.poly_lr(e, 1000, 0.01, 0.9)) for e in range(1000)
+    ]
     row("training", "learning rate of every epoch", 1000, max(rates), 1e-12)
     row(
         "training",
@@ -262,16 +329,31 @@ def training():
 def sampler():
     """Starts of patches, padding included: half of the 20,000 draws uniform, half forced to the foreground."""
     patch = (8, 12, 12)
-    for name, shape in (("larger than the patch", (20, 18, 30)), ("smaller than the patch", (5, 9, 30))):
+    for name, shape in (
+        ("larger than the patch", (20, 18, 30)),
+        ("smaller than the patch", (5, 9, 30)),
+    ):
         labels = np.zeros(shape, dtype=np.uint8)
         labels[1:3, 2:9, 3:20], labels[3:5, 5:8, 20:28] = 1, 2
-        case = PreparedCase("case", None, torch.from_numpy(labels), tuple(np.flatnonzero(labels == v) for v in (1, 2)))
+        case = PreparedCase(
+            "case",
+            None,
+            torch.from_numpy(labels),
+            tuple(np.flatnonzero(labels == v) for v in (1, 2)),
+        )
         yours = their_starts(labels, patch)
         for kind, forced in enumerate((False, True)):
-            mine = np.array([draw_start(case, patch, generator_for(0, i, forced), forced=forced) for i in range(DRAWS)])
+            mine = np.array(
+                [
+                    draw_start(case, patch, generator_for(0, i, forced), forced=forced)
+                    for i in range(DRAWS)
+                ]
+            )
             for axis in range(3):
                 values = np.union1d(mine[:, axis], yours[kind][:, axis])
-                counts = [[np.count_nonzero(x[:, axis] == v) for v in values] for x in (mine, yours[kind])]
+                counts = [
+                    [np.count_nonzero(x[:, axis] == v) for v in values] for x in (mine, yours[kind])
+                ]
                 p = chi2_contingency(counts).pvalue if len(values) > 1 else 1
                 row(
                     "sampler",
@@ -307,7 +389,9 @@ def their_starts(labels, patch):
         for _ in range(DRAWS):
             for kind, data in enumerate(loader.generate_train_batch()["data"]):
                 first = np.argwhere(data[0] > 0)[0]
-                found[kind].append([int(data[(axis, *first)]) - 1 - first[axis] for axis in range(3)])
+                found[kind].append(
+                    [int(data[(axis, *first)]) - 1 - first[axis] for axis in range(3)]
+                )
     return np.array(found)
 
 
@@ -322,7 +406,10 @@ def augmentation():
     for angles, scale in [((0.3, -0.2, 0.4), 1.0), ((0, 0, 0), 1.25), ((0.1, 0.2, -0.5), 0.8)]:
         image, seg = theirs.turn(x, labels, angles, scale, order=1)
         turned, turned_labels = ours.change_geometry(mine, torch.from_numpy(labels), angles, scale)
-        what, apart = f"rotation {angles}, scale {scale}", np.abs(image - turned.numpy())[inner].max()
+        what, apart = (
+            f"rotation {angles}, scale {scale}",
+            np.abs(image - turned.numpy())[inner].max(),
+        )
         row("augmentation", f"{what}: image, linear, away from the border", 1, apart, 1e-4)
         row(
             "augmentation",
@@ -425,7 +512,9 @@ def draws():
 
     def drawn_geometry(generator):
         kept, change = [], ours.change_geometry
-        ours.change_geometry = lambda image, labels, angles, scale, **_: kept.append((angles, scale)) or (image, labels)
+        ours.change_geometry = lambda image, labels, angles, scale, **_: (
+            kept.append((angles, scale)) or (image, labels)
+        )
         try:
             ours.random_geometry(None, None, PAPER, generator, start=start, patch=ramp.shape)
         finally:
@@ -433,18 +522,28 @@ def draws():
         return kept[0]
 
     def plain(function, x, **arguments):
-        return lambda generator: function(torch.from_numpy(x), PAPER, generator, **arguments).numpy()
+        return lambda generator: function(
+            torch.from_numpy(x), PAPER, generator, **arguments
+        ).numpy()
 
     zeros, ones = np.zeros((6, 6, 6), np.float32), np.ones((6, 6, 6), np.float32)
     corners = np.arange(8, dtype=np.float32).reshape(2, 2, 2)
 
     def mirrored(generator):
-        return ours.random_mirroring(torch.from_numpy(corners), torch.from_numpy(corners), PAPER, generator)[0].numpy()
+        return ours.random_mirroring(
+            torch.from_numpy(corners), torch.from_numpy(corners), PAPER, generator
+        )[0].numpy()
 
     for name, transform, x, mine, tell in (
         ("rotation and scaling", table[0], places, geometry, turned),
         ("noise", table[1], zeros, plain(ours.random_noise, zeros), spread),
-        ("brightness", table[2], ones, plain(ours.random_brightness, ones), lambda x: {"factor": x[0, 0, 0]}),
+        (
+            "brightness",
+            table[2],
+            ones,
+            plain(ours.random_brightness, ones),
+            lambda x: {"factor": x[0, 0, 0]},
+        ),
         (
             "contrast",
             table[3],
@@ -452,7 +551,13 @@ def draws():
             plain(ours.random_contrast, ramp),
             lambda x: {"factor": (x[3, 0, 0] - x.mean()) / (ramp[3, 0, 0] - 0.5)},
         ),
-        ("inverted gamma", table[4], ramp, plain(ours.random_gamma, ramp, inverted=True), lambda x: bent(-x, 1 - ramp)),
+        (
+            "inverted gamma",
+            table[4],
+            ramp,
+            plain(ours.random_gamma, ramp, inverted=True),
+            lambda x: bent(-x, 1 - ramp),
+        ),
         ("gamma", table[5], ramp, plain(ours.random_gamma, ramp, inverted=False), bent),
         ("mirroring", table[6], corners, mirrored, lambda x: {"corner": x[0, 0, 0]}),
     ):
@@ -466,8 +571,12 @@ def compare_draws(name, transform, x, mine, tell):
     still = tell(x)
     samples = {key: ([], []) for key in still}
     for draw in range(DRAWS):
-        out = transform(data=channels[None].copy(), seg=np.zeros((1, 1, *channels.shape[1:]), np.float32))["data"][0]
-        for side, result in enumerate((mine(generator_for(1, draw)), out if x.ndim == 4 else out[0])):
+        out = transform(
+            data=channels[None].copy(), seg=np.zeros((1, 1, *channels.shape[1:]), np.float32)
+        )["data"][0]
+        for side, result in enumerate(
+            (mine(generator_for(1, draw)), out if x.ndim == 4 else out[0])
+        ):
             for key, value in tell(result).items():
                 samples[key][side].append(value)
     for key, (a, b) in samples.items():
@@ -497,7 +606,11 @@ def compare_draws(name, transform, x, mine, tell):
 
 
 def prediction():
-    sizes = [((128, 248, 248), (80, 160, 160)), ((93, 290, 291), (80, 160, 160)), ((81, 161, 170), (80, 160, 160))]
+    sizes = [
+        ((128, 248, 248), (80, 160, 160)),
+        ((93, 290, 291), (80, 160, 160)),
+        ((81, 161, 170), (80, 160, 160)),
+    ]
     wrong = sum(
         theirs.SegmentationNetwork._compute_steps_for_sliding_window(patch, size, 0.5)
         != [window_starts(n, p) for n, p in zip(size, patch)]
@@ -505,12 +618,22 @@ def prediction():
     )
     row("prediction", "starts of the windows, sizes that differ", len(sizes), wrong, 0)
     gaussian = theirs.SegmentationNetwork._get_gaussian(PAPER.patch, 1 / 8)
-    row("prediction", "importance map", 1, np.abs(gaussian - importance_map(PAPER.patch).numpy()).max(), 1e-6)
+    row(
+        "prediction",
+        "importance map",
+        1,
+        np.abs(gaussian - importance_map(PAPER.patch).numpy()).max(),
+        1e-6,
+    )
     recipe = small((16, 32, 32))
     for arch in ARCHITECTURES:
         torch.manual_seed(2)
         network = build_unet(arch, recipe).eval()
-        for what, shape in (("smaller than", (10, 20, 31)), ("equal to", (16, 32, 32)), ("larger than", (23, 50, 70))):
+        for what, shape in (
+            ("smaller than", (10, 20, 31)),
+            ("equal to", (16, 32, 32)),
+            ("larger than", (23, 50, 70)),
+        ):
             image = np.random.default_rng(3).normal(size=shape).astype(np.float32)
             yours = theirs.SlidingWindow(network).predict(image, recipe)
             row(
@@ -528,7 +651,10 @@ def folds():
         "folds",
         "cases in another fold",
         len(ids),
-        sum(len(set(mine) ^ set(yours)) for (_, mine), yours in zip(five_folds(ids), theirs.folds(ids), strict=True)),
+        sum(
+            len(set(mine) ^ set(yours))
+            for (_, mine), yours in zip(five_folds(ids), theirs.folds(ids), strict=True)
+        ),
         0,
     )
 
@@ -538,20 +664,39 @@ def evaluation():
         return not_run("evaluation", "needs KITS19_STARTER_CODE and the KiTS19 labels")
     evaluate = theirs.kits19_evaluator(os.environ["KITS19_STARTER_CODE"])
     apart, count = 0, 0
-    for path in sorted(KITS19.glob("case_*/segmentation.nii.gz"), key=lambda p: p.stat().st_size)[:12]:
+    for path in sorted(KITS19.glob("case_*/segmentation.nii.gz"), key=lambda p: p.stat().st_size)[
+        :12
+    ]:
         reference = read_labels(path).voxels
         shifted = np.roll(reference, (1, 4, -3), axis=(0, 1, 2))
         for mask in (reference, shifted, np.minimum(shifted, 1), np.zeros_like(reference)):
-            apart = max(apart, np.abs(np.subtract(kits_dice(mask, reference), evaluate(mask, reference))).max())
+            apart = max(
+                apart,
+                np.abs(np.subtract(kits_dice(mask, reference), evaluate(mask, reference))).max(),
+            )
             count += 1
-    row("evaluation", "kidney and tumor Dice of real labels, moved, without tumor, empty", count, apart, 1e-12)
+    row(
+        "evaluation",
+        "kidney and tumor Dice of real labels, moved, without tumor, empty",
+        count,
+        apart,
+        1e-12,
+    )
     empty, kidney = np.zeros((2, 3, 4), np.uint8), np.ones((2, 3, 4), np.uint8)
-    pairs = [(empty, empty), (kidney, kidney), (kidney, empty), (empty, kidney), (2 * kidney, kidney)]
+    pairs = [
+        (empty, empty),
+        (kidney, kidney),
+        (kidney, empty),
+        (empty, kidney),
+        (2 * kidney, kidney),
+    ]
     row(
         "evaluation",
         "degenerate cases, NaN where both are empty",
         len(pairs),
-        sum(not np.array_equal(kits_dice(*pair), evaluate(*pair), equal_nan=True) for pair in pairs),
+        sum(
+            not np.array_equal(kits_dice(*pair), evaluate(*pair), equal_nan=True) for pair in pairs
+        ),
         0,
     )
 
@@ -559,7 +704,12 @@ def evaluation():
 def importer():
     """Checkpoints that their trainer wrote, imported and used from the command line as the README says."""
     recipe = dataclasses.replace(
-        PAPER, spacing_mm=(8.0, 6.0, 6.5), patch=(16, 32, 24), plain_features=8, residual_features=8, max_features=32
+        PAPER,
+        spacing_mm=(8.0, 6.0, 6.5),
+        patch=(16, 32, 24),
+        plain_features=8,
+        residual_features=8,
+        max_features=32,
     )
     cases = {
         "seen": theirs.easy_case(1, (40, 64, 70), (6.0, 5.5, 5.5)),
@@ -568,7 +718,9 @@ def importer():
     }
     with tempfile.TemporaryDirectory() as folder:
         for arch, axes in zip(ARCHITECTURES, ("ZYX", "ZYX", "ZXY")):
-            found = theirs.trained_and_predicted(arch, Path(folder) / arch, cases, recipe, axes=axes)
+            found = theirs.trained_and_predicted(
+                arch, Path(folder) / arch, cases, recipe, axes=axes
+            )
             model, run, scans = found["model"], Path(folder) / arch / "run", found["scans"]
             (Path(folder) / "geometry.json").write_text(found["geometry"])
             for command in (
@@ -584,11 +736,28 @@ def importer():
                     "--out",
                     run / "fold0" / "checkpoint.pt",
                 ],
-                ["predict.py", "--in", scans, "--out", run / "masks", "--model", run, "--precision", "fp32"],
+                [
+                    "predict.py",
+                    "--in",
+                    scans,
+                    "--out",
+                    run / "masks",
+                    "--model",
+                    run,
+                    "--precision",
+                    "fp32",
+                ],
             ):
-                subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+                subprocess.run(
+                    [sys.executable, *map(str, command)],
+                    check=True,
+                    cwd=ROOT,
+                    stdout=subprocess.DEVNULL,
+                )
             for name, mask in found["masks"].items():
-                a, b = (read_labels(path).voxels for path in (run / "masks" / f"{name}.nii.gz", mask))
+                a, b = (
+                    read_labels(path).voxels for path in (run / "masks" / f"{name}.nii.gz", mask)
+                )
                 dice = [score for score in kits_dice(a, b) if not np.isnan(score)]
                 row(
                     "import",
@@ -607,11 +776,15 @@ def departures():
     for name, voxels, labels, spacing in whole_cases():
         if "512x796" in name:
             continue
-        scan, reference = (Volume(Path("case"), array, spacing, None, None) for array in (voxels, labels))
+        scan, reference = (
+            Volume(Path("case"), array, spacing, None, None) for array in (voxels, labels)
+        )
         image, small_labels = prepare_image(scan, PAPER), prepare_labels(reference, PAPER)
         for angles, scale in (((0.3, -0.2, 0.25), 1.0), ((0, 0, 0), 0.8), ((-0.1, 0.2, 0.5), 1.3)):
             wanted, _ = theirs.turn(image, small_labels, angles, scale, order=3)
-            mine, _ = ours.change_geometry(torch.from_numpy(image), torch.from_numpy(small_labels), angles, scale)
+            mine, _ = ours.change_geometry(
+                torch.from_numpy(image), torch.from_numpy(small_labels), angles, scale
+            )
             inside, _ = theirs.turn(np.ones_like(image), small_labels, angles, scale, order=1)
             apart = np.abs(wanted - mine.numpy())[inside > 0.999] * PAPER.sd_hu
             cubic.append([apart.mean(), np.percentile(apart, 99)])
@@ -634,10 +807,24 @@ def departures():
         if 0 in orders:
             voxels = resample_labels(voxels, (new[0], *voxels.shape[1:]), 0)
         half = np.zeros(new, dtype=np.uint8)
-        for value in (1, 2):  # nearest along the thick axis beforehand, so that one linear resize is left
-            half[resize((voxels == value).astype(np.float32), new, 1, mode="edge", anti_aliasing=False) >= 0.5] = value
+        for value in (
+            1,
+            2,
+        ):  # nearest along the thick axis beforehand, so that one linear resize is left
+            half[
+                resize(
+                    (voxels == value).astype(np.float32), new, 1, mode="edge", anti_aliasing=False
+                )
+                >= 0.5
+            ] = value
         mine = prepare_labels(reference, PAPER)
-        label.append([np.count_nonzero(half != mine), np.count_nonzero(mine), *(1 - np.array(kits_dice(half, mine)))])
+        label.append(
+            [
+                np.count_nonzero(half != mine),
+                np.count_nonzero(mine),
+                *(1 - np.array(kits_dice(half, mine))),
+            ]
+        )
     changed, foreground, kidney, tumor = np.array(label).T
     share = changed.sum() / foreground.sum()
     print(

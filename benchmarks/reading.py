@@ -41,8 +41,10 @@ def seconds(read, path):
 
 
 def main():
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, "
-          f"nibabel {nib.__version__}; shape {SHAPE}, medians of {REPEATS}")
+    print(
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, "
+        f"nibabel {nib.__version__}; shape {SHAPE}, medians of {REPEATS}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for name, array, read in zip(("image", "labels"), phantom(), (read_volume, read_labels)):
             for ending in ("nii.gz", "nii"):
@@ -50,8 +52,11 @@ def main():
                 write_image(path, array, SPACING_MM)
                 taken = [(seconds(read, path), seconds(by_nibabel, path)) for _ in range(REPEATS)]
                 ours, theirs = map(statistics.median, zip(*taken))
-                print(f"{name}.{ending}, {path.stat().st_size / 1e6:.0f} MB: {ours:.2f} s, nibabel {theirs:.2f} s, "
-                      f"ratio {ours / theirs:.2f}", flush=True)
+                print(
+                    f"{name}.{ending}, {path.stat().st_size / 1e6:.0f} MB: {ours:.2f} s, nibabel {theirs:.2f} s, "
+                    f"ratio {ours / theirs:.2f}",
+                    flush=True,
+                )
                 path.unlink()
 
 

@@ -50,8 +50,14 @@ VARIANTS = {  # what is other than in the first: (number format, environment)
     "one thread": ("bf16", {"OMP_NUM_THREADS": "1"}),
     "four threads": ("bf16", {"OMP_NUM_THREADS": "4"}),
     "convolutions without AMX": ("bf16", {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}),
-    "everything with AVX2": ("bf16", {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
-                                      "MKL_ENABLE_INSTRUCTIONS": "AVX2"}),
+    "everything with AVX2": (
+        "bf16",
+        {
+            "ONEDNN_MAX_CPU_ISA": "AVX2",
+            "ATEN_CPU_CAPABILITY": "avx2",
+            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        },
+    ),
     "float32": ("fp32", {}),
     "float32, one thread": ("fp32", {"OMP_NUM_THREADS": "1"}),
 }
@@ -85,7 +91,10 @@ def repeat_operations(repeats):
         F.conv3d(image, kernel, padding=1).backward(gradient)
         return kernel.grad
 
-    for name, operation in (("matrix product", product), ("weight gradient of a convolution", weight_gradient)):
+    for name, operation in (
+        ("matrix product", product),
+        ("weight gradient of a convolution", weight_gradient),
+    ):
         first = operation().clone()
         others = 0
         for _ in range(repeats):
@@ -109,7 +118,9 @@ def train_once(folder, arch, precision, out):
     sums = {}
     with tempfile.TemporaryDirectory() as cache:
         cases = prepare(folder, cache, recipe)
-        sums["prepared cases"] = sum_of([part for case in cases for part in (case.image, case.labels)])
+        sums["prepared cases"] = sum_of(
+            [part for case in cases for part in (case.image, case.labels)]
+        )
 
         torch.manual_seed(0)
         network = build_unet(arch, recipe)
@@ -120,18 +131,36 @@ def train_once(folder, arch, precision, out):
             drawn.append(sum_of([image, target]))
             loss = training_step(network, image, target, optimizer, recipe, precision=precision)
             losses.append(loss.item())
-            gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+            gradients = [
+                parameter.grad for parameter in network.parameters() if parameter.grad is not None
+            ]
             sums[f"loss of step {step}"] = losses[-1]
             sums[f"gradients of step {step}"] = sum_of(gradients)
         sums["batches"] = drawn
         sums["weights"] = sum_of(network.parameters())
-    torch.save({"losses": losses, "weights": torch.cat([p.detach().flatten() for p in network.parameters()])}, out)
+    torch.save(
+        {
+            "losses": losses,
+            "weights": torch.cat([p.detach().flatten() for p in network.parameters()]),
+        },
+        out,
+    )
     print("sums", json.dumps(sums))
 
 
 def trained(folder, arch, precision, out, environment=None):
     """The sums that a process of its own prints."""
-    command = [sys.executable, __file__, "once", "--data", folder, "--arch", arch, "--precision", precision]
+    command = [
+        sys.executable,
+        __file__,
+        "once",
+        "--data",
+        folder,
+        "--arch",
+        arch,
+        "--precision",
+        precision,
+    ]
     command += ["--out", out]
     environment = {**os.environ, **(environment or {})}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
@@ -147,14 +176,18 @@ def repeat_trainings(folder, processes):
             sums = trained(folder, arch, "bf16", folder / "other.pt")
             others += [[stage for stage in first if sums[stage] != first[stage]]]
         different = [stages for stages in others if stages]
-        print(f"{arch}, bfloat16, {STEPS} steps: {len(different)} of {processes} processes differ from the first",
-              flush=True)
+        print(
+            f"{arch}, bfloat16, {STEPS} steps: {len(different)} of {processes} processes differ from the first",
+            flush=True,
+        )
         for stages in different:
             print(f"  in {', '.join(stages)}")
 
 
 def compare_variants(folder):
-    print(f"| other than the first | loss of step 1 | of step {STEPS} | weights after {STEPS} steps |")
+    print(
+        f"| other than the first | loss of step 1 | of step {STEPS} | weights after {STEPS} steps |"
+    )
     print("|---|---|---|---|")
     trained(folder, "residual", "bf16", folder / "first.pt")
     first = torch.load(folder / "first.pt")
@@ -169,10 +202,22 @@ def compare_variants(folder):
 def predicted(out, precision, environment):
     """The demo's masks of its first three scans, as a process of its own makes them."""
     for number in range(3):
-        command = [sys.executable, ROOT / "predict.py", "--in", DEMO_RUN / "scans" / f"phantom_200{number}",
-                   "--out", out / str(number), "--model", DEMO_RUN / "runs" / "residual", "--no-mirroring",
-                   "--precision", precision]
-        subprocess.run(command, env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL)
+        command = [
+            sys.executable,
+            ROOT / "predict.py",
+            "--in",
+            DEMO_RUN / "scans" / f"phantom_200{number}",
+            "--out",
+            out / str(number),
+            "--model",
+            DEMO_RUN / "runs" / "residual",
+            "--no-mirroring",
+            "--precision",
+            precision,
+        ]
+        subprocess.run(
+            command, env={**os.environ, **environment}, check=True, stdout=subprocess.DEVNULL
+        )
     return [read_labels(path).voxels for path in sorted(out.glob("*/*.nii.gz"))]
 
 
@@ -184,7 +229,10 @@ def compare_masks(folder):
     for name, (precision, environment) in VARIANTS.items():
         other = predicted(folder / name, precision, environment)
         differ = sum(np.count_nonzero(a != b) for a, b in zip(first, other))
-        print(f"| {name} | {differ} of {sum(mask.size for mask in first):,} | {differ / marked:.2%} |", flush=True)
+        print(
+            f"| {name} | {differ} of {sum(mask.size for mask in first):,} | {differ / marked:.2%} |",
+            flush=True,
+        )
 
 
 def write_phantoms(folder):

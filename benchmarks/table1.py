@@ -35,13 +35,17 @@ def draw(report, names):
     for axes, score in zip(figure.subplots(1, len(SCORES)), SCORES):
         found = [[float(row[score]) for row in rows[name]] for name in names]
         axes.plot(range(1, len(names) + 1), found, "o-", color="0.7", ms=3, lw=0.5)
-        axes.boxplot([[dice for dice in values if dice == dice] for values in found], tick_labels=list(names))
+        axes.boxplot(
+            [[dice for dice in values if dice == dice] for values in found], tick_labels=list(names)
+        )
         axes.set(title=score, ylabel="Dice", ylim=(0, 1))
     figure.savefig(report / "comparison.png", dpi=110)
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Train, cross-validate and compare the three architectures.")
+    parser = argparse.ArgumentParser(
+        description="Train, cross-validate and compare the three architectures."
+    )
     parser.add_argument("folder", type=Path, nargs="?", default=Path("table1"))
     parser.add_argument("--labels", type=Path, default=ROOT.parent / "shared" / "kits19")
     parser.add_argument("--recipe", choices=["demo", "paper"], default="demo")
@@ -57,7 +61,10 @@ def main():
     def run(*command):
         whole = [sys.executable, *map(str, command)]
         done = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False)
-        print(f"{(time.monotonic() - began) / 60:.0f} min: {' '.join(map(str, command[:5]))}", flush=True)
+        print(
+            f"{(time.monotonic() - began) / 60:.0f} min: {' '.join(map(str, command[:5]))}",
+            flush=True,
+        )
         if done.returncode:
             raise SystemExit(done.stderr)
         return done.stdout
@@ -69,17 +76,54 @@ def main():
     prepare(data, runs / "prepared", recipe)
     out, data, runs, masks = (path.resolve() for path in (out, data, runs, masks))
     with ThreadPoolExecutor(arguments.jobs) as jobs:
-        list(jobs.map(lambda job: run(
-            "train.py", "--arch", job[0], "--fold", job[1], "--data", data, "--out", runs, "--recipe",
-            out / "recipe.json", "--resume"), [(arch, fold) for fold in range(FOLDS) for arch in ARCHITECTURES]))
+        list(
+            jobs.map(
+                lambda job: run(
+                    "train.py",
+                    "--arch",
+                    job[0],
+                    "--fold",
+                    job[1],
+                    "--data",
+                    data,
+                    "--out",
+                    runs,
+                    "--recipe",
+                    out / "recipe.json",
+                    "--resume",
+                ),
+                [(arch, fold) for fold in range(FOLDS) for arch in ARCHITECTURES],
+            )
+        )
         systems = {arch: [arch] for arch in ARCHITECTURES} | {"ensemble": ARCHITECTURES}
-        list(jobs.map(lambda name: run(
-            "predict.py", "--in", data, "--out", masks / name, "--no-mirroring", "--cross-validation", "--model",
-            *(runs / arch for arch in systems[name])), systems))
-    printed = run("evaluate.py", "--pred", *(masks / name for name in systems), "--ref", data, "--out", out / "report",
-                  "--allow-missing")
+        list(
+            jobs.map(
+                lambda name: run(
+                    "predict.py",
+                    "--in",
+                    data,
+                    "--out",
+                    masks / name,
+                    "--no-mirroring",
+                    "--cross-validation",
+                    "--model",
+                    *(runs / arch for arch in systems[name]),
+                ),
+                systems,
+            )
+        )
+    printed = run(
+        "evaluate.py",
+        "--pred",
+        *(masks / name for name in systems),
+        "--ref",
+        data,
+        "--out",
+        out / "report",
+        "--allow-missing",
+    )
     draw(out / "report", systems)
-    print(printed[printed.index("The "):])
+    print(printed[printed.index("The ") :])
 
 
 if __name__ == "__main__":

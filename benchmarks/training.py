@@ -40,7 +40,10 @@ def case_arrays(case):
     reference = read_labels(KITS19 / case / "segmentation.nii.gz")
     labels = np.ascontiguousarray(reference.voxels)
     random = np.random.default_rng(0)
-    image = random.integers(-100, 200, labels.shape[1:], dtype=np.int16)[None] + labels.astype(np.int16) * 50
+    image = (
+        random.integers(-100, 200, labels.shape[1:], dtype=np.int16)[None]
+        + labels.astype(np.int16) * 50
+    )
     return image, labels, reference.spacing_mm
 
 
@@ -57,17 +60,23 @@ def normalised(image):
 
 
 def prepare_nnunet(image, labels, spacing, shape):
-    from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape as resample
+    from nnunetv2.preprocessing.resampling.default_resampling import (
+        resample_data_or_seg_to_shape as resample,
+    )
 
     small = resample(image[None].astype(np.float32), shape, spacing, TARGET, False, 3, 0, None)[0]
     return normalised(small), resample(labels[None], shape, spacing, TARGET, True, 1, 0, None)[0]
 
 
 def prepare_nnunet_torch(image, labels, spacing, shape):
-    from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet as resample
+    from nnunetv2.preprocessing.resampling.resample_torch import (
+        resample_torch_fornnunet as resample,
+    )
 
     small = resample(image[None].astype(np.float32), shape, spacing, TARGET, False, 2)[0]
-    return normalised(np.asarray(small)), np.asarray(resample(labels[None], shape, spacing, TARGET, True, 2)[0])
+    return normalised(np.asarray(small)), np.asarray(
+        resample(labels[None], shape, spacing, TARGET, True, 2)[0]
+    )
 
 
 def prepare_scipy(image, labels, spacing, shape):
@@ -75,7 +84,10 @@ def prepare_scipy(image, labels, spacing, shape):
 
     factor = [new / old for new, old in zip(shape, image.shape)]
     small = zoom(image.astype(np.float32), factor, order=3, mode="nearest", grid_mode=True)
-    masks = [zoom((labels == v).astype(np.float32), factor, order=1, mode="nearest", grid_mode=True) for v in range(3)]
+    masks = [
+        zoom((labels == v).astype(np.float32), factor, order=1, mode="nearest", grid_mode=True)
+        for v in range(3)
+    ]
     return normalised(small), np.argmax(masks, 0)
 
 
@@ -104,7 +116,9 @@ def prepare_simpleitk(image, labels, spacing, shape):
 
 
 def memory_gib(what):
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)
+    )
     return int(line.split()[1]) / 2**20
 
 
@@ -113,7 +127,11 @@ def measure_prepare(tool, case):
 
     image, labels, spacing = case_arrays(case)
     shape = resampled_shape(image.shape, spacing, PAPER)
-    corner = (slice(0, 16), slice(0, 64), slice(0, 64))  # once in small first: imports and the like are no case's cost
+    corner = (
+        slice(0, 16),
+        slice(0, 64),
+        slice(0, 64),
+    )  # once in small first: imports and the like are no case's cost
     globals()[f"prepare_{tool}"](image[corner], labels[corner], spacing, (20, 30, 30))
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)
     before = memory_gib("VmRSS")
@@ -131,7 +149,9 @@ def a_case():
     from minikits.resampling import prepare_labels
     from minikits.volumes import read_labels
 
-    labels = torch.from_numpy(prepare_labels(read_labels(KITS19 / "case_00200" / "segmentation.nii.gz"), PAPER))
+    labels = torch.from_numpy(
+        prepare_labels(read_labels(KITS19 / "case_00200" / "segmentation.nii.gz"), PAPER)
+    )
     found = labels.nonzero()
     return torch.randn(labels.shape).half(), labels, found[len(found) // 2].tolist()
 
@@ -152,7 +172,9 @@ def augment_minikits(patch):
 
     image, labels, voxel = a_case()
     start = [v - p // 2 for v, p in zip(voxel, patch)]
-    return lambda number: augment(image, labels, PAPER, generator_for(0, number), start=start, patch=patch)
+    return lambda number: augment(
+        image, labels, PAPER, generator_for(0, number), start=start, patch=patch
+    )
 
 
 def augment_grid_sample(patch):
@@ -168,7 +190,9 @@ def nnunet_transforms(patch, left_out=()):
 
     limit = 30 / 360 * 2 * np.pi
     composed = nnUNetTrainer.get_training_transforms(patch, (-limit, limit), None, (0, 1, 2), False)
-    composed.transforms = [t for t in composed.transforms if type(getattr(t, "transform", t)).__name__ not in left_out]
+    composed.transforms = [
+        t for t in composed.transforms if type(getattr(t, "transform", t)).__name__ not in left_out
+    ]
     return composed
 
 
@@ -176,7 +200,12 @@ def augment_nnunet(patch, left_out=()):
     from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
 
     limit = 30 / 360 * 2 * np.pi
-    size = [int(n) for n in get_patch_size(patch, (-limit, limit), (-limit, limit), (-limit, limit), (0.85, 1.25))]
+    size = [
+        int(n)
+        for n in get_patch_size(
+            patch, (-limit, limit), (-limit, limit), (-limit, limit), (0.85, 1.25)
+        )
+    ]
     (image, labels), transforms = a_patch(size), nnunet_transforms(patch, left_out)
     return lambda number: transforms(image=image.clone(), segmentation=labels.to(torch.int16))
 
@@ -204,7 +233,9 @@ def augment_monai(patch):
             M.RandGaussianNoised(["image"], prob=0.1, std=0.1),
             M.RandScaleIntensityd(["image"], factors=0.25, prob=0.15),
             M.RandAdjustContrastd(["image"], prob=0.15, gamma=(0.75, 1.25)),
-            M.RandAdjustContrastd(["image"], prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True),
+            M.RandAdjustContrastd(
+                ["image"], prob=0.1, gamma=(0.7, 1.5), invert_image=True, retain_stats=True
+            ),
             M.RandAdjustContrastd(["image"], prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
             *[M.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)],
         ]
@@ -314,7 +345,9 @@ def measure_step(tool, arch):
     name, *options = tool.split()
     if name == "minikits" or "kept" in options:
         claim_memory(torch.device("cpu"))
-    precision = next((option for option in options if option != "kept"), "auto" if name == "minikits" else "fp32")
+    precision = next(
+        (option for option in options if option != "kept"), "auto" if name == "minikits" else "fp32"
+    )
     dtype = pick_precision(precision, torch.device("cpu"))
     torch.manual_seed(0)
     image, target = torch.randn(1, 1, *PAPER.patch), torch.randint(0, 3, (1, *PAPER.patch))
@@ -336,7 +369,11 @@ def measured(*what):
         text=True,
         check=False,
     )
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"failed": done.stderr[-300:]}
+    return (
+        json.loads(done.stdout.splitlines()[-1])
+        if done.returncode == 0
+        else {"failed": done.stderr[-300:]}
+    )
 
 
 def compare(title, tools, repeats, *what):
@@ -368,7 +405,16 @@ def main():
     if sys.argv[1:2] == ["measure"]:
         print(json.dumps(globals()[f"measure_{sys.argv[2]}"](*sys.argv[3:])))
         return
-    packages = ("nnunetv2", "batchgeneratorsv2", "monai", "torchio", "SimpleITK", "scipy", "torch", "numpy")
+    packages = (
+        "nnunetv2",
+        "batchgeneratorsv2",
+        "monai",
+        "torchio",
+        "SimpleITK",
+        "scipy",
+        "torch",
+        "numpy",
+    )
     print(
         f"{', '.join(f'{name} {version(name)}' for name in packages)}; {platform.processor() or platform.machine()}, "
         f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}"
@@ -392,7 +438,10 @@ def main():
         for arch in ("plain", "residual"):
             compare(
                 f"Forward and backward of one patch 80x160x160, {arch}, CPU",
-                ["minikits", "nnunet", "minikits fp32", "nnunet bf16 kept"], 3, "step", arch
+                ["minikits", "nnunet", "minikits fp32", "nnunet bf16 kept"],
+                3,
+                "step",
+                arch,
             )
 
 

@@ -51,16 +51,25 @@ def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None
     if not any(angles) and scale == 1:
         return cut(image, start, patch).float(), cut(labels, start, patch)
     turn = (_rotation(angles) * scale).T  # from the patch's centred voxels to the case's
-    sides, first, shape = (torch.tensor(values, dtype=torch.float64) for values in (patch, start, image.shape))
+    sides, first, shape = (
+        torch.tensor(values, dtype=torch.float64) for values in (patch, start, image.shape)
+    )
     half = (sides - 1) / 2
     centre, reach = first + half, turn.abs() @ half
-    low = (centre - reach).floor().clamp(torch.zeros(3), shape - 1)  # one voxel at the edge for a patch wholly outside
+    low = (
+        (centre - reach).floor().clamp(torch.zeros(3), shape - 1)
+    )  # one voxel at the edge for a patch wholly outside
     high = ((centre + reach).floor() + 2).clamp(low + 1, shape)
     box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
-    z, y, x = (turn[:, axis, None] * (torch.arange(side) - half[axis]) for axis, side in enumerate(patch))  # (3, side)
+    z, y, x = (
+        turn[:, axis, None] * (torch.arange(side) - half[axis]) for axis, side in enumerate(patch)
+    )  # (3, side)
     slices, plane = z + (centre - low)[:, None], (y[:, :, None] + x[:, None]).flatten(1)
-    sampled, turned = _interpolated(image[box], labels[box], *(
-        places.to(image.device, torch.float32) for places in (slices, plane)))
+    sampled, turned = _interpolated(
+        image[box],
+        labels[box],
+        *(places.to(image.device, torch.float32) for places in (slices, plane)),
+    )
     return sampled.view(patch), turned.view(patch).to(labels.dtype)
 
 
@@ -68,7 +77,9 @@ def _interpolated(image, labels, slices, plane):
     """A patch (Z, N) of a box, outside which all is 0: its voxel n of slice z is at slices[:, z] + plane[:, n] there.
     On a CPU one slice at a time, which stays in its cache (against grid_sample: benchmarks/results/training_on_cpu.md).
     Label masks are interpolated only where the corners of a cell differ: elsewhere their label wins."""
-    image, labels = (F.pad(values, (1, 2) * 3) for values in (image, labels))  # what lies outside is moved in there
+    image, labels = (
+        F.pad(values, (1, 2) * 3) for values in (image, labels)
+    )  # what lies outside is moved in there
     strides, last = image.stride(), torch.tensor(image.shape, device=image.device)[:, None] - 2
     image, labels = image.flatten(), labels.flatten()
     corners = [sum(s * up for s, up in zip(strides, ups)) for ups in product((0, 1), repeat=3)]
@@ -81,7 +92,9 @@ def _interpolated(image, labels, slices, plane):
     def cells(places):
         places = torch.minimum((places + 1).clamp_(min=0), last)
         first = places.int()
-        return (first * first.new_tensor(strides)[:, None]).sum(0, dtype=torch.int32), places - first
+        return (first * first.new_tensor(strides)[:, None]).sum(
+            0, dtype=torch.int32
+        ), places - first
 
     def linear(values, inside):
         for t in inside.flip(0):  # X, Y, Z: of eight corners four, two, one
@@ -99,18 +112,26 @@ def _interpolated(image, labels, slices, plane):
         turned[rows] = labels.index_select(0, cell).view_as(turned[rows])
         mixed[rows] = differ.index_select(0, cell).view_as(mixed[rows])
     # on a GPU all voxels: asking how many there are would stop it
-    mixed = torch.arange(mixed.numel(), device=image.device) if image.is_cuda else mixed.flatten().nonzero()[:, 0]
+    mixed = (
+        torch.arange(mixed.numel(), device=image.device)
+        if image.is_cuda
+        else mixed.flatten().nonzero()[:, 0]
+    )
     z, n = mixed // turned.shape[1], mixed % turned.shape[1]
     cell, inside = cells(slices[:, z] + plane[:, n])
-    turned[z, n] = _largest_mask(torch.stack([labels[corner:].index_select(0, cell) for corner in corners]), inside)
+    turned[z, n] = _largest_mask(
+        torch.stack([labels[corner:].index_select(0, cell) for corner in corners]), inside
+    )
     return sampled, turned
 
 
 def _largest_mask(labels, inside):
     """The label whose linearly interpolated 0/1 mask is the largest, of those at the corners of a cell; of equally
     large ones the lowest. (8, M) labels in the order of `corners`, (3, M) places inside of the cells -> (M,) labels."""
-    weights = [torch.stack([t if up else 1 - t for t, up in zip(inside, ups)]).prod(0)
-               for ups in product((0, 1), repeat=3)]
+    weights = [
+        torch.stack([t if up else 1 - t for t, up in zip(inside, ups)]).prod(0)
+        for ups in product((0, 1), repeat=3)
+    ]
     masks = torch.zeros(labels.shape, device=labels.device)  # of each corner's label
     for label, weight in zip(labels, weights):
         masks += weight * (labels == label)
@@ -124,14 +145,21 @@ def cut(values, start, patch):
     sides = []
     for n, s, p in zip(values.shape, map(index, start), map(index, patch)):
         s = max(-p, min(s, n))  # wholly outside is 0 however far
-        sides = [-s, s + p - n, *sides]  # F.pad counts the last axis first; a negative side is cut off
+        sides = [
+            -s,
+            s + p - n,
+            *sides,
+        ]  # F.pad counts the last axis first; a negative side is cut off
     return F.pad(values, sides)
 
 
 def random_noise(image, recipe, generator):
     if not _happens(recipe.noise_probability, generator):
         return image
-    sd, seed = _uniform(*recipe.noise_sd, generator), int(torch.randint(2**62, (), generator=generator))
+    sd, seed = (
+        _uniform(*recipe.noise_sd, generator),
+        int(torch.randint(2**62, (), generator=generator)),
+    )
     return change_noise(image, sd, seed=seed)
 
 
@@ -146,7 +174,11 @@ def change_noise(image, sd, *, seed):
 
 def random_brightness(image, recipe, generator):
     happens = _happens(recipe.brightness_probability, generator)
-    return change_brightness(image, _uniform(*recipe.brightness_range, generator)) if happens else image
+    return (
+        change_brightness(image, _uniform(*recipe.brightness_range, generator))
+        if happens
+        else image
+    )
 
 
 def change_brightness(image, factor):
@@ -156,7 +188,11 @@ def change_brightness(image, factor):
 
 def random_contrast(image, recipe, generator):
     happens = _happens(recipe.contrast_probability, generator)
-    return change_contrast(image, _either_side_of_one(recipe.contrast_range, generator)) if happens else image
+    return (
+        change_contrast(image, _either_side_of_one(recipe.contrast_range, generator))
+        if happens
+        else image
+    )
 
 
 def change_contrast(image, factor):
@@ -168,8 +204,12 @@ def change_contrast(image, factor):
 
 
 def random_gamma(image, recipe, generator, *, inverted):
-    if _happens(recipe.inverted_gamma_probability if inverted else recipe.gamma_probability, generator):
-        return change_gamma(image, _either_side_of_one(recipe.gamma_range, generator), inverted=inverted)
+    if _happens(
+        recipe.inverted_gamma_probability if inverted else recipe.gamma_probability, generator
+    ):
+        return change_gamma(
+            image, _either_side_of_one(recipe.gamma_range, generator), inverted=inverted
+        )
     return image
 
 
@@ -181,7 +221,9 @@ def change_gamma(image, gamma, *, inverted=False):
     image = -image if inverted else image
     mean, sd, low = image.mean(), image.std(correction=0), image.min()
     span = image.max() - low
-    bent = (image - low).div_(span + 1e-7).log_().mul_(gamma).exp_().mul_(span).add_(low)  # twice as fast as a power
+    bent = (
+        (image - low).div_(span + 1e-7).log_().mul_(gamma).exp_().mul_(span).add_(low)
+    )  # twice as fast as a power
     bent = bent.sub_(bent.mean()).div_(bent.std(correction=0) + 1e-8).mul_(sd).add_(mean)
     return bent.neg_() if inverted else bent
 
@@ -232,8 +274,10 @@ def generator_for(*key: int) -> torch.Generator:
     words = np.random.MT19937(np.random.SeedSequence(halves)).state["state"]["key"]
 
     generator = torch.Generator()
-    state = generator.get_state()  # bytes; 64 bits hold a word, the first three 64 are seed and place
-    state.numpy().view(np.uint64)[3:3 + len(words)] = words
+    state = (
+        generator.get_state()
+    )  # bytes; 64 bits hold a word, the first three 64 are seed and place
+    state.numpy().view(np.uint64)[3 : 3 + len(words)] = words
     return generator.set_state(state)
 
 
@@ -245,13 +289,17 @@ def check_pair(image, labels):
     """ValueError unless image and labels have the same shape (Z, Y, X), of at least one voxel."""
     one, other = tuple(image.shape), tuple(labels.shape)
     if one != other or len(one) != 3 or 0 in one:
-        raise ValueError(f"image {one} and labels {other}, wanted the same shape (Z, Y, X), not empty")
+        raise ValueError(
+            f"image {one} and labels {other}, wanted the same shape (Z, Y, X), not empty"
+        )
 
 
 def _check_box(values, start, patch):
     if not len(values.shape) == len(start) == len(patch) or min(patch) < 1:
-        raise ValueError(f"patch {tuple(patch)} at {tuple(start)} of a volume {tuple(values.shape)}, "
-                         "wanted a start and at least one voxel for each of its axes")
+        raise ValueError(
+            f"patch {tuple(patch)} at {tuple(start)} of a volume {tuple(values.shape)}, "
+            "wanted a start and at least one voxel for each of its axes"
+        )
 
 
 def _check_positive(name, value):

@@ -41,6 +41,7 @@ MOST_RESAMPLED_VOXELS = 500_000_000  # a body of 2 m x 0.5 m x 0.5 m at 1 mm: 1.
 @dataclass(frozen=True)
 class Case:
     """One case's files; either may be absent (None)."""
+
     id: str
     image: Path | None = None
     labels: Path | None = None
@@ -49,11 +50,12 @@ class Case:
 @dataclass(frozen=True)
 class Found:
     """Cases, sorted by id, and a line "NAME (why)" for whatever looks like one and is left out."""
+
     cases: list[Case]
     left_out: list[str]
 
     def summary(self) -> str:
-        """"5 cases found, 2 left out: NAME (why), NAME (why)"; of many, the first are named."""
+        """ "5 cases found, 2 left out: NAME (why), NAME (why)"; of many, the first are named."""
         count = len(self.cases)
         found = f"{count} case found" if count == 1 else f"{count} cases found"
         if not self.left_out:
@@ -67,6 +69,7 @@ class PreparedCase:
     """image (Z, Y, X) float16 normalised, labels (Z, Y, X) uint8; foreground: flat indices of each
     structure. checksum: of the voxels that the case was made of and of how it was prepared, so that
     it is the same on every computer; "" for a case that is not from the cache."""
+
     id: str
     image: torch.Tensor
     labels: torch.Tensor
@@ -92,7 +95,9 @@ def look_for_cases(source) -> Found:
     same case, or files beside folders of cases, since some of them are there by mistake."""
     source = Path(source)
     if not source.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder; wanted a scan, scans, or a KiTS19 folder")
+        raise FileNotFoundError(
+            f"{source}: no such file or folder; wanted a scan, scans, or a KiTS19 folder"
+        )
     if source.is_dir():
         flat, inside, left_out = _look_into(source)
     else:
@@ -101,14 +106,18 @@ def look_for_cases(source) -> Found:
     if flat and inside:
         strays = ", ".join(path.name for _, _, path in flat[:5])
         folders = ", ".join(sorted({path.parent.name for _, _, path in inside})[:3])
-        raise ValueError(f"{source}: {strays} beside folders of cases ({folders}), wanted one "
-                         "layout; move one of both away")
+        raise ValueError(
+            f"{source}: {strays} beside folders of cases ({folders}), wanted one "
+            "layout; move one of both away"
+        )
     files = _by_id(flat or inside)
     if not files:
         seen = ", ".join(path.name for path in _visible(source)[:5]) or "nothing"
-        raise ValueError(f"{source}: no scans or cases found, wanted *.nii.gz, "
-                         "case_00000/imaging.nii.gz and segmentation.nii.gz, or images/ and "
-                         f"labels/; found {seen}{_also(left_out)}")
+        raise ValueError(
+            f"{source}: no scans or cases found, wanted *.nii.gz, "
+            "case_00000/imaging.nii.gz and segmentation.nii.gz, or images/ and "
+            f"labels/; found {seen}{_also(left_out)}"
+        )
     cases = [Case(id, **found) for id, found in sorted(files.items())]
     _check_masks_differ(source, cases)
     return Found(cases, left_out)
@@ -190,7 +199,7 @@ def _look_into_folder(folder):
 
 
 def _what_is(path):
-    """"file", "folder", or why it is neither."""
+    """ "file", "folder", or why it is neither."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -233,8 +242,9 @@ def _by_id(files):
     for id, kind, path in files:
         ours = by_id.setdefault(id, {})
         if kind in ours:
-            raise ValueError(f"{path}: {ours[kind].name} has the same name {id}; rename or remove "
-                             "one of them")
+            raise ValueError(
+                f"{path}: {ours[kind].name} has the same name {id}; rename or remove one of them"
+            )
         ours[kind] = path
     return by_id
 
@@ -245,8 +255,10 @@ def _check_masks_differ(source, cases):
     for case in cases:
         name = mask_name(case)
         if name in owners:
-            raise ValueError(f"{source}: the masks of {owners[name]} and {case.id} would both be "
-                             f"named {name}; rename one of them")
+            raise ValueError(
+                f"{source}: the masks of {owners[name]} and {case.id} would both be "
+                f"named {name}; rename one of them"
+            )
         owners[name] = case.id
 
 
@@ -322,11 +334,15 @@ def look_for_training_cases(folder, recipe) -> Found:
 
     left_out = found.left_out + by_number + unlabelled
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} labelled cases have no image "
-                         f"({', '.join(missing[:5])}); get them{_also(found.left_out)}")
+        raise ValueError(
+            f"{folder}: {len(missing)} labelled cases have no image "
+            f"({', '.join(missing[:5])}); get them{_also(found.left_out)}"
+        )
     if not cases:
-        raise ValueError(f"{folder}: no labelled cases found, wanted case_00000/segmentation.nii.gz"
-                         f"{_also(left_out)}")
+        raise ValueError(
+            f"{folder}: no labelled cases found, wanted case_00000/segmentation.nii.gz"
+            f"{_also(left_out)}"
+        )
     return Found(cases, left_out)
 
 
@@ -336,7 +352,9 @@ def five_folds(case_ids):
     KFold(5, shuffle=True, random_state=12345), as nnU-Net v1 calls it."""
     ids = sorted(case_ids)
     if len(ids) < FOLDS:
-        raise ValueError(f"{len(ids)} cases found, wanted at least {FOLDS} for {FOLDS} folds; use --fold all")
+        raise ValueError(
+            f"{len(ids)} cases found, wanted at least {FOLDS} for {FOLDS} folds; use --fold all"
+        )
     blocks = np.array_split(np.random.RandomState(FOLD_SEED).permutation(ids), FOLDS)
     return [(sorted({*ids} - {*block}), sorted(block)) for block in map(np.ndarray.tolist, blocks)]
 
@@ -344,6 +362,7 @@ def five_folds(case_ids):
 @dataclass(frozen=True, eq=False)
 class _Made:
     """What is kept of a case, {name: array}, the PreparedCase's checksum, and lines on doubts."""
+
     arrays: dict
     checksum: str
     warnings: list
@@ -353,6 +372,7 @@ class _Made:
 class _Entry:
     """A case in the cache: its folder, and what its contents follow from. numbers: those of the
     preparation; reading: the options of `read_volume`; files: `_identity` of image and labels."""
+
     case: Case
     place: Path
     numbers: dict
@@ -361,8 +381,14 @@ class _Entry:
 
 
 def prepare(
-        folder, cache, recipe, *, affine: str | None = None, assume_spacing: tuple | None = None,
-        stop: Callable[[], bool] | None = None) -> list[PreparedCase] | None:
+    folder,
+    cache,
+    recipe,
+    *,
+    affine: str | None = None,
+    assume_spacing: tuple | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> list[PreparedCase] | None:
     """The PreparedCases of a folder's training cases, sorted by id, memory-mapped, no file open.
     What is not in `cache` yet is put there, a line each; again when a case's files (size, time of
     change, last bytes) or the numbers of its preparation change, and where what is kept is damaged.
@@ -404,12 +430,15 @@ def prepare(
             print(f"warning: {warning}")
         shape = "x".join(map(str, made.arrays["image"].shape))
         left = (time.monotonic() - started) / number * (len(waiting) - number)
-        print(f"prepared {entry.case.id} {shape} "
-              f"({number} of {len(waiting)}, {left:.0f} s left)", flush=True)
+        print(
+            f"prepared {entry.case.id} {shape} ({number} of {len(waiting)}, {left:.0f} s left)",
+            flush=True,
+        )
 
     if refused:
-        raise ValueError(f"{folder}: {len(refused)} of {len(cases)} cases cannot be used:"
-                         + "".join(refused))
+        raise ValueError(
+            f"{folder}: {len(refused)} of {len(cases)} cases cannot be used:" + "".join(refused)
+        )
     _list_unused(cache, _unused(cache, list(prepared)))
     return list(prepared.values())
 
@@ -417,8 +446,12 @@ def prepare(
 def _entry(case, cache, recipe, reading):
     """Where a case is kept: under its id and a sum of what it is made of. Numbers are floats, so
     that 101 is 101.0; paths are no part of it, so that data that were moved are found again."""
-    numbers = {"spacing_mm": recipe.spacing_mm, "window_hu": recipe.window_hu,
-               "mean_hu": recipe.mean_hu, "sd_hu": recipe.sd_hu}
+    numbers = {
+        "spacing_mm": recipe.spacing_mm,
+        "window_hu": recipe.window_hu,
+        "mean_hu": recipe.mean_hu,
+        "sd_hu": recipe.sd_hu,
+    }
     if reading["assume_spacing"]:
         numbers["assume_spacing"] = reading["assume_spacing"]
     numbers = {name: np.array(value, dtype=float).tolist() for name, value in numbers.items()}
@@ -440,7 +473,8 @@ def _identity(path):
 
 
 def check_resampled_size(
-        volume: Volume, recipe: Recipe, *, most: int = MOST_RESAMPLED_VOXELS) -> None:
+    volume: Volume, recipe: Recipe, *, most: int = MOST_RESAMPLED_VOXELS
+) -> None:
     """Refuses, before any memory is taken, a volume that would have more than `most` voxels at the
     recipe's spacing: the file may be small, and its header say that its voxels are huge."""
     shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe)
@@ -449,7 +483,8 @@ def check_resampled_size(
         raise ValueError(
             f"{volume.path}: shape {volume.voxels.shape} of {spacing} mm would have shape {shape} "
             f"at the recipe's spacing, more than {most:,} voxels; is its header right? else give "
-            "--assume-spacing Z Y X (mm)")
+            "--assume-spacing Z Y X (mm)"
+        )
 
 
 def _make(entry, recipe):
@@ -495,9 +530,16 @@ def _keep(entry, made):
         for name, array in made.arrays.items():
             np.save(beside / f"{name}.npy", array)
         sums = {name: _sum_of(beside / f"{name}.npy") for name in made.arrays}
-        about = {"format": CACHE_FORMAT, "id": entry.case.id, "sources": _sources(entry),
-                 "files": entry.files, "numbers": entry.numbers, "affine": entry.reading["affine"],
-                 "checksum": made.checksum, "sums": sums}
+        about = {
+            "format": CACHE_FORMAT,
+            "id": entry.case.id,
+            "sources": _sources(entry),
+            "files": entry.files,
+            "numbers": entry.numbers,
+            "affine": entry.reading["affine"],
+            "checksum": made.checksum,
+            "sums": sums,
+        }
         (beside / "entry.json").write_text(json.dumps(about, indent=1))
         _move(beside, entry.place)
     except OSError as error:
@@ -609,5 +651,8 @@ def _list_unused(cache, unused):
         return
     size = sum(path.stat().st_size for place in unused for path in place.iterdir())
     names = _some([place.name for place in unused])
-    print(f"{cache}: {len(unused)} folders ({size / 1e9:.1f} GB) are of files that were replaced, "
-          f"or of another version of minikits, and may be removed: {names}", flush=True)
+    print(
+        f"{cache}: {len(unused)} folders ({size / 1e9:.1f} GB) are of files that were replaced, "
+        f"or of another version of minikits, and may be removed: {names}",
+        flush=True,
+    )

@@ -13,7 +13,9 @@ from torch import distributed
 
 OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|out of memory|not enough memory|(can't|cannot) allocate memory"
-    "|STATUS_ALLOC_FAILED|bad_alloc", re.IGNORECASE)
+    "|STATUS_ALLOC_FAILED|bad_alloc",
+    re.IGNORECASE,
+)
 
 
 def pick_device(name):
@@ -25,7 +27,9 @@ def pick_device(name):
         one.item()  # a device that computes nothing, like meta, fails here, not in the first batch
         return one.device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:1") from None
+        raise ValueError(
+            f"device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:1"
+        ) from None
 
 
 def pick_precision(name, device):
@@ -55,17 +59,26 @@ def claim_memory(device, needed=0):
     With a CPU that has twice as much as is needed, glibc keeps what is freed: pages that the system
     gives anew are cleared first, a quarter of a step. Where nothing is said to be needed, it gives
     back what is freed, as ever."""
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
+    whole = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if hasattr(os, "sysconf")
+        else float("inf")
+    )
     memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else whole
     if needed > memory:
         raise ValueError(
             f"device {device}: has {memory / 2**30:.1f} GiB of memory, a training step wants about "
             f"{needed / 2**30:.1f}; a recipe with a smaller patch needs less (batch_size 1 too, "
-            "but then no patch is centred on foreground)")
+            "but then no patch is centred on foreground)"
+        )
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's processes on this computer
     roomy = needed > 0 and 2 * needed * beside < memory
     if roomy and device.type == "cpu" and "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()):
-        for option, value in ((-8, 1), (-4, 0), (-1, -1)):  # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
+        for option, value in (
+            (-8, 1),
+            (-4, 0),
+            (-1, -1),
+        ):  # malloc.h: M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD
             ctypes.CDLL(None).mallopt(option, value)
     return memory
 
@@ -95,8 +108,12 @@ def join_processes(device):
     """(rank, world): this process among those that torchrun started, (0, 1) without it."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30))
-        atexit.register(distributed.destroy_process_group)  # else its threads may abort a process that is done
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=30)
+        )
+        atexit.register(
+            distributed.destroy_process_group
+        )  # else its threads may abort a process that is done
     return rank, world
 
 

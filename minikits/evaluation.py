@@ -26,15 +26,26 @@ def kits_dice(prediction, reference):
     NaN; one empty: 0. ValueError where the shapes differ, or for other values."""
     prediction, reference = (np.asarray(labels) for labels in (prediction, reference))
     if prediction.shape != reference.shape:
-        raise ValueError(f"prediction {prediction.shape} and reference {reference.shape} differ in shape")
+        raise ValueError(
+            f"prediction {prediction.shape} and reference {reference.shape} differ in shape"
+        )
     _check_labels(prediction, "prediction")
     _check_labels(reference, "reference")
     slowest = np.abs(prediction.strides).argmax()  # slabs along it lie together in memory
-    counts = np.zeros((2, 2), dtype=int)  # kidney (the tumor with it), tumor: voxels of both, voxels of either
+    counts = np.zeros(
+        (2, 2), dtype=int
+    )  # kidney (the tumor with it), tumor: voxels of both, voxels of either
     for slab in zip(*(np.moveaxis(labels, slowest, 0) for labels in (prediction, reference))):
-        for count, (ours, theirs) in zip(counts, ([part > 0 for part in slab], [part == 2 for part in slab])):
-            count += np.count_nonzero(ours & theirs), np.count_nonzero(ours) + np.count_nonzero(theirs)
-    return tuple(2 * int(both) / int(total) if total else nan for both, total in counts)  # nan: the mean leaves it out
+        for count, (ours, theirs) in zip(
+            counts, ([part > 0 for part in slab], [part == 2 for part in slab])
+        ):
+            count += (
+                np.count_nonzero(ours & theirs),
+                np.count_nonzero(ours) + np.count_nonzero(theirs),
+            )
+    return tuple(
+        2 * int(both) / int(total) if total else nan for both, total in counts
+    )  # nan: the mean leaves it out
 
 
 def _check_labels(labels, name):
@@ -60,9 +71,13 @@ def summarise(rows):
         known = [row[score] for row in rows if not np.isnan(row[score])]
         lowest, highest = mean_interval(known)
         summary[score] = {
-            "mean": float(np.mean(known)) if known else nan, "from": lowest, "to": highest,
-            "no_interval": no_interval(known), "cases": len(known),
-            "without_score": len(rows) - len(known)}
+            "mean": float(np.mean(known)) if known else nan,
+            "from": lowest,
+            "to": highest,
+            "no_interval": no_interval(known),
+            "cases": len(known),
+            "without_score": len(rows) - len(known),
+        }
     return summary
 
 
@@ -111,16 +126,23 @@ def sign_flip_test(differences, seed=0):
     if not np.isfinite(values).all():
         raise ValueError(f"differences {values} found, wanted finite ones")
     exact = 2**n <= RESAMPLES
-    signs = (np.array(list(product((-1, 1), repeat=n))) if exact else
-             np.random.default_rng(seed).choice((-1, 1), size=(RESAMPLES, n)))
-    as_far = np.count_nonzero(np.abs(signs @ values) >= np.abs(values.sum()) - 1e-9 * np.abs(values).sum())
+    signs = (
+        np.array(list(product((-1, 1), repeat=n)))
+        if exact
+        else np.random.default_rng(seed).choice((-1, 1), size=(RESAMPLES, n))
+    )
+    as_far = np.count_nonzero(
+        np.abs(signs @ values) >= np.abs(values.sum()) - 1e-9 * np.abs(values).sum()
+    )
     return as_far / len(signs) if exact else (as_far + 1) / (RESAMPLES + 1)
 
 
 def holm(p_values):
     """The p-values of a family of tests, adjusted by Holm's method, in their order."""
     order, adjusted = np.argsort(p_values), np.empty(len(p_values))
-    adjusted[order] = np.maximum.accumulate(np.sort(p_values) * np.arange(len(order), 0, -1)).clip(max=1)
+    adjusted[order] = np.maximum.accumulate(np.sort(p_values) * np.arange(len(order), 0, -1)).clip(
+        max=1
+    )
     return adjusted.tolist()
 
 
@@ -135,8 +157,9 @@ def compare(systems):
         have = []
         for name, rows in systems.items():
             have.append(f"{name} has {_some([row['case'] for row in rows])}")
-        raise ValueError(f"no case is in all of them, so there is nothing to compare: "
-                         f"{'; '.join(have)}")
+        raise ValueError(
+            f"no case is in all of them, so there is nothing to compare: {'; '.join(have)}"
+        )
     cases = sorted(in_all)
 
     shared = {}
@@ -155,6 +178,7 @@ def ranked(summaries) -> list[str]:
     """The names of {name: summary}, best first: by the mean composite, where these are equal by the
     mean tumor Dice [paper 3], then by name. A mean of NaN comes after every number. Equal: to 12
     digits."""
+
     def place(name):
         key = []
         for score in ("composite", "tumor"):
@@ -190,8 +214,10 @@ def table(rows):
     for score in SCORES:
         missing = [row["case"] for row in rows if np.isnan(row[score])]
         if missing:
-            lines.append(f"{len(missing)} of {len(rows)} cases have no {score} score "
-                         f"({_some(missing)}): {NO_SCORE[score]}")
+            lines.append(
+                f"{len(missing)} of {len(rows)} cases have no {score} score "
+                f"({_some(missing)}): {NO_SCORE[score]}"
+            )
     return "\n".join([*lines, *_without_interval(summary)])
 
 
@@ -234,15 +260,25 @@ def _without_interval(summary):
 
 
 def _ends(summary, name="mean"):
-    return [{"case": label, **{score: found[end] for score, found in summary.items()}}
-            for label, end in ((name, "mean"), ("  95% from", "from"), ("  to", "to"))]
+    return [
+        {"case": label, **{score: found[end] for score, found in summary.items()}}
+        for label, end in ((name, "mean"), ("  95% from", "from"), ("  to", "to"))
+    ]
 
 
 def _lines(rows):
     width = max(len("Dice in %"), *(len(row["case"]) for row in rows))
-    cells = [[row["case"], *("-" if np.isnan(row[score]) else f"{100 * row[score]:.2f}" for score in SCORES)]
-             for row in rows]
-    return [f"{name:<{width}}{k:>11}{t:>11}{c:>11}" for name, k, t, c in [["Dice in %", *SCORES], *cells]]
+    cells = [
+        [
+            row["case"],
+            *("-" if np.isnan(row[score]) else f"{100 * row[score]:.2f}" for score in SCORES),
+        ]
+        for row in rows
+    ]
+    return [
+        f"{name:<{width}}{k:>11}{t:>11}{c:>11}"
+        for name, k, t, c in [["Dice in %", *SCORES], *cells]
+    ]
 
 
 def as_csv(rows):
@@ -258,4 +294,6 @@ def as_csv(rows):
 
 def as_json(content):
     """Strict JSON: NaN becomes null."""
-    return json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=1) + "\n"
+    return (
+        json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=1) + "\n"
+    )

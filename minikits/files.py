@@ -114,8 +114,9 @@ def _lock(folder: Path, doing: str) -> str | None:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(opened)
-        raise ValueError(f"{folder}: another process {doing} here; wait for it, or choose another "
-                         "--out") from None
+        raise ValueError(
+            f"{folder}: another process {doing} here; wait for it, or choose another --out"
+        ) from None
     except OSError as error:
         os.close(opened)
         if error.errno not in NO_LOCKS:
@@ -147,7 +148,8 @@ def typed_path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(
-            f"{text}: {error} ./{text} is a folder of that name") from None
+            f"{text}: {error} ./{text} is a folder of that name"
+        ) from None
 
 
 class ForgivingStream:

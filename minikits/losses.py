@@ -12,8 +12,12 @@ def soft_dice_loss(logits, target):
     probabilities hold counts 1, one that the target alone lacks nearly 0: the smoothing term decides.
     ValueError where the shapes do not fit, or the target has a label of no class."""
     _check_target(logits, target)
-    probabilities = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))[:, 1:]
-    truth = torch.stack([target == value for value in range(1, logits.shape[1])], dim=1).to(probabilities.dtype)
+    probabilities = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))[
+        :, 1:
+    ]
+    truth = torch.stack([target == value for value in range(1, logits.shape[1])], dim=1).to(
+        probabilities.dtype
+    )
     both = (probabilities * truth).sum(dim=(2, 3, 4))
     either = (probabilities + truth).sum(dim=(2, 3, 4))  # = 2 TP + FP + FN
     return -((2 * both + DICE_SMOOTH) / (either + DICE_SMOOTH)).mean()
@@ -29,9 +33,16 @@ def segmentation_loss(logits, target):
     _check_target(logits[0], target)
     loss = 0
     for weight, head in zip(head_weights(len(logits)), logits):
-        if weight:  # not even weight decay reaches an unweighted head [nnU-Net v1 deep_supervision.py]
-            head, coarse = head.to(torch.promote_types(head.dtype, torch.float32)), downsampled(target, head.shape[2:])
-            loss = loss + weight * (F.cross_entropy(head, coarse.long()) + soft_dice_loss(head, coarse))
+        if (
+            weight
+        ):  # not even weight decay reaches an unweighted head [nnU-Net v1 deep_supervision.py]
+            head, coarse = (
+                head.to(torch.promote_types(head.dtype, torch.float32)),
+                downsampled(target, head.shape[2:]),
+            )
+            loss = loss + weight * (
+                F.cross_entropy(head, coarse.long()) + soft_dice_loss(head, coarse)
+            )
     return loss
 
 
@@ -45,10 +56,14 @@ def _check_target(logits, target):
     refuses them there."""
     wanted = (logits.shape[0], *logits.shape[2:])
     if logits.ndim != 5 or logits.shape[1] < 2 or tuple(target.shape) != wanted or 0 in wanted:
-        raise ValueError(f"logits {tuple(logits.shape)}, target {tuple(target.shape)}, "
-                         "wanted (B, K, Z, Y, X) and (B, Z, Y, X), of two classes or more")
+        raise ValueError(
+            f"logits {tuple(logits.shape)}, target {tuple(target.shape)}, "
+            "wanted (B, K, Z, Y, X) and (B, Z, Y, X), of two classes or more"
+        )
     if target.device.type != "cpu":
         return
     lowest, highest = target.min().item(), target.max().item()
     if not 0 <= lowest <= highest < logits.shape[1]:
-        raise ValueError(f"a target with labels from {lowest} to {highest}, wanted 0 to {logits.shape[1] - 1}")
+        raise ValueError(
+            f"a target with labels from {lowest} to {highest}, wanted 0 to {logits.shape[1] - 1}"
+        )

@@ -21,6 +21,7 @@ READING = ("affine", "assume_spacing")  # change the mask of a scan that needs t
 @dataclass(frozen=True)
 class Scan:
     """A scan to predict, where its mask goes, and the numbers of the networks to be averaged."""
+
     id: str
     path: Path
     mask: Path
@@ -37,6 +38,7 @@ class Scan:
 @dataclass(frozen=True)
 class Decision:
     """What becomes of a scan; entry is what prediction.json says of it from now on."""
+
     scan: Scan
     entry: dict
     wanted: bool = True  # it is to be predicted
@@ -48,6 +50,7 @@ class Decision:
 @dataclass(frozen=True)
 class Plan:
     """What a run is to do. waiting and edited hold names of masks."""
+
     waiting: set[str]  # to be predicted
     edited: set[str]  # stay as they are
     said: list[str]  # lines on what was found
@@ -56,8 +59,8 @@ class Plan:
 
 
 def plan_masks(
-        out: Path, job: dict, scans: list[Scan], *, overwrite: bool = False,
-        probabilities: bool = False) -> Plan:
+    out: Path, job: dict, scans: list[Scan], *, overwrite: bool = False, probabilities: bool = False
+) -> Plan:
     """Takes the folder for this process, removes masks that are of other scans or networks than the
     ones to come, and writes prediction.json, in this order: whenever it is killed, no mask passes
     for another's. job: CHANGES_MASKS, READING, and what else prediction.json is to say.
@@ -68,19 +71,26 @@ def plan_masks(
     earlier = read_record(out)
     _check_ours(out, earlier)
     replaced = {scan.mask.name for scan in scans if overwrite}
-    remaining = {name: entry for name, entry in earlier["scans"].items()
-                 if name not in replaced and (out / name).exists()}
+    remaining = {
+        name: entry
+        for name, entry in earlier["scans"].items()
+        if name not in replaced and (out / name).exists()
+    }
     differ = [name for name in CHANGES_MASKS if earlier.get(name) != job[name]]
     if differ and remaining:
-        shown = [name if name == "networks" else f"{name} {earlier[name]}, now {job[name]}"
-                 for name in differ]
+        shown = [
+            name if name == "networks" else f"{name} {earlier[name]}, now {job[name]}"
+            for name in differ
+        ]
         raise ValueError(
             f"{out / RECORD}: the masks here are of other networks or options "
-            f"({'; '.join(shown)}); choose another folder with --out")
+            f"({'; '.join(shown)}); choose another folder with --out"
+        )
 
     known = {} if differ else earlier["scans"]
-    decisions = [_decide(scan, job, known.get(scan.mask.name), overwrite, probabilities)
-                 for scan in scans]
+    decisions = [
+        _decide(scan, job, known.get(scan.mask.name), overwrite, probabilities) for scan in scans
+    ]
     _check_reading(out, decisions, job)
     said = [f"warning: {unprotected}"] if unprotected else []
     said += _what_is_there(decisions)
@@ -99,7 +109,10 @@ def plan_masks(
     return Plan(
         waiting={each.scan.mask.name for each in decisions if each.wanted},
         edited={each.scan.mask.name for each in decisions if each.edited},
-        said=said, failed=[each.problem for each in decisions if each.problem], record=record)
+        said=said,
+        failed=[each.problem for each in decisions if each.problem],
+        record=record,
+    )
 
 
 def keep_stamps(out: Path, record: dict, stamps: dict[str, dict]) -> None:
@@ -124,10 +137,12 @@ def read_record(out: Path) -> dict:
     entries = record["scans"] if known else None
     networks = record["networks"] if known and isinstance(record["networks"], list) else []
     sound = isinstance(entries, dict) and all(
-        _is_entry(entry, len(networks)) for entry in entries.values())
+        _is_entry(entry, len(networks)) for entry in entries.values()
+    )
     if not sound:
-        raise ValueError(f"{path}: not as this predict.py writes it, perhaps another tool's; "
-                         f"{advice}")
+        raise ValueError(
+            f"{path}: not as this predict.py writes it, perhaps another tool's; {advice}"
+        )
     return record
 
 
@@ -138,7 +153,8 @@ def _is_entry(entry, count):
         return False
     networks, scan, mask = (entry.get(name) for name in ("networks", "scan", "mask"))
     numbers = isinstance(networks, list) and all(
-        type(number) is int and 0 <= number < count for number in networks)
+        type(number) is int and 0 <= number < count for number in networks
+    )
     return numbers and isinstance(scan, dict) and isinstance(mask, (dict, type(None)))
 
 
@@ -168,13 +184,20 @@ def _check_ours(out, record):
         if of_a_case or folder in (out, out / "probabilities"):
             raise ValueError(
                 f"{path}: lies in {out}, and its {RECORD} names no such mask; scans and labels are "
-                "never replaced: choose another folder for the masks with --out")
+                "never replaced: choose another folder for the masks with --out"
+            )
 
 
 def _decide(scan, job, earlier, overwrite, probabilities):
     """The Decision on a scan. earlier: its entry, if that is of the same networks and options."""
-    entry = {"case": scan.id, "networks": list(scan.networks), "affine": job["affine"],
-             "assume_spacing": job["assume_spacing"], "scan": stamp(scan.path), "mask": None}
+    entry = {
+        "case": scan.id,
+        "networks": list(scan.networks),
+        "affine": job["affine"],
+        "assume_spacing": job["assume_spacing"],
+        "scan": stamp(scan.path),
+        "mask": None,
+    }
     if earlier is None:
         return Decision(scan, entry, outdated=True)
 
@@ -187,8 +210,10 @@ def _decide(scan, job, earlier, overwrite, probabilities):
 
     edited = not is_as_stamped(scan.mask, earlier["mask"])
     if not same_scan and edited:
-        problem = (f"{scan.path}: was replaced since its mask was made, and {scan.mask} was "
-                   "changed since it was predicted; --overwrite predicts it again")
+        problem = (
+            f"{scan.path}: was replaced since its mask was made, and {scan.mask} was "
+            "changed since it was predicted; --overwrite predicts it again"
+        )
         return Decision(scan, earlier, wanted=False, problem=problem)
     if not same_scan:
         return Decision(scan, entry, outdated=True)
@@ -207,7 +232,8 @@ def _check_reading(out, decisions, job):
             raise ValueError(
                 f"{out}: {len(others)} masks ({', '.join(others[:5])}) were made with another "
                 f"--{name.replace('_', '-')}; give --in only the scans that want it, --overwrite, "
-                "or another --out")
+                "or another --out"
+            )
 
 
 def _what_is_there(decisions):
@@ -215,16 +241,22 @@ def _what_is_there(decisions):
     staying = [each for each in decisions if not each.wanted and not each.problem]
     lines = []
     if staying:
-        lines.append(f"{len(staying)} of {len(decisions)} scans have a mask already; --overwrite "
-                     "predicts them again")
+        lines.append(
+            f"{len(staying)} of {len(decisions)} scans have a mask already; --overwrite "
+            "predicts them again"
+        )
     for each in decisions:
         mask = each.scan.mask
         if each.edited:
-            lines.append(f"{mask}: was changed since it was predicted, and stays; --overwrite "
-                         "predicts it again")
+            lines.append(
+                f"{mask}: was changed since it was predicted, and stays; --overwrite "
+                "predicts it again"
+            )
         elif each.outdated and mask.exists():
-            lines.append(f"{mask}: is of other networks or options, or {each.scan.path} was "
-                         "replaced since; predicted again")
+            lines.append(
+                f"{mask}: is of other networks or options, or {each.scan.path} was "
+                "replaced since; predicted again"
+            )
         elif each.wanted and each.entry["mask"]:
             lines.append(f"{mask}: has no probabilities yet, and is predicted again for these")
     return lines

@@ -14,8 +14,11 @@ import numpy as np
 ARCHITECTURES = ("plain", "residual", "preactivation")  # [paper 2.2]
 CLASSES = ("background", "kidney", "tumor")  # label values 0, 1, 2 [paper 3]
 TABLE_1 = {  # kidney, tumor, composite Dice of the cross-validation [paper 3]
-    "plain": (97.34, 85.04, 91.19), "residual": (97.36, 85.73, 91.54), "preactivation": (97.37, 85.13, 91.25),
-    "ensemble": (97.43, 85.58, 91.50)}
+    "plain": (97.34, 85.04, 91.19),
+    "residual": (97.36, 85.73, 91.54),
+    "preactivation": (97.37, 85.13, 91.25),
+    "ensemble": (97.43, 85.58, 91.50),
+}
 
 FOLDS = 5  # [paper 3]
 FOLD_SEED = 12345  # [nnU-Net v1 nnUNetTrainerV2.py:296]
@@ -24,7 +27,8 @@ IMAGE_ORDER = 3  # cubic B-spline [nnU-Net v1 preprocessing.py:214]
 LABEL_ORDER = 1  # linear, for label masks and probabilities [nnU-Net v1 preprocessing.py:215]
 KERNEL = 3  # every convolution but heads, skips and upsampling [paper fig. 1]
 SMALLEST_SIDE = 4  # an axis is halved while it stays at least this long [paper 2.2]
-NEGATIVE_SLOPE = 0.01  # LeakyReLU of the plain network, and of every network's initialisation [paper 4]
+# LeakyReLU of the plain network, and of every network's initialisation
+NEGATIVE_SLOPE = 0.01  # [paper 4]
 DICE_SMOOTH = 1e-5  # in numerator and denominator [nnU-Net v1 dice_loss.py]
 WINDOW_STEP = 0.5  # of the patch, at most [nnU-Net v1 neural_network.py:262]
 WINDOW_SD = 1 / 8  # of the patch: spread of the importance map [nnU-Net v1 neural_network.py:246]
@@ -33,8 +37,10 @@ WINDOW_SD = 1 / 8  # of the patch: spread of the importance map [nnU-Net v1 neur
 @dataclass(frozen=True)
 class Recipe:
     """What a run may override with `--recipe FILE.json`; the defaults are the paper's. Axes are Z Y X."""
+
     excluded_cases: tuple = (23, 68, 125, 133)  # KiTS19 numbers [paper 2.4]
-    spacing_mm: tuple = (3.22, 1.62, 1.62)  # as printed, rounded from 3.2164 x 1.6153 x 1.6153 [paper 2.1]
+    # as printed, rounded from 3.2164 x 1.6153 x 1.6153
+    spacing_mm: tuple = (3.22, 1.62, 1.62)  # [paper 2.1]
     window_hu: tuple = (-79.0, 304.0)  # clipped to this range after resampling [paper 2.1]
     mean_hu: float = 101.0  # [paper 2.1]
     sd_hu: float = 76.9  # [paper 2.1]
@@ -42,14 +48,17 @@ class Recipe:
     plain_features: int = 30  # at the highest resolution [paper 2.2]
     residual_features: int = 24  # residual and pre-activation [paper 2.2]
     max_features: int = 320  # [paper 2.2]
-    residual_blocks: tuple = (1, 2, 3, 4, 5, 6)  # per stage; 1 2 3 4 4 4 in public code of December 2019 [paper 2.2]
-    stage_strides: tuple = ()  # as `strides`; empty: derived from the patch [ours: imported networks differ]
+    # per stage; 1 2 3 4 4 4 in public code of December 2019
+    residual_blocks: tuple = (1, 2, 3, 4, 5, 6)  # [paper 2.2]
+    # as `strides`; empty: derived from the patch
+    stage_strides: tuple = ()  # [ours: imported networks differ]
 
     epochs: int = 1000  # [paper 2.3]
     batches_per_epoch: int = 250  # [paper 2.3]
     batch_size: int = 2  # [paper 2.3]
     validation_batches: int = 50  # per epoch, for the patch Dice [nnU-Net v1 network_trainer.py]
-    foreground_share: float = 0.33  # of a batch, from its end; the rest is rounded [nnU-Net v1 nnUNetTrainer.py:130]
+    # of a batch, from its end; the rest is rounded
+    foreground_share: float = 0.33  # [nnU-Net v1 nnUNetTrainer.py:130]
     learning_rate: float = 0.01  # [nnU-Net v1 nnUNetTrainerV2.py:49]
     learning_rate_power: float = 0.9  # of the polynomial decay [nnU-Net v1 poly_lr.py]
     momentum: float = 0.99  # Nesterov [nnU-Net v1 nnUNetTrainerV2.py:164]
@@ -59,11 +68,14 @@ class Recipe:
     # Probabilities are per sample. That there is rotation, scaling, noise, brightness, contrast and gamma is
     # [paper 2.3], mirroring [author #61]; how often and how far is [nnU-Net v1 data_augmentation_moreDA.py:66].
     rotation_probability: float = 0.2  # [nnU-Net v1 default_data_augmentation.py:60]
-    rotation_degrees: float = 30.0  # either way, about each axis [nnU-Net v1 nnUNetTrainerV2.py:339]
+    # either way, about each axis
+    rotation_degrees: float = 30.0  # [nnU-Net v1 nnUNetTrainerV2.py:339]
     scaling_probability: float = 0.2  # [nnU-Net v1 default_data_augmentation.py:53]
-    scaling_range: tuple = (0.7, 1.4)  # of the coordinates: above 1 zooms out [nnU-Net v1 nnUNetTrainerV2.py:339]
+    # of the coordinates: above 1 zooms out
+    scaling_range: tuple = (0.7, 1.4)  # [nnU-Net v1 nnUNetTrainerV2.py:339]
     noise_probability: float = 0.1  # [nnU-Net v1 data_augmentation_moreDA.py]
-    noise_sd: tuple = (0.0, 0.1)  # called a variance there, used as a sd [nnU-Net v1 data_augmentation_moreDA.py]
+    # called a variance there, used as a sd
+    noise_sd: tuple = (0.0, 0.1)  # [nnU-Net v1 data_augmentation_moreDA.py]
     brightness_probability: float = 0.15  # [nnU-Net v1 data_augmentation_moreDA.py]
     brightness_range: tuple = (0.75, 1.25)  # [nnU-Net v1 data_augmentation_moreDA.py]
     contrast_probability: float = 0.15  # [nnU-Net v1 data_augmentation_moreDA.py]
@@ -91,10 +103,21 @@ class Recipe:
         [ours: it would not come back the same on the way up]."""
         if self.stage_strides:
             return self.stage_strides
-        halvings = [max((n for n in range(side.bit_length()) if side % 2**n == 0 and side // 2**n >= SMALLEST_SIDE),
-                        default=0) for side in self.patch]
+        halvings = [
+            max(
+                (
+                    n
+                    for n in range(side.bit_length())
+                    if side % 2**n == 0 and side // 2**n >= SMALLEST_SIDE
+                ),
+                default=0,
+            )
+            for side in self.patch
+        ]
         deepest = max(halvings)
-        return tuple(tuple(2 if stage > deepest - n else 1 for n in halvings) for stage in range(deepest + 1))
+        return tuple(
+            tuple(2 if stage > deepest - n else 1 for n in halvings) for stage in range(deepest + 1)
+        )
 
     def features(self, arch):
         """Feature maps of each stage: doubled with each downsampling, up to the maximum [paper 2.2]."""
@@ -112,15 +135,20 @@ class Recipe:
     def departures(self) -> list[str]:
         """What differs from the paper: lines "field: ours (paper: theirs)"; and what follows from
         them for the patches on foreground."""
-        lines = [f"{name}: {value} (paper: {getattr(PAPER, name)})"
-                 for name, value in asdict(self).items() if value != getattr(PAPER, name)]
+        lines = [
+            f"{name}: {value} (paper: {getattr(PAPER, name)})"
+            for name, value in asdict(self).items()
+            if value != getattr(PAPER, name)
+        ]
 
         ours = self.foreground_samples / self.batch_size
         theirs = PAPER.foreground_samples / PAPER.batch_size
         if ours != theirs:
-            lines.append(f"patches centred on foreground: {self.foreground_samples} of a batch's "
-                         f"{self.batch_size} (paper: {PAPER.foreground_samples} of "
-                         f"{PAPER.batch_size})")
+            lines.append(
+                f"patches centred on foreground: {self.foreground_samples} of a batch's "
+                f"{self.batch_size} (paper: {PAPER.foreground_samples} of "
+                f"{PAPER.batch_size})"
+            )
         return lines
 
 
@@ -144,8 +172,9 @@ def code_departures() -> list[str]:
     ]
 
 
-def run_departures(*, precision: str, device: str, processes: int, fold: str,
-                   folds_file: str | None, cases: int) -> list[str]:
+def run_departures(
+    *, precision: str, device: str, processes: int, fold: str, folds_file: str | None, cases: int
+) -> list[str]:
     """What differs from the paper by how a run is started, beside its recipe, as such lines too.
     precision: a dtype's name; device: its kind; cases: how many are trained on or held out."""
     lines = []
@@ -174,11 +203,15 @@ def head_weights(heads):
 def recipe_from(values, source="recipe"):
     """A Recipe from plain data (JSON, a checkpoint); what is not named is the paper's. Refuses what does not fit."""
     if not isinstance(values, dict):
-        raise ValueError(f"{source}: expected an object of recipe fields, found {type(values).__name__}")
+        raise ValueError(
+            f"{source}: expected an object of recipe fields, found {type(values).__name__}"
+        )
     known = [field.name for field in fields(Recipe)]
     for name in values:
         if name not in known:
-            raise ValueError(f"{source}: {name!r} is no field of a recipe; the fields are {', '.join(known)}")
+            raise ValueError(
+                f"{source}: {name!r} is no field of a recipe; the fields are {', '.join(known)}"
+            )
     try:
         return Recipe(**values)
     except ValueError as error:
@@ -274,24 +307,38 @@ def _check_relations(recipe):
     if low == high or max(map(abs, normalised)) > 1000:  # prepared images are float16
         raise ValueError(
             f"window_hu is {recipe.window_hu}, wanted two ends that differ and lie, less mean_hu "
-            f"{recipe.mean_hu} and divided by sd_hu {recipe.sd_hu}, within -1000 to 1000")
+            f"{recipe.mean_hu} and divided by sd_hu {recipe.sd_hu}, within -1000 to 1000"
+        )
 
     if np.prod(recipe.patch, dtype=float) >= 1e8:
         raise ValueError(f"patch is {recipe.patch}, wanted less than 1e8 voxels")
     strides = recipe.strides
     shrunk = np.prod(strides, axis=0, dtype=float)
     if strides[0] != (1, 1, 1) or np.any(recipe.patch % shrunk):
-        raise ValueError(f"strides {strides!s:.200}, wanted (1, 1, 1) first; all divide the patch "
-                         f"{recipe.patch}")
+        raise ValueError(
+            f"strides {strides!s:.200}, wanted (1, 1, 1) first; all divide the patch {recipe.patch}"
+        )
     if not 2 <= len(strides) <= len(recipe.residual_blocks) < 100:
         raise ValueError(
             f"{len(strides)} stages of patch {recipe.patch}, blocks {recipe.residual_blocks}, "
-            f"wanted 2 or more, with sides of {2 * SMALLEST_SIDE} n, and 1 to 99 blocks in each")
+            f"wanted 2 or more, with sides of {2 * SMALLEST_SIDE} n, and 1 to 99 blocks in each"
+        )
 
 
 PAPER = Recipe()
 
 # The same method at a size for two CPU cores and a few minutes [ours: a demonstration, no claim]. Learning rate and
 # momentum: the same step in the long run, a memory that suits a short one.
-DEMO = replace(PAPER, spacing_mm=(5.0, 3.2, 3.2), patch=(32, 48, 48), plain_features=8, residual_features=8,
-               max_features=64, epochs=14, batches_per_epoch=60, validation_batches=4, learning_rate=0.1, momentum=0.9)
+DEMO = replace(
+    PAPER,
+    spacing_mm=(5.0, 3.2, 3.2),
+    patch=(32, 48, 48),
+    plain_features=8,
+    residual_features=8,
+    max_features=64,
+    epochs=14,
+    batches_per_epoch=60,
+    validation_batches=4,
+    learning_rate=0.1,
+    momentum=0.9,
+)

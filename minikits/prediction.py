@@ -9,15 +9,25 @@ import torch.nn.functional as F
 
 from minikits.paper import CLASSES, WINDOW_SD, WINDOW_STEP, Recipe
 
-FLIPS = [tuple(axis for axis in range(3) if flips[axis]) for flips in product((False, True), repeat=3)]
-FINEST_MAPS_ALIVE = 5  # [ours: measured; the paper's plain network takes 1.7 GiB in bfloat16, 2.7 in float32]
+FLIPS = [
+    tuple(axis for axis in range(3) if flips[axis]) for flips in product((False, True), repeat=3)
+]
+# [ours: measured; the paper's plain network takes 1.7 GiB in bfloat16, 2.7 in float32]
+FINEST_MAPS_ALIVE = 5
 AT_ONCE = 2  # torch runs small convolutions of a single sample on CPUs by a path that is several times slower
 
 
 @torch.inference_mode()
-def predict_probabilities(networks: Sequence, image: np.ndarray | torch.Tensor, recipe: Recipe, mirroring: bool = True,
-                          *, device: torch.device | None = None, precision: torch.dtype = torch.float32,
-                          on_window: Callable | None = None) -> torch.Tensor:
+def predict_probabilities(
+    networks: Sequence,
+    image: np.ndarray | torch.Tensor,
+    recipe: Recipe,
+    mirroring: bool = True,
+    *,
+    device: torch.device | None = None,
+    precision: torch.dtype = torch.float32,
+    on_window: Callable | None = None,
+) -> torch.Tensor:
     """Mean softmax of all networks: (Z, Y, X) normalised image -> (K, Z, Y, X) float32 on `device` (default: theirs).
 
     An image smaller than the patch is padded with 0 on both sides. precision: the convolutions' dtype. on_window(done,
@@ -36,7 +46,9 @@ def predict_probabilities(networks: Sequence, image: np.ndarray | torch.Tensor, 
     for window, _ in looks:
         weights[window] += weight
 
-    total = torch.zeros((len(CLASSES), *padded.shape), device=device)  # of all networks, each look weighted
+    total = torch.zeros(
+        (len(CLASSES), *padded.shape), device=device
+    )  # of all networks, each look weighted
     for turn, network in enumerate(networks):
         home = _device_of(network)
         try:
@@ -86,14 +98,18 @@ def _padding(shape, patch):
 def _check_finite(probabilities):
     strange = probabilities.numel() - int(probabilities.isfinite().sum())
     if strange:
-        raise ValueError(f"{strange} of {probabilities.numel()} probabilities are NaN or infinite, wanted 0 to 1; look "
-                         "for values that no CT has in the scan, and for damage in the networks' weights")
+        raise ValueError(
+            f"{strange} of {probabilities.numel()} probabilities are NaN or infinite, wanted 0 to 1; look "
+            "for values that no CT has in the scan, and for damage in the networks' weights"
+        )
 
 
 def _windows(shape, patch):
     """The windows over an image at least as large as the patch: tuples of a slice per axis."""
     starts = product(*map(window_starts, shape, patch))
-    return [tuple(slice(begin, begin + side) for begin, side in zip(start, patch)) for start in starts]
+    return [
+        tuple(slice(begin, begin + side) for begin, side in zip(start, patch)) for start in starts
+    ]
 
 
 def window_starts(size: int, patch: int) -> list[int]:

@@ -10,7 +10,8 @@ import torch
 
 from minikits.paper import CLASSES, IMAGE_ORDER, LABEL_ORDER, SEPARATE_Z_ABOVE
 
-PADDING = 12  # replicated samples at both ends; the echo of the spline's prefilter has died to 1e-7 there
+# replicated samples at both ends; the echo of the spline's prefilter has died to 1e-7 there
+PADDING = 12
 ROWS_AT_ONCE = 64  # of a matrix: the more, the more zeros are multiplied
 SLAB_VOXELS = 1 << 24  # work on about this many at once, so that memory does not grow with the scan
 TIE = 1e-5  # scores nearer than this are a tie, which the nearest voxel's label decides
@@ -20,14 +21,21 @@ TIE = 1e-5  # scores nearer than this are a tie, which the nearest voxel's label
 def axis_matrix(size, new_size, order):
     """The interpolation of one axis: a float32 tensor (new_size, size). order 0 nearest, 1 linear, 3 cubic B-spline."""
     if size < 1 or new_size < 1:
-        raise ValueError(f"{size} voxels brought to {new_size} on an axis, wanted at least one of each")
+        raise ValueError(
+            f"{size} voxels brought to {new_size} on an axis, wanted at least one of each"
+        )
     place = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
     below = np.floor(place).astype(int)
     t = place - below
-    taps = {0: (t < 0.5, t >= 0.5), 1: (1 - t, t),
-            3: ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3)}
+    taps = {
+        0: (t < 0.5, t >= 0.5),
+        1: (1 - t, t),
+        3: ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, 3 * (1 - t) ** 3 - 6 * (1 - t) ** 2 + 4, t**3),
+    }
     if order not in taps:
-        raise ValueError(f"interpolation of order {order}; wanted 0 (nearest), 1 (linear) or 3 (cubic)")
+        raise ValueError(
+            f"interpolation of order {order}; wanted 0 (nearest), 1 (linear) or 3 (cubic)"
+        )
     padded = size + 2 * PADDING
     matrix = np.zeros((new_size, padded))
     for k, weight in enumerate(taps[order], PADDING - order // 2):
@@ -52,10 +60,16 @@ def resample(volume, shape, order):
     _check_shapes(volume.shape, shape)
     # what shrinks comes before what grows, nearest neighbour first and last of all: the others have less to do
     growth = [new / old for new, old in zip(shape, volume.shape)]
-    for axis in sorted(range(3), key=lambda a: (growth[a] > 1, (orders[a] > 0) != (growth[a] > 1), growth[a])):
+    for axis in sorted(
+        range(3), key=lambda a: (growth[a] > 1, (orders[a] > 0) != (growth[a] > 1), growth[a])
+    ):
         if volume.shape[axis] != shape[axis]:
             matrix = axis_matrix(volume.shape[axis], shape[axis], orders[axis])
-            volume = _along(volume, matrix, axis) if orders[axis] else np.take(volume, matrix.argmax(1).numpy(), axis)
+            volume = (
+                _along(volume, matrix, axis)
+                if orders[axis]
+                else np.take(volume, matrix.argmax(1).numpy(), axis)
+            )
     return volume if max(orders) == 0 else np.asarray(volume, dtype=np.float32)
 
 
@@ -63,22 +77,28 @@ def _orders(order):
     """One order of interpolation for each axis, from one for all or a sequence of three."""
     orders = np.broadcast_to(order, 3).tolist()
     if not set(orders) <= {0, 1, 3}:
-        raise ValueError(f"interpolation of order {order}, wanted 0 (nearest), 1 (linear) or 3 (cubic)")
+        raise ValueError(
+            f"interpolation of order {order}, wanted 0 (nearest), 1 (linear) or 3 (cubic)"
+        )
     return tuple(map(int, orders))
 
 
 def _check_shapes(*shapes):
     for shape in shapes:
         if len(shape) != 3 or min(shape) < 1:
-            raise ValueError(f"a volume of shape {tuple(shape)}, wanted (Z, Y, X), at least one voxel each")
+            raise ValueError(
+                f"a volume of shape {tuple(shape)}, wanted (Z, Y, X), at least one voxel each"
+            )
 
 
 def _along(volume, matrix, axis):
     """`matrix` applied to one axis of an array, slab by slab of another axis, in float32."""
-    out = np.empty((*volume.shape[:axis], len(matrix), *volume.shape[axis + 1:]), dtype=np.float32)
+    out = np.empty((*volume.shape[:axis], len(matrix), *volume.shape[axis + 1 :]), dtype=np.float32)
     across = 1 if axis == 0 else 0
     slabs = min(volume.shape[across], 1 + volume.size // SLAB_VOXELS)
-    for part, result in zip(np.array_split(volume, slabs, across), np.array_split(out, slabs, across)):
+    for part, result in zip(
+        np.array_split(volume, slabs, across), np.array_split(out, slabs, across)
+    ):
         part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
         result[...] = _apply(matrix, part, axis).numpy()
     return out
@@ -86,10 +106,15 @@ def _along(volume, matrix, axis):
 
 def _apply(matrix, values, axis):
     """`matrix` applied to axis 0, 1 or 2, counted from the last three of a tensor; a few rows need few columns each."""
-    out = values.new_empty(*values.shape[:axis - 3], len(matrix), *values.shape[values.ndim + axis - 2:])
+    out = values.new_empty(
+        *values.shape[: axis - 3], len(matrix), *values.shape[values.ndim + axis - 2 :]
+    )
     for rows, result in zip(matrix.split(ROWS_AT_ONCE), out.split(ROWS_AT_ONCE, axis - 3)):
         columns = _span(rows.any(0))
-        rows, part = rows[:, columns], values.narrow(axis - 3, columns.start, columns.stop - columns.start)
+        rows, part = (
+            rows[:, columns],
+            values.narrow(axis - 3, columns.start, columns.stop - columns.start),
+        )
         if axis == 0:
             result[...] = (rows @ part.flatten(-2)).unflatten(-1, part.shape[-2:])
         else:
@@ -110,8 +135,13 @@ def resample_labels(labels, shape, order):
         raise ValueError(f"labels from {lowest} to {highest}, wanted whole numbers from 0 to 2")
     labels = labels.astype(np.uint8, copy=False)
     values = torch.arange(int(labels.max()) + 1, dtype=torch.uint8).reshape(-1, 1, 1, 1)
-    return _winners(lambda z, y, x: (torch.from_numpy(np.ascontiguousarray(labels[z, y, x])) == values).float(),
-                    labels, np.zeros(shape, dtype=np.uint8), orders, nearest_wins=True)
+    return _winners(
+        lambda z, y, x: (torch.from_numpy(np.ascontiguousarray(labels[z, y, x])) == values).float(),
+        labels,
+        np.zeros(shape, dtype=np.uint8),
+        orders,
+        nearest_wins=True,
+    )
 
 
 def labels_on_native_grid(probabilities, volume):
@@ -122,11 +152,20 @@ def labels_on_native_grid(probabilities, volume):
     _check_shapes(probabilities.shape[1:], volume.voxels.shape)
     broken = probabilities.numel() - int(probabilities.isfinite().sum())
     if broken:
-        raise ValueError(f"{broken} of {probabilities.numel()} probabilities are NaN or infinite, "
-                         "wanted finite ones; is the scan or the network damaged?")
-    out = np.zeros_like(volume.voxels, dtype=np.uint8)  # in the order of the file, in which it will be written
-    return _winners(lambda z, y, x: probabilities[:, z, y, x].float(), _largest(probabilities).cpu().numpy(), out,
-                    label_orders(volume.spacing_mm), nearest_wins=False)
+        raise ValueError(
+            f"{broken} of {probabilities.numel()} probabilities are NaN or infinite, "
+            "wanted finite ones; is the scan or the network damaged?"
+        )
+    out = np.zeros_like(
+        volume.voxels, dtype=np.uint8
+    )  # in the order of the file, in which it will be written
+    return _winners(
+        lambda z, y, x: probabilities[:, z, y, x].float(),
+        _largest(probabilities).cpu().numpy(),
+        out,
+        label_orders(volume.spacing_mm),
+        nearest_wins=False,
+    )
 
 
 def _winners(scores, coarse, out, orders, *, nearest_wins):
@@ -148,7 +187,9 @@ def _winners(scores, coarse, out, orders, *, nearest_wins):
         for axis in growth:
             part = _apply(matrices[axis][rows[axis]][:, columns[axis]].to(part.device), part, axis)
         if nearest_wins:
-            closest = torch.from_numpy(coarse[np.ix_(*[places[r] for places, r in zip(nearest, rows)])])
+            closest = torch.from_numpy(
+                coarse[np.ix_(*[places[r] for places, r in zip(nearest, rows)])]
+            )
             for value in range(len(part)):
                 part[value] += TIE * (closest == value)
         out[rows] = _largest(part).cpu().numpy()
@@ -173,7 +214,11 @@ def _largest(scores):
 def thick_axis(spacing_mm):
     """The axis that is interpolated apart, by nearest neighbour: the one thickest, where voxels are far from cubes."""
     thickest = [axis for axis in range(3) if spacing_mm[axis] == max(spacing_mm)]
-    return thickest[0] if max(spacing_mm) / min(spacing_mm) > SEPARATE_Z_ABOVE and len(thickest) == 1 else None
+    return (
+        thickest[0]
+        if max(spacing_mm) / min(spacing_mm) > SEPARATE_Z_ABOVE and len(thickest) == 1
+        else None
+    )
 
 
 def label_orders(spacing_mm):
@@ -182,7 +227,10 @@ def label_orders(spacing_mm):
 
 def resampled_shape(shape, spacing_mm, recipe):
     """Voxels per axis at the recipe's spacing: half to even, at least 1."""
-    return tuple(max(1, int(np.round(n * old / new))) for n, old, new in zip(shape, spacing_mm, recipe.spacing_mm))
+    return tuple(
+        max(1, int(np.round(n * old / new)))
+        for n, old, new in zip(shape, spacing_mm, recipe.spacing_mm)
+    )
 
 
 def prepare_image(volume, recipe):
@@ -191,11 +239,21 @@ def prepare_image(volume, recipe):
     apart. A volume of one value stays constant."""
     shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe)
     thick = thick_axis(volume.spacing_mm)
-    each, plane = [shape[axis] if axis == thick else 1 for axis in range(3)], tuple({0, 1, 2} - {thick})
-    low, high = (resample(f(axis=plane, keepdims=True), each, 0) for f in (volume.voxels.min, volume.voxels.max))
+    each, plane = (
+        [shape[axis] if axis == thick else 1 for axis in range(3)],
+        tuple({0, 1, 2} - {thick}),
+    )
+    low, high = (
+        resample(f(axis=plane, keepdims=True), each, 0)
+        for f in (volume.voxels.min, volume.voxels.max)
+    )
     orders = [0 if axis == thick else IMAGE_ORDER for axis in range(3)]
-    image = np.clip(resample(volume.voxels, shape, orders), low.astype(np.float32), high.astype(np.float32))
-    return (np.clip(image, *recipe.window_hu) - np.float32(recipe.mean_hu)) / np.float32(recipe.sd_hu)
+    image = np.clip(
+        resample(volume.voxels, shape, orders), low.astype(np.float32), high.astype(np.float32)
+    )
+    return (np.clip(image, *recipe.window_hu) - np.float32(recipe.mean_hu)) / np.float32(
+        recipe.sd_hu
+    )
 
 
 def prepare_labels(volume, recipe):

@@ -18,8 +18,10 @@ def draw_batch(cases, recipe, seed, iteration, *, augmented=True, samples=None):
     if not cases:
         raise ValueError("no cases to draw a batch from, wanted at least one")
     if not samples or min(samples) < 0 or max(samples) >= recipe.batch_size:
-        raise ValueError(f"samples {list(samples)} of a batch of {recipe.batch_size}, "
-                         f"wanted some of 0 to {recipe.batch_size - 1}")
+        raise ValueError(
+            f"samples {list(samples)} of a batch of {recipe.batch_size}, "
+            f"wanted some of 0 to {recipe.batch_size - 1}"
+        )
     drawn = []
     for sample in samples:
         generator = generator_for(seed, iteration, sample, augmented)
@@ -28,9 +30,16 @@ def draw_batch(cases, recipe, seed, iteration, *, augmented=True, samples=None):
         forced = sample >= recipe.batch_size - recipe.foreground_samples
         start = draw_start(case, recipe.patch, generator, forced=forced)
         if augmented:
-            drawn.append(augment(case.image, case.labels, recipe, generator, start=start, patch=recipe.patch))
+            drawn.append(
+                augment(case.image, case.labels, recipe, generator, start=start, patch=recipe.patch)
+            )
         else:
-            drawn.append((cut(case.image, start, recipe.patch).float(), cut(case.labels, start, recipe.patch)))
+            drawn.append(
+                (
+                    cut(case.image, start, recipe.patch).float(),
+                    cut(case.labels, start, recipe.patch),
+                )
+            )
     images, targets = zip(*drawn)
     return torch.stack(images)[:, None], torch.stack(targets)
 
@@ -41,8 +50,10 @@ def draw_start(case, patch, generator, *, forced):
     clamped at the low edge alone. A smaller case lies in the patch's middle (an odd difference has two): negative."""
     size = tuple(case.labels.shape)
     if len(patch) != len(size) or min(*patch, *size) < 1:
-        raise ValueError(f"{case.id}: patch {tuple(patch)} of a case {size}, "
-                         "wanted at least one voxel on each axis")
+        raise ValueError(
+            f"{case.id}: patch {tuple(patch)} of a case {size}, "
+            "wanted at least one voxel on each axis"
+        )
     low = [min(0, (n - p) // 2) for n, p in zip(size, patch)]
     high = [n - p if n > p else -((p - n) // 2) for n, p in zip(size, patch)]
     present = [voxels for voxels in case.foreground if len(voxels)]

@@ -18,6 +18,7 @@ from minikits.sampling import fetch_ahead
 @dataclass
 class Progress:
     """How far a training is: `epoch` epochs are done; of the next one, what follows."""
+
     epoch: int = 0
     batch: int = 0  # how many of its batches are done
     loss_sum: float = 0.0  # of these batches
@@ -36,13 +37,25 @@ def sgd(network: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
     parameters = list(network.parameters())
     on_gpu = parameters[0].device.type == "cuda"
-    return torch.optim.SGD(parameters, recipe.learning_rate, momentum=recipe.momentum,
-                           nesterov=True, weight_decay=recipe.weight_decay, fused=on_gpu)
+    return torch.optim.SGD(
+        parameters,
+        recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+        fused=on_gpu,
+    )
 
 
-def training_step(model: torch.nn.Module, image: torch.Tensor, target: torch.Tensor,
-                  optimizer: torch.optim.Optimizer, recipe: Recipe, *,
-                  precision: torch.dtype = torch.float32) -> torch.Tensor:
+def training_step(
+    model: torch.nn.Module,
+    image: torch.Tensor,
+    target: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    *,
+    precision: torch.dtype = torch.float32,
+) -> torch.Tensor:
     """Changes the weights once, and gives the batch's loss, a scalar.
 
     image (B, 1, Z, Y, X) floats, target (B, Z, Y, X) ints; the model is in training mode and on
@@ -59,9 +72,16 @@ def training_step(model: torch.nn.Module, image: torch.Tensor, target: torch.Ten
     return loss.detach()
 
 
-def train_epoch(model: torch.nn.Module, draw: Callable, optimizer: torch.optim.Optimizer,
-                recipe: Recipe, progress: Progress, *, precision: torch.dtype = torch.float32,
-                stop: Callable[[], bool] = lambda: False) -> dict:
+def train_epoch(
+    model: torch.nn.Module,
+    draw: Callable,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    progress: Progress,
+    *,
+    precision: torch.dtype = torch.float32,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict:
     """Trains what is left of the epoch that `progress` is in, or until stop() is true, asked after
     every batch; `progress` counts on.
 
@@ -97,8 +117,9 @@ def train_epoch(model: torch.nn.Module, draw: Callable, optimizer: torch.optim.O
         advice = "--resume with --precision fp32"
         if precision == torch.float32:
             advice = "a recipe with a lower learning_rate may have one"
-        raise ValueError(f"epoch {progress.epoch + 1}: the loss is {mean}, wanted a finite one; "
-                         f"{advice}")
+        raise ValueError(
+            f"epoch {progress.epoch + 1}: the loss is {mean}, wanted a finite one; {advice}"
+        )
     return {
         "epoch": progress.epoch + 1,
         "loss": mean,

@@ -13,17 +13,23 @@ from minikits.paper import CLASSES, KERNEL, NEGATIVE_SLOPE
 conv = partial(nn.Conv3d, kernel_size=KERNEL, padding=KERNEL // 2)
 norm = partial(nn.InstanceNorm3d, affine=True)
 relu = nn.ReLU  # in place, on the view that instance norm gives, each gradient would be copied
-leaky = partial(nn.LeakyReLU, NEGATIVE_SLOPE, inplace=True)  # else twice the memory would be kept for the way back
+leaky = partial(
+    nn.LeakyReLU, NEGATIVE_SLOPE, inplace=True
+)  # else twice the memory would be kept for the way back
 
 
 def conv_norm(channels, features, stride, *, bias, nonlinearity):
-    return nn.Sequential(conv(channels, features, stride=stride, bias=bias), norm(features), nonlinearity())
+    return nn.Sequential(
+        conv(channels, features, stride=stride, bias=bias), norm(features), nonlinearity()
+    )
 
 
 def plain_block(channels, features, stride):
     """conv-IN-LReLU, twice; the stride is the first convolution's."""
-    return nn.Sequential(conv_norm(channels, features, stride, bias=True, nonlinearity=leaky),
-                         conv_norm(features, features, 1, bias=True, nonlinearity=leaky))
+    return nn.Sequential(
+        conv_norm(channels, features, stride, bias=True, nonlinearity=leaky),
+        conv_norm(features, features, 1, bias=True, nonlinearity=leaky),
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -31,11 +37,18 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels, features, stride):
         super().__init__()
-        self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
-                                  conv(features, features, bias=False), norm(features))
+        self.body = nn.Sequential(
+            conv(channels, features, stride=stride, bias=False),
+            norm(features),
+            relu(),
+            conv(features, features, bias=False),
+            norm(features),
+        )
         self.skip = nn.Identity()
         if channels != features or max(stride) > 1:
-            self.skip = nn.Sequential(nn.Conv3d(channels, features, 1, stride, bias=False), norm(features))
+            self.skip = nn.Sequential(
+                nn.Conv3d(channels, features, 1, stride, bias=False), norm(features)
+            )
 
     def forward(self, x):
         return torch.relu(self.body(x) + self.skip(x))
@@ -47,8 +60,12 @@ class PreactivationBlock(nn.Module):
     def __init__(self, channels, features, stride):
         super().__init__()
         self.activation = nn.Sequential(norm(channels), relu())
-        self.body = nn.Sequential(conv(channels, features, stride=stride, bias=False), norm(features), relu(),
-                                  conv(features, features, bias=False))
+        self.body = nn.Sequential(
+            conv(channels, features, stride=stride, bias=False),
+            norm(features),
+            relu(),
+            conv(features, features, bias=False),
+        )
         same = channels == features and max(stride) == 1
         self.skip = None if same else nn.Conv3d(channels, features, 1, stride, bias=False)
 
@@ -64,27 +81,60 @@ class UNet(nn.Module):
     stem: before the first stage, giving stem_features.
     activate_skips: IN-ReLU on each skip. decoder_convs: after each upsampling. bias: of these, else of the heads."""
 
-    def __init__(self, features, strides, *, block, blocks, stem, stem_features, activate_skips, decoder_convs,
-                 bias, nonlinearity):
+    def __init__(
+        self,
+        features,
+        strides,
+        *,
+        block,
+        blocks,
+        stem,
+        stem_features,
+        activate_skips,
+        decoder_convs,
+        bias,
+        nonlinearity,
+    ):
         super().__init__()
         self.multiples = tuple(math.prod(stride) for stride in zip(*strides))  # of each side length
         self.stem = stem
-        self.encoder, self.skips, self.upsampling, self.decoder, self.heads = (nn.ModuleList() for _ in range(5))
-        for channels, width, stride, count in zip((stem_features, *features), features, strides, blocks):
+        self.encoder, self.skips, self.upsampling, self.decoder, self.heads = (
+            nn.ModuleList() for _ in range(5)
+        )
+        for channels, width, stride, count in zip(
+            (stem_features, *features), features, strides, blocks
+        ):
             more = [block(width, width, (1, 1, 1)) for _ in range(count - 1)]
             self.encoder.append(nn.Sequential(block(channels, width, stride), *more))
         for channels, width, stride in zip(features[:0:-1], features[-2::-1], strides[:0:-1]):
-            self.skips.append(nn.Sequential(norm(width), relu()) if activate_skips else nn.Identity())
+            self.skips.append(
+                nn.Sequential(norm(width), relu()) if activate_skips else nn.Identity()
+            )
             self.upsampling.append(nn.ConvTranspose3d(channels, width, stride, stride, bias=False))
-            self.decoder.append(nn.Sequential(*[
-                conv_norm(width if i else 2 * width, width, 1, bias=bias, nonlinearity=nonlinearity)
-                for i in range(decoder_convs)]))
-            self.heads.append(nn.Conv3d(width, len(CLASSES), 1, bias=not bias))  # as it is in nnU-Net v1
+            self.decoder.append(
+                nn.Sequential(
+                    *[
+                        conv_norm(
+                            width if i else 2 * width,
+                            width,
+                            1,
+                            bias=bias,
+                            nonlinearity=nonlinearity,
+                        )
+                        for i in range(decoder_convs)
+                    ]
+                )
+            )
+            self.heads.append(
+                nn.Conv3d(width, len(CLASSES), 1, bias=not bias)
+            )  # as it is in nnU-Net v1
 
     def forward(self, x):
         sides = x.shape[2:]
         if any(side % multiple for side, multiple in zip(sides, self.multiples)):
-            raise ValueError(f"patch {tuple(sides)}, wanted sides that are multiples of {self.multiples}")
+            raise ValueError(
+                f"patch {tuple(sides)}, wanted sides that are multiples of {self.multiples}"
+            )
         x = self.stem(x)
         passed = [x := stage(x) for stage in self.encoder]
         passed.pop()  # the bottleneck goes up by itself
@@ -101,16 +151,40 @@ def build_unet(arch, recipe):
     Kaiming-normal convolutions for LeakyReLU, in all three, biases 0 [nnU-Net v1 initialization.py:19]; torch's
     global generator draws them."""
     features, strides, blocks = recipe.features(arch), recipe.strides, recipe.residual_blocks
-    both = dict(blocks=blocks, stem_features=features[0], decoder_convs=1, bias=False, nonlinearity=relu)
+    both = dict(
+        blocks=blocks, stem_features=features[0], decoder_convs=1, bias=False, nonlinearity=relu
+    )
     if arch == "plain":
-        network = UNet(features, strides, block=plain_block, blocks=(1,) * len(strides), stem=nn.Identity(),
-                       stem_features=1, activate_skips=False, decoder_convs=2, bias=True, nonlinearity=leaky)
+        network = UNet(
+            features,
+            strides,
+            block=plain_block,
+            blocks=(1,) * len(strides),
+            stem=nn.Identity(),
+            stem_features=1,
+            activate_skips=False,
+            decoder_convs=2,
+            bias=True,
+            nonlinearity=leaky,
+        )
     elif arch == "residual":
-        network = UNet(features, strides, block=ResidualBlock, activate_skips=False,
-                       stem=conv_norm(1, features[0], 1, bias=False, nonlinearity=relu), **both)
+        network = UNet(
+            features,
+            strides,
+            block=ResidualBlock,
+            activate_skips=False,
+            stem=conv_norm(1, features[0], 1, bias=False, nonlinearity=relu),
+            **both,
+        )
     elif arch == "preactivation":
-        network = UNet(features, strides, block=PreactivationBlock, activate_skips=True,
-                       stem=conv(1, features[0], bias=False), **both)
+        network = UNet(
+            features,
+            strides,
+            block=PreactivationBlock,
+            activate_skips=True,
+            stem=conv(1, features[0], bias=False),
+            **both,
+        )
     else:
         raise ValueError(f"architecture {arch!r}; wanted plain, residual or preactivation")
     for name, parameter in network.named_parameters():

@@ -34,7 +34,8 @@ CORNER_TOLERANCE_MM = 1e-3  # beside a relative 1e-4: frames that differ by less
 # decide. Turned by about a thousandth of a radian it is not, so that one grid is read alike in
 # whatever orientation it is stored.
 AWAY_FROM_TIES = np.array(
-    [[1, -3e-4, 2e-4, 0], [3e-4, 1, -1e-3, 0], [-2e-4, 1e-3, 1, 0], [0, 0, 0, 1]])
+    [[1, -3e-4, 2e-4, 0], [3e-4, 1, -1e-3, 0], [-2e-4, 1e-3, 1, 0], [0, 0, 0, 1]]
+)
 # A qform keeps three of its quaternion's four numbers, as float32. The square of the fourth,
 # 1 - b2 - c2 - d2, is off by up to this, and is taken for 0 where it is no more, as nibabel does.
 # Near half a turn that is a thousandth of a radian.
@@ -68,6 +69,7 @@ SHEAR_DEGREES = 1.0  # over 300 mm a degree is 5 mm
 class Volume:
     """voxels (Z, Y, X): an array, perhaps a view; spacing_mm Z Y X; header: the file's own;
     affine: voxel of the array as the file stores it -> mm R A S."""
+
     path: Path
     voxels: np.ndarray
     spacing_mm: tuple
@@ -93,8 +95,9 @@ class Volume:
         return inv_ornt_aff(turn, stored_shape)
 
 
-def read_volume(path, *, affine: str | None = None, assume_spacing=None,
-                max_voxels: int = MAX_VOXELS) -> Volume:
+def read_volume(
+    path, *, affine: str | None = None, assume_spacing=None, max_voxels: int = MAX_VOXELS
+) -> Volume:
     """An image. Voxels keep the type they are stored in, or become float32 where the header scales.
 
     affine: "sform" or "qform", the one to take where they or pixdim differ; no matter elsewhere.
@@ -107,13 +110,16 @@ def read_volume(path, *, affine: str | None = None, assume_spacing=None,
 
     low, high = volume.voxels.min(), volume.voxels.max()
     if low < -MAX_MAGNITUDE or high > MAX_MAGNITUDE:
-        raise ValueError(f"{path}: values from {low:g} to {high:g} found, wanted HU, none beyond "
-                         f"{MAX_MAGNITUDE}; are these fill values? set them to -1024 (air)")
+        raise ValueError(
+            f"{path}: values from {low:g} to {high:g} found, wanted HU, none beyond "
+            f"{MAX_MAGNITUDE}; are these fill values? set them to -1024 (air)"
+        )
     return volume
 
 
-def read_labels(path, *, affine: str | None = None, assume_spacing=None,
-                max_voxels: int = MAX_VOXELS) -> Volume:
+def read_labels(
+    path, *, affine: str | None = None, assume_spacing=None, max_voxels: int = MAX_VOXELS
+) -> Volume:
     """A label map: as `read_volume`, with uint8 voxels 0, 1 or 2; anything else is a ValueError
     naming the values."""
     volume = _read_framed(Path(path), affine, assume_spacing, max_voxels)
@@ -127,8 +133,10 @@ def read_labels(path, *, affine: str | None = None, assume_spacing=None,
     none = (whole < 0) | (whole > 2) | (np.abs(voxels - whole) > LABEL_TOLERANCE)
     strange = np.unique(voxels[none])
     shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")
-    raise ValueError(f"{path}: label values {shown} found, wanted only 0 (background), 1 (kidney) "
-                     "and 2 (tumor); is this the segmentation file?")
+    raise ValueError(
+        f"{path}: label values {shown} found, wanted only 0 (background), 1 (kidney) "
+        "and 2 (tumor); is this the segmentation file?"
+    )
 
 
 @np.errstate(all="ignore")  # an overflow is found among the voxels or in the affine
@@ -146,8 +154,10 @@ def _read_framed(path, affine, assume_spacing, max_voxels):
     if stored.dtype.kind == "f":
         not_finite = stored.size - np.count_nonzero(np.isfinite(stored))
         if not_finite:
-            raise ValueError(f"{path}: {not_finite} voxels are NaN or infinite, "
-                             "wanted finite values; export the scan again")
+            raise ValueError(
+                f"{path}: {not_finite} voxels are NaN or infinite, "
+                "wanted finite values; export the scan again"
+            )
 
     turn = _turn_to_canonical(frame)
     spacing_mm = tuple(nib.affines.voxel_sizes(frame)[np.argsort(turn[:, 0])].tolist())
@@ -161,8 +171,10 @@ def _slope_and_intercept(header):
     if slope == 0 or np.isnan(slope):
         return 1, 0
     if not (np.isfinite(slope) and np.isfinite(intercept)):
-        raise ValueError(f"scl_slope {slope:g} and scl_inter {intercept:g} found, wanted finite "
-                         "numbers; is the header damaged? convert it again from DICOM")
+        raise ValueError(
+            f"scl_slope {slope:g} and scl_inter {intercept:g} found, wanted finite "
+            "numbers; is the header damaged? convert it again from DICOM"
+        )
     return slope, intercept
 
 
@@ -174,25 +186,33 @@ def doubts(volume: Volume) -> list[str]:
     fault = _not_hu(volume.voxels)
     if fault:
         low, high = volume.voxels.min(), volume.voxels.max()
-        lines.append(f"{volume.path}: values from {low:g} to {high:g}, {fault}; wanted those of a "
-                     "body; is this CT in HU?")
+        lines.append(
+            f"{volume.path}: values from {low:g} to {high:g}, {fault}; wanted those of a "
+            "body; is this CT in HU?"
+        )
 
     lowest, highest = volume.voxels.min(), volume.voxels.max()
     if not fault and (lowest < FILL_HU[0] or highest > FILL_HU[1]):
-        lines.append(f"{volume.path}: values from {lowest:g} to {highest:g}, wanted them within "
-                     f"{FILL_HU[0]} to {FILL_HU[1]}: resampling carries such fill values into the "
-                     "body; set padding to -1024")
+        lines.append(
+            f"{volume.path}: values from {lowest:g} to {highest:g}, wanted them within "
+            f"{FILL_HU[0]} to {FILL_HU[1]}: resampling carries such fill values into the "
+            "body; set padding to -1024"
+        )
 
     mm = len(volume.voxels) * volume.spacing_mm[0]
     if mm < COVERAGE_MM:
-        lines.append(f"{volume.path}: covers {mm:.3g} mm along Z, wanted {COVERAGE_MM} or more; "
-                     "is this the whole scan?")
+        lines.append(
+            f"{volume.path}: covers {mm:.3g} mm along Z, wanted {COVERAGE_MM} or more; "
+            "is this the whole scan?"
+        )
 
     shear = _shear_degrees(volume.affine)
     if shear > SHEAR_DEGREES:
-        lines.append(f"{volume.path}: axes {shear:.1f} degrees off right angles (gantry tilt?), "
-                     "but it is resampled as if at right angles, so the networks see a sheared "
-                     "body; correct the tilt when converting from DICOM")
+        lines.append(
+            f"{volume.path}: axes {shear:.1f} degrees off right angles (gantry tilt?), "
+            "but it is resampled as if at right angles, so the networks see a sheared "
+            "body; correct the tilt when converting from DICOM"
+        )
     return lines
 
 
@@ -213,8 +233,10 @@ def _not_hu(voxels):
     if air < LEAST_AIR * inside or inside == 0:
         return f"air (below {AIR_HU}) in fewer than {LEAST_AIR:.1%} of what is no padding"
     if tissue < LEAST_TISSUE * inside:
-        return (f"fat and soft tissue ({AIR_HU} to {BONE_HU}) in fewer than {LEAST_TISSUE:.0%} of "
-                "what is no padding")
+        return (
+            f"fat and soft tissue ({AIR_HU} to {BONE_HU}) in fewer than {LEAST_TISSUE:.0%} of "
+            "what is no padding"
+        )
     if bone < LEAST_BONE * body:
         return f"bone (above {BONE_HU}) in fewer than {LEAST_BONE:.1%} of the body"
     if bone > tissue:
@@ -237,16 +259,20 @@ def check_same_grid(one: Volume, other: Volume) -> None:
     codes and types."""
     ours, theirs = one.voxels.shape, other.voxels.shape
     if ours != theirs:
-        raise ValueError(f"{one.path}: shape {ours}, but {other.path} has {theirs} (Z, Y, X), "
-                         "wanted the same; is one resampled or cropped?")
+        raise ValueError(
+            f"{one.path}: shape {ours}, but {other.path} has {theirs} (Z, Y, X), "
+            "wanted the same; is one resampled or cropped?"
+        )
 
     one_grid = _grid_near(one, other.grid)
     other_grid = _grid_near(other, one_grid)
     apart = _mm_apart(one_grid, other_grid, ours)
     if apart:
-        raise ValueError(f"{one.path}: lies up to {apart:.3g} mm from {other.path}, wanted the "
-                         f"same place: affine {_rows(one.affine)}, the other's "
-                         f"{_rows(other.affine)}; is one moved, turned or resampled?")
+        raise ValueError(
+            f"{one.path}: lies up to {apart:.3g} mm from {other.path}, wanted the "
+            f"same place: affine {_rows(one.affine)}, the other's "
+            f"{_rows(other.affine)}; is one moved, turned or resampled?"
+        )
 
 
 def _grid_near(volume, wanted):
@@ -331,8 +357,10 @@ def _assumed_frame(header, spacing):
     smallest, largest = SPACING_RANGE_MM
     if lengths.shape != (3,) or not ((lengths > smallest) & (lengths < largest)).all():
         shown = " ".join(f"{length:g}" for length in lengths.ravel())
-        raise ValueError(f"--assume-spacing {shown}: wanted three lengths Z Y X in mm, "
-                         f"more than {smallest:g} and less than {largest:g}")
+        raise ValueError(
+            f"--assume-spacing {shown}: wanted three lengths Z Y X in mm, "
+            f"more than {smallest:g} and less than {largest:g}"
+        )
     frame = KITS19_AFFINE * [*lengths, 1]
     _bear(header, frame, "aligned")
     return frame
@@ -369,15 +397,19 @@ def _conflict(header, frames, faults, preferred):
         apart = _mm_apart(sform, _qform(header, sform), header.get_data_shape())
         if apart:
             qform = frames["qform"]
-            return (f"sform {_rows(sform)} and qform {_rows(qform)}, {apart:.3g} mm apart, "
-                    "wanted the same; --affine sform or --affine qform chooses one")
+            return (
+                f"sform {_rows(sform)} and qform {_rows(qform)}, {apart:.3g} mm apart, "
+                "wanted the same; --affine sform or --affine qform chooses one"
+            )
 
     _, mm = _unit(header)
     pixdim = header["pixdim"][1:4] * mm
     sizes = nib.affines.voxel_sizes(frames[preferred])
     if not (np.abs(pixdim - sizes) <= 0.01 * sizes).all():
-        return (f"pixdim {pixdim} and {preferred} {sizes} mm, wanted the same; "
-                f"--affine {preferred} takes these")
+        return (
+            f"pixdim {pixdim} and {preferred} {sizes} mm, wanted the same; "
+            f"--affine {preferred} takes these"
+        )
     return None
 
 
@@ -388,8 +420,10 @@ def _invertible(frame, header, form):
     sane = abs(frame).max() < 1e6 and abs(np.log10(sizes)).max() < 2
     if not sane or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
         unit, _ = _unit(header)
-        raise ValueError(f"its {form} {frame[:3].tolist()} is not invertible, or not in {unit}: "
-                         f"voxels of {sizes} mm")
+        raise ValueError(
+            f"its {form} {frame[:3].tolist()} is not invertible, or not in {unit}: "
+            f"voxels of {sizes} mm"
+        )
     return frame
 
 
@@ -412,8 +446,9 @@ def _qform(header, near=None):
     stored = _stored_quaternion(header)
     squares = stored @ stored
     if squares - 1 > QUATERNION_EXCESS:
-        raise ValueError(f"its qform's quaternion {stored} has squares that sum to {squares:g}, "
-                         "wanted 1 or less")
+        raise ValueError(
+            f"its qform's quaternion {stored} has squares that sum to {squares:g}, wanted 1 or less"
+        )
 
     square = max(0, 1 - squares)
     first = 0 if square < QUATERNION_ROUNDING else np.sqrt(square)
@@ -452,8 +487,10 @@ def write_labels(path, labels, like, *, slope=1.0):
     the header says it. ValueError for labels of another shape than `like.voxels`."""
     labels = np.asarray(labels, dtype=np.uint8)
     if labels.shape != like.voxels.shape:
-        raise ValueError(f"{path}: labels of shape {labels.shape}, wanted {like.voxels.shape}, "
-                         f"that of {like.path}")
+        raise ValueError(
+            f"{path}: labels of shape {labels.shape}, wanted {like.voxels.shape}, "
+            f"that of {like.path}"
+        )
     back = ornt_transform(CANONICAL, _orientation(like.affine))
     _write(path, apply_orientation(labels, back), like.header, slope)
 
@@ -467,10 +504,15 @@ def _write(path, array, header, slope=1.0):
     """`array` in the file's own axes; compressed where the name says so; equal input gives equal bytes."""
     header = nib.Nifti1Header.from_header(header, check=False)
     header["sizeof_hdr"], header["magic"] = 348, b"n+1"  # whatever the scan's header was
-    header["cal_min"] = header["cal_max"] = header["vox_offset"] = 0  # a display range in HU would hide the labels
+    # a display range in HU would hide the labels
+    header["cal_min"] = header["cal_max"] = header["vox_offset"] = 0
     header.set_intent("none")  # whatever the scan's numbers mean
-    with (written_whole(path) as file,
-          gzip.GzipFile("", "wb", 3, file, mtime=0) if str(path).endswith(".gz") else nullcontext(file) as stream):
+    with (
+        written_whole(path) as file,
+        gzip.GzipFile("", "wb", 3, file, mtime=0)
+        if str(path).endswith(".gz")
+        else nullcontext(file) as stream,
+    ):
         image = nib.Nifti1Image(array, None, header, dtype=array.dtype)
         image.header.set_slope_inter(slope, 0)
         image.to_stream(stream)
@@ -482,7 +524,9 @@ def _read(path, max_voxels):
         raise FileNotFoundError(f"{path}: no such file, or a folder or device; wanted a NIfTI file")
     with open(path, "rb") as file:
         if not (start := file.peek()[:2]):
-            raise ValueError(f"{path}: the file is empty (0 bytes), wanted a NIfTI volume; download it again")
+            raise ValueError(
+                f"{path}: the file is empty (0 bytes), wanted a NIfTI volume; download it again"
+            )
         try:
             with gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file as stream:
                 header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path, max_voxels)
@@ -493,14 +537,22 @@ def _read(path, max_voxels):
                     filled += count
                 more = len(stream.read(READ_BYTES))  # a little padding may follow
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path}: damaged, or cannot be read ({error}); download it again") from None
+            raise ValueError(
+                f"{path}: damaged, or cannot be read ({error}); download it again"
+            ) from None
         except MemoryError:
-            raise ValueError(f"{path}: {header.get_data_shape()} voxels do not fit into memory; "
-                             "close other programs, or take a larger computer") from None
+            raise ValueError(
+                f"{path}: {header.get_data_shape()} voxels do not fit into memory; "
+                "close other programs, or take a larger computer"
+            ) from None
     if filled < len(buffer):
-        raise ValueError(f"{path}: ends after {filled} of {len(buffer)} bytes of voxels; download it again")
+        raise ValueError(
+            f"{path}: ends after {filled} of {len(buffer)} bytes of voxels; download it again"
+        )
     if more == READ_BYTES:
-        raise ValueError(f"{path}: goes on after the {filled} bytes of voxels of its header; is the header damaged?")
+        raise ValueError(
+            f"{path}: goes on after the {filled} bytes of voxels of its header; is the header damaged?"
+        )
     return voxels, header
 
 
@@ -509,27 +561,39 @@ def _header(start, path, max_voxels):
     header = _parsed_header(start)
     magic = b"" if header is None else bytes(header["magic"])[:3]
     if magic in (b"ni1", b"ni2"):
-        raise ValueError(f"{path}: one half of a .hdr/.img pair found, wanted both in one file; "
-                         "convert them to .nii.gz")
+        raise ValueError(
+            f"{path}: one half of a .hdr/.img pair found, wanted both in one file; "
+            "convert them to .nii.gz"
+        )
     if magic not in (b"n+1", b"n+2"):
-        raise ValueError(f"{path}: starts with {start[:12]!r}, no NIfTI file; was a web page or a pointer saved?")
+        raise ValueError(
+            f"{path}: starts with {start[:12]!r}, no NIfTI file; was a web page or a pointer saved?"
+        )
 
     shape = _shape(header)
-    if len(shape) != 3 or min(shape) < 1 or max(shape) >= 1 << 15:  # more does not fit into a mask's header
+    if (
+        len(shape) != 3 or min(shape) < 1 or max(shape) >= 1 << 15
+    ):  # more does not fit into a mask's header
         raise ValueError(f"{path}: shape {shape} found, wanted three axes; give one volume a file")
     if np.prod(shape, dtype=object) > max_voxels:
-        raise ValueError(f"{path}: shape {shape} found, more than {max_voxels} voxels; is the "
-                         "header damaged? predict.py and evaluate.py take more with --max-voxels N")
+        raise ValueError(
+            f"{path}: shape {shape} found, more than {max_voxels} voxels; is the "
+            "header damaged? predict.py and evaluate.py take more with --max-voxels N"
+        )
 
     code = int(header["datatype"])
     known = code in nib.nifti1.data_type_codes.dtype
     if not known or header.get_data_dtype().kind not in "iuf":
         name = nib.nifti1.data_type_codes.label[code] if known else "unknown"
-        raise ValueError(f"{path}: voxels of type {name} (code {code}) found, wanted real numbers; "
-                         "export it as int16")
+        raise ValueError(
+            f"{path}: voxels of type {name} (code {code}) found, wanted real numbers; "
+            "export it as int16"
+        )
 
     if not header.sizeof_hdr <= float(header["vox_offset"]) <= 1 << 28:
-        raise ValueError(f"{path}: voxels begin at byte {header['vox_offset']}, wanted 352 or so; download it again")
+        raise ValueError(
+            f"{path}: voxels begin at byte {header['vox_offset']}, wanted 352 or so; download it again"
+        )
     header.set_data_shape(shape)
     return header
 
@@ -565,5 +629,6 @@ def typed_spacing(text: str) -> float:
         millimetres = float("nan")
     if not smallest < millimetres < largest:  # NaN neither
         raise argparse.ArgumentTypeError(
-            f"{text}: wanted a length in mm, more than {smallest:g} and less than {largest:g}")
+            f"{text}: wanted a length in mm, more than {smallest:g} and less than {largest:g}"
+        )
     return millimetres

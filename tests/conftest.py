@@ -24,14 +24,24 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MINIKITS_SHARED", ROOT.parent / "shared"))
 
 TINY = dataclasses.replace(
-    PAPER, spacing_mm=(8.0, 6.0, 6.0), patch=(16, 32, 32), plain_features=4, residual_features=4, max_features=8,
-    epochs=2, batches_per_epoch=3, validation_batches=1)
+    PAPER,
+    spacing_mm=(8.0, 6.0, 6.0),
+    patch=(16, 32, 32),
+    plain_features=4,
+    residual_features=4,
+    max_features=8,
+    epochs=2,
+    batches_per_epoch=3,
+    validation_batches=1,
+)
 
 
 @pytest.fixture(scope="session")
 def kits19():
     if not (SHARED / "kits19").is_dir():
-        pytest.skip("the KiTS19 label volumes are not here (kits19/ beside the checkout, in ../shared)")
+        pytest.skip(
+            "the KiTS19 label volumes are not here (kits19/ beside the checkout, in ../shared)"
+        )
     return SHARED / "kits19"
 
 
@@ -76,7 +86,13 @@ TWO_THREADS = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE
 
 def run_script(*arguments, expect=0, cwd=ROOT, env=None):
     """Runs a script of ours as a user does; returns its output, both streams."""
-    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=env,
-                          timeout=300)
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=env,
+        timeout=300,
+    )
     assert done.returncode == expect, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr

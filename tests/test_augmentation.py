@@ -11,7 +11,11 @@ from scipy.ndimage import map_coordinates
 from minikits import augmentation as A
 from minikits.paper import PAPER
 
-NEVER = {name: 0.0 for name in (f.name for f in dataclasses.fields(PAPER)) if name.endswith("_probability")}
+NEVER = {
+    name: 0.0
+    for name in (f.name for f in dataclasses.fields(PAPER))
+    if name.endswith("_probability")
+}
 
 
 def always(name):
@@ -28,25 +32,43 @@ def patch(generator):
 def coordinates(shape, angles, scale, start=(0, 0, 0)):
     """Where each voxel of a patch comes from, by the text: rotate about Z, Y, X, scale, about the centre."""
     (cz, cy, cx), (sz, sy, sx) = np.cos(angles), np.sin(angles)
-    turn = (np.array([[1, 0, 0], [0, cz, -sz], [0, sz, cz]]) @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-            @ np.array([[cx, -sx, 0], [sx, cx, 0], [0, 0, 1]]))
+    turn = (
+        np.array([[1, 0, 0], [0, cz, -sz], [0, sz, cz]])
+        @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+        @ np.array([[cx, -sx, 0], [sx, cx, 0], [0, 0, 1]])
+    )
     centre = (np.array(shape) - 1) / 2
     offsets = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) - centre
     return (offsets @ turn * scale + centre + start).transpose(3, 0, 1, 2)
 
 
-@pytest.mark.parametrize("angles, scale", [((0.3, 0, 0), 1), ((0, -0.4, 0), 1), ((0, 0, 0.5), 1),
-                                           ((0.1, 0.2, -0.3), 0.8), ((0, 0, 0), 1.3)])
+@pytest.mark.parametrize(
+    "angles, scale",
+    [
+        ((0.3, 0, 0), 1),
+        ((0, -0.4, 0), 1),
+        ((0, 0, 0.5), 1),
+        ((0.1, 0.2, -0.3), 0.8),
+        ((0, 0, 0), 1.3),
+    ],
+)
 def test_geometry_equals_scipy(patch, angles, scale):
     image, labels = patch
     where = coordinates(image.shape, angles, scale)
     wanted = map_coordinates(image.double().numpy(), where, order=1, mode="grid-constant", cval=0)
-    masks = [map_coordinates((labels == k).double().numpy(), where, order=1, mode="grid-constant", cval=k == 0)
-             for k in range(3)]
+    masks = [
+        map_coordinates(
+            (labels == k).double().numpy(), where, order=1, mode="grid-constant", cval=k == 0
+        )
+        for k in range(3)
+    ]
     turned, turned_labels = A.change_geometry(image, labels, angles, scale)
     assert np.abs(turned.numpy() - wanted).max() < 1e-4
     clear = np.sort(masks, axis=0)[-1] - np.sort(masks, axis=0)[-2] > 1e-4
-    assert np.array_equal(turned_labels.numpy()[clear], np.argmax(masks, 0)[clear]) and clear.mean() > 0.9
+    assert (
+        np.array_equal(turned_labels.numpy()[clear], np.argmax(masks, 0)[clear])
+        and clear.mean() > 0.9
+    )
 
 
 def test_a_patch_straight_from_the_case_equals_a_patch_of_the_turned_case(generator):
@@ -56,10 +78,17 @@ def test_a_patch_straight_from_the_case_equals_a_patch_of_the_turned_case(genera
     angles, scale, size = (0.2, -0.3, 0.4), 1.2, (10, 12, 14)
     for start in ((8, 10, 9), (-3, 0, 0), (25, 35, 30)):
         found, _ = A.change_geometry(case, labels, angles, scale, start=start, patch=size)
-        wanted = map_coordinates(case.double().numpy(), coordinates(size, angles, scale, start), order=1,
-                                 mode="grid-constant", cval=0)
+        wanted = map_coordinates(
+            case.double().numpy(),
+            coordinates(size, angles, scale, start),
+            order=1,
+            mode="grid-constant",
+            cval=0,
+        )
         assert np.abs(found.numpy() - wanted).max() < 1e-4
-    outside, background = A.change_geometry(case, labels, angles, scale, start=(90, 0, 0), patch=size)
+    outside, background = A.change_geometry(
+        case, labels, angles, scale, start=(90, 0, 0), patch=size
+    )
     assert not outside.any() and not background.any()
 
 
@@ -85,7 +114,9 @@ def test_scale_above_one_zooms_out():
 def test_cut_fills_up_with_zero():
     values = torch.arange(1, 9).reshape(2, 2, 2)
     out = A.cut(values, (-1, 0, 1), (3, 2, 3))
-    assert out[1:, :, 0].tolist() == [[2, 4], [6, 8]] and not out[0].any() and not out[:, :, 1:].any()
+    assert (
+        out[1:, :, 0].tolist() == [[2, 4], [6, 8]] and not out[0].any() and not out[:, :, 1:].any()
+    )
     assert not A.cut(values, (5, 5, 5), (2, 2, 2)).any()
 
 
@@ -136,16 +167,29 @@ def test_how_often_and_how_far(patch, generator, monkeypatch):
 
     def record(name):
         def change(*arguments, **named):
-            drawn.setdefault(name + ("_inverted" if named.get("inverted") else ""), []).append(arguments[-1])
+            drawn.setdefault(name + ("_inverted" if named.get("inverted") else ""), []).append(
+                arguments[-1]
+            )
             return arguments[0]
+
         return change
 
     for name in ("noise", "brightness", "contrast", "gamma"):
         monkeypatch.setattr(A, f"change_{name}", record(name))
-    monkeypatch.setattr(A, "change_geometry", lambda image, labels, angles, scale, **_: drawn.setdefault(
-        "angles", []).append(angles) or drawn.setdefault("scale", []).append(scale) or (image, labels))
-    monkeypatch.setattr(A, "change_mirroring", lambda image, labels, axes: drawn.setdefault("axes", []).append(axes)
-                        or (image, labels))
+    monkeypatch.setattr(
+        A,
+        "change_geometry",
+        lambda image, labels, angles, scale, **_: (
+            drawn.setdefault("angles", []).append(angles)
+            or drawn.setdefault("scale", []).append(scale)
+            or (image, labels)
+        ),
+    )
+    monkeypatch.setattr(
+        A,
+        "change_mirroring",
+        lambda image, labels, axes: drawn.setdefault("axes", []).append(axes) or (image, labels),
+    )
     count = 20_000
     for _ in range(count):
         A.augment(image, labels, PAPER, generator)
@@ -153,18 +197,28 @@ def test_how_often_and_how_far(patch, generator, monkeypatch):
     turned = angles.any(axis=1)
     scales = np.array([scale for scale in drawn["scale"] if scale != 1])
     probabilities = {
-        PAPER.rotation_probability: [turned.sum()], PAPER.scaling_probability: [len(scales)],
+        PAPER.rotation_probability: [turned.sum()],
+        PAPER.scaling_probability: [len(scales)],
         PAPER.noise_probability: [len(drawn["noise"]), len(drawn["gamma_inverted"])],
         PAPER.brightness_probability: [len(drawn["brightness"]), len(drawn["contrast"])],
         PAPER.gamma_probability: [len(drawn["gamma"])],
-        PAPER.mirroring_probability: [sum(axis in axes for axes in drawn["axes"]) for axis in range(3)],
+        PAPER.mirroring_probability: [
+            sum(axis in axes for axes in drawn["axes"]) for axis in range(3)
+        ],
     }
     for probability, seen in probabilities.items():
         for number in seen:
-            assert abs(number - count * probability) < 4 * math.sqrt(count * probability * (1 - probability))
+            assert abs(number - count * probability) < 4 * math.sqrt(
+                count * probability * (1 - probability)
+            )
     assert np.abs(angles).max() == pytest.approx(math.radians(30), rel=0.01)
-    for values, (low, high) in ((scales, (0.7, 1.4)), (drawn["noise"], (0, 0.1)), (drawn["contrast"], (0.75, 1.25)),
-                                (drawn["brightness"], (0.75, 1.25)), (drawn["gamma"], (0.7, 1.5))):
+    for values, (low, high) in (
+        (scales, (0.7, 1.4)),
+        (drawn["noise"], (0, 0.1)),
+        (drawn["contrast"], (0.75, 1.25)),
+        (drawn["brightness"], (0.75, 1.25)),
+        (drawn["gamma"], (0.7, 1.5)),
+    ):
         assert low <= min(values) < low + 0.01 and high - 0.01 < max(values) <= high
     for values in (scales, np.array(drawn["gamma"]), np.array(drawn["contrast"])):
         assert abs(np.mean(values < 1) - 0.5) < 4 * 0.5 / math.sqrt(len(values))
@@ -174,7 +228,11 @@ def test_augment_is_a_function_of_its_generator(patch):
     everything = dataclasses.replace(PAPER, **dict.fromkeys(NEVER, 1.0))
     one, two = (A.augment(*patch, everything, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
-    assert one[0].shape == patch[0].shape and one[1].dtype == patch[1].dtype and one[0].isfinite().all()
+    assert (
+        one[0].shape == patch[0].shape
+        and one[1].dtype == patch[1].dtype
+        and one[0].isfinite().all()
+    )
     nothing = dataclasses.replace(PAPER, **NEVER)
     same = A.augment(*patch, nothing, torch.Generator())
     assert torch.equal(same[0], patch[0]) and torch.equal(same[1], patch[1])
@@ -215,7 +273,9 @@ def test_labels_turn_with_the_image(generator):
     """A ball off the centre: where the image is above one half is where the label is."""
     z, y, x = torch.meshgrid(*[torch.arange(24.0)] * 3, indexing="ij")
     ball = ((z - 9) ** 2 + (y - 15) ** 2 + (x - 11) ** 2 < 36).float()
-    recipe = dataclasses.replace(PAPER, **{**NEVER, "rotation_probability": 1.0, "scaling_probability": 1.0})
+    recipe = dataclasses.replace(
+        PAPER, **{**NEVER, "rotation_probability": 1.0, "scaling_probability": 1.0}
+    )
     for _ in range(10):
         image, labels = A.augment(ball, ball.to(torch.uint8), recipe, generator)
         clear = (image - 0.5).abs() > 1e-3
@@ -223,16 +283,30 @@ def test_labels_turn_with_the_image(generator):
         assert 0.2 * ball.sum() < labels.sum() < 3 * ball.sum()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+)
 def test_labels_of_any_type_keep_their_values(dtype, generator):
     """As the 0/1 masks of each value do; the type stays."""
-    values = [0, 1] if dtype == torch.bool else [0, 1, 2, 3, 7, 8, 120] + [-5] * (dtype != torch.uint8)
+    values = (
+        [0, 1] if dtype == torch.bool else [0, 1, 2, 3, 7, 8, 120] + [-5] * (dtype != torch.uint8)
+    )
     image = torch.zeros(10, 12, 11)
-    labels = torch.tensor(values)[torch.randint(len(values), (10, 12, 11), generator=generator)].to(dtype)
+    labels = torch.tensor(values)[torch.randint(len(values), (10, 12, 11), generator=generator)].to(
+        dtype
+    )
     labels[:6] = labels[:1, :1, :1]
     where = coordinates(image.shape, (0.2, -0.3, 0.4), 1.1)
-    masks = [map_coordinates((labels == value).double().numpy(), where, order=1, mode="grid-constant",
-                             cval=value == 0) for value in values]
+    masks = [
+        map_coordinates(
+            (labels == value).double().numpy(),
+            where,
+            order=1,
+            mode="grid-constant",
+            cval=value == 0,
+        )
+        for value in values
+    ]
     _, turned = A.change_geometry(image, labels, (0.2, -0.3, 0.4), 1.1)
     clear = np.sort(masks, axis=0)[-1] - np.sort(masks, axis=0)[-2] > 1e-4
     assert turned.dtype == dtype
@@ -242,7 +316,9 @@ def test_labels_of_any_type_keep_their_values(dtype, generator):
 def test_of_equally_large_masks_the_lowest_label_wins():
     """Half a voxel between 2 and 1, and between 1 and 2, and between 2 and 0."""
     labels = torch.tensor([2, 1, 2, 0, 0], dtype=torch.uint8).reshape(1, 1, 5)
-    stretched = A.change_geometry(labels.float(), labels, (0, 0, 0), 0.5, patch=(1, 1, 9), start=(0, 0, -2))
+    stretched = A.change_geometry(
+        labels.float(), labels, (0, 0, 0), 0.5, patch=(1, 1, 9), start=(0, 0, -2)
+    )
     assert stretched[1].flatten().tolist() == [2, 1, 1, 1, 2, 0, 0, 0, 0]
     assert stretched[0].flatten().tolist() == [2, 1.5, 1, 1.5, 2, 1, 0, 0, 0]
 
@@ -250,10 +326,16 @@ def test_of_equally_large_masks_the_lowest_label_wins():
 def test_what_a_turn_brings_in_from_outside_is_zero_and_background():
     image, labels = torch.full((8, 8, 8), 5.0), torch.full((8, 8, 8), 2, dtype=torch.uint8)
     turned, turned_labels = A.change_geometry(image, labels, (0, 0, math.pi / 4), 1)
-    assert not turned[0, 0].any() and not turned_labels[0, 0].any()  # about X: an edge along X is outside
+    assert (
+        not turned[0, 0].any() and not turned_labels[0, 0].any()
+    )  # about X: an edge along X is outside
     assert turned[4, 4, 4] == 5 and turned_labels[4, 4, 4] == 2
     moved, moved_labels = A.change_geometry(image, labels, (0, 0, 0), 1, start=(0, 0, 6))
-    assert (moved[:, :, :2] == 5).all() and not moved[:, :, 2:].any() and not moved_labels[:, :, 2:].any()
+    assert (
+        (moved[:, :, :2] == 5).all()
+        and not moved[:, :, 2:].any()
+        and not moved_labels[:, :, 2:].any()
+    )
 
 
 @pytest.mark.parametrize("angles, scale", [((0, 0, 0), 1), ((0.2, 0, 0.1), 0.9)])
@@ -267,12 +349,16 @@ def test_a_case_kept_in_half_precision_gives_float32(angles, scale, generator):
 
 def changes_of(image, labels):
     """What each change_x makes of an image."""
-    return {"geometry": A.change_geometry(image, labels, (0.1, 0.2, 0.3), 1.2)[0],
-            "cut": A.change_geometry(image, labels, (0, 0, 0), 1, start=(1, 0, -1), patch=(4, 5, 6))[0],
-            "noise": A.change_noise(image, 0.5, seed=1), "brightness": A.change_brightness(image, 1.25),
-            "contrast": A.change_contrast(image, 0.5), "gamma": A.change_gamma(image, 1.4),
-            "inverted gamma": A.change_gamma(image, 1.4, inverted=True),
-            "mirroring": A.change_mirroring(image, labels, [0, 2])[0]}
+    return {
+        "geometry": A.change_geometry(image, labels, (0.1, 0.2, 0.3), 1.2)[0],
+        "cut": A.change_geometry(image, labels, (0, 0, 0), 1, start=(1, 0, -1), patch=(4, 5, 6))[0],
+        "noise": A.change_noise(image, 0.5, seed=1),
+        "brightness": A.change_brightness(image, 1.25),
+        "contrast": A.change_contrast(image, 0.5),
+        "gamma": A.change_gamma(image, 1.4),
+        "inverted gamma": A.change_gamma(image, 1.4, inverted=True),
+        "mirroring": A.change_mirroring(image, labels, [0, 2])[0],
+    }
 
 
 def test_no_change_touches_what_it_was_given(patch):
@@ -308,7 +394,9 @@ def test_noise_is_drawn_where_no_device_matters():
 def test_a_patch_is_the_same_where_the_case_lies_in_a_gpu(patch):
     everything = dataclasses.replace(PAPER, **dict.fromkeys(NEVER, 1.0))
     image, labels = A.augment(*patch, everything, A.generator_for(3))
-    there, labels_there = A.augment(patch[0].cuda(), patch[1].cuda(), everything, A.generator_for(3))
+    there, labels_there = A.augment(
+        patch[0].cuda(), patch[1].cuda(), everything, A.generator_for(3)
+    )
     assert torch.allclose(there.cpu(), image, atol=1e-4)
     assert (labels_there.cpu() != labels).float().mean() < 1e-3  # ties, by rounding
 
@@ -318,33 +406,42 @@ IMAGE = torch.zeros(4, 4, 4)
 STILL = ((0, 0, 0), 1)
 
 
-@pytest.mark.parametrize("call, complaint", [
-    (lambda: A.change_geometry(IMAGE, LABELS[:3], *STILL), "same shape"),
-    (lambda: A.change_geometry(IMAGE, LABELS[:, :, :3], (0.1, 0, 0), 1), "same shape"),
-    (lambda: A.change_geometry(IMAGE[None], LABELS[None], *STILL), "same shape"),
-    (lambda: A.change_geometry(IMAGE[:0], LABELS[:0], *STILL), "not empty"),
-    (lambda: A.change_mirroring(IMAGE, LABELS[:3], [0]), "same shape"),
-    (lambda: A.change_geometry(IMAGE, LABELS, (0, 0), 1), "three"),
-    (lambda: A.change_geometry(IMAGE, LABELS, (math.nan, 0, 0), 1), "finite"),
-    (lambda: A.change_geometry(IMAGE, LABELS, (0, math.inf, 0), 1), "finite"),
-    (lambda: A.change_geometry(IMAGE, LABELS, (0, 0, 0), 0), "scale 0"),
-    (lambda: A.change_geometry(IMAGE, LABELS, (0, 0, 0), -1.2), "scale -1.2"),
-    (lambda: A.change_geometry(IMAGE, LABELS, (0, 0, 0), math.nan), "scale nan"),
-    (lambda: A.change_geometry(IMAGE, LABELS, (0, 0, 0), math.inf), "scale inf"),
-    (lambda: A.change_geometry(IMAGE, LABELS, *STILL, patch=()), "each of its axes"),
-    (lambda: A.change_geometry(IMAGE, LABELS, *STILL, patch=(0, 4, 4)), "at least one voxel"),
-    (lambda: A.change_geometry(IMAGE, LABELS, (0.1, 0, 0), 1, patch=(4, -4, 4)), "at least one voxel"),
-    (lambda: A.change_geometry(IMAGE, LABELS, (0.1, 0, 0), 1, start=(0, 0)), "each of its axes"),
-    (lambda: A.cut(IMAGE, (0, 0), (2, 2)), "each of its axes"),
-    (lambda: A.cut(IMAGE, (0, 0, 0), (2, 2, 0)), "at least one voxel"),
-    (lambda: A.change_noise(IMAGE, -0.1, seed=0), "sd -0.1"),
-    (lambda: A.change_noise(IMAGE, math.nan, seed=0), "sd nan"),
-    (lambda: A.change_noise(IMAGE, 0.1, seed=-1), "whole numbers"),
-    (lambda: A.change_brightness(IMAGE, math.nan), "brightness nan"),
-    (lambda: A.change_contrast(IMAGE, -1.0), "contrast -1"),
-    (lambda: A.change_gamma(IMAGE, 0.0), "gamma 0"),
-    (lambda: A.change_gamma(IMAGE, -2.0), "gamma -2"),
-])
+@pytest.mark.parametrize(
+    "call, complaint",
+    [
+        (lambda: A.change_geometry(IMAGE, LABELS[:3], *STILL), "same shape"),
+        (lambda: A.change_geometry(IMAGE, LABELS[:, :, :3], (0.1, 0, 0), 1), "same shape"),
+        (lambda: A.change_geometry(IMAGE[None], LABELS[None], *STILL), "same shape"),
+        (lambda: A.change_geometry(IMAGE[:0], LABELS[:0], *STILL), "not empty"),
+        (lambda: A.change_mirroring(IMAGE, LABELS[:3], [0]), "same shape"),
+        (lambda: A.change_geometry(IMAGE, LABELS, (0, 0), 1), "three"),
+        (lambda: A.change_geometry(IMAGE, LABELS, (math.nan, 0, 0), 1), "finite"),
+        (lambda: A.change_geometry(IMAGE, LABELS, (0, math.inf, 0), 1), "finite"),
+        (lambda: A.change_geometry(IMAGE, LABELS, (0, 0, 0), 0), "scale 0"),
+        (lambda: A.change_geometry(IMAGE, LABELS, (0, 0, 0), -1.2), "scale -1.2"),
+        (lambda: A.change_geometry(IMAGE, LABELS, (0, 0, 0), math.nan), "scale nan"),
+        (lambda: A.change_geometry(IMAGE, LABELS, (0, 0, 0), math.inf), "scale inf"),
+        (lambda: A.change_geometry(IMAGE, LABELS, *STILL, patch=()), "each of its axes"),
+        (lambda: A.change_geometry(IMAGE, LABELS, *STILL, patch=(0, 4, 4)), "at least one voxel"),
+        (
+            lambda: A.change_geometry(IMAGE, LABELS, (0.1, 0, 0), 1, patch=(4, -4, 4)),
+            "at least one voxel",
+        ),
+        (
+            lambda: A.change_geometry(IMAGE, LABELS, (0.1, 0, 0), 1, start=(0, 0)),
+            "each of its axes",
+        ),
+        (lambda: A.cut(IMAGE, (0, 0), (2, 2)), "each of its axes"),
+        (lambda: A.cut(IMAGE, (0, 0, 0), (2, 2, 0)), "at least one voxel"),
+        (lambda: A.change_noise(IMAGE, -0.1, seed=0), "sd -0.1"),
+        (lambda: A.change_noise(IMAGE, math.nan, seed=0), "sd nan"),
+        (lambda: A.change_noise(IMAGE, 0.1, seed=-1), "whole numbers"),
+        (lambda: A.change_brightness(IMAGE, math.nan), "brightness nan"),
+        (lambda: A.change_contrast(IMAGE, -1.0), "contrast -1"),
+        (lambda: A.change_gamma(IMAGE, 0.0), "gamma 0"),
+        (lambda: A.change_gamma(IMAGE, -2.0), "gamma -2"),
+    ],
+)
 def test_what_cannot_be_done_is_refused(call, complaint):
     with pytest.raises(ValueError, match=complaint):
         call()
@@ -356,4 +453,7 @@ def test_starts_and_patches_may_be_numpys():
     found, _ = A.change_geometry(image, labels, np.zeros(3), np.float64(1), start=start, patch=size)
     assert torch.equal(found, A.cut(image, (1, 2, -1), (2, 2, 3)))
     turned, _ = A.change_geometry(image, labels, np.array([0.1, 0, 0]), 1, start=start, patch=size)
-    assert torch.equal(turned, A.change_geometry(image, labels, (0.1, 0, 0), 1, start=(1, 2, -1), patch=(2, 2, 3))[0])
+    assert torch.equal(
+        turned,
+        A.change_geometry(image, labels, (0.1, 0, 0), 1, start=(1, 2, -1), patch=(2, 2, 3))[0],
+    )

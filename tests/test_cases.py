@@ -40,8 +40,50 @@ from minikits.paper import PAPER
 from minikits.resampling import prepare_image, prepare_labels
 from minikits.volumes import read_labels, read_volume, write_image
 
-FOLD_0 = [10, 14, 16, 17, 19, 20, 27, 28, 31, 48, 50, 53, 57, 58, 69, 70, 75, 87, 91, 96, 101, 102, 112, 113, 118, 119,
-          123, 138, 139, 149, 150, 151, 154, 155, 164, 165, 166, 181, 183, 196, 199, 206]
+FOLD_0 = [
+    10,
+    14,
+    16,
+    17,
+    19,
+    20,
+    27,
+    28,
+    31,
+    48,
+    50,
+    53,
+    57,
+    58,
+    69,
+    70,
+    75,
+    87,
+    91,
+    96,
+    101,
+    102,
+    112,
+    113,
+    118,
+    119,
+    123,
+    138,
+    139,
+    149,
+    150,
+    151,
+    154,
+    155,
+    164,
+    165,
+    166,
+    181,
+    183,
+    196,
+    199,
+    206,
+]
 
 
 def kits_ids():
@@ -57,8 +99,12 @@ def test_folds_are_nnunets():
 def test_folds_equal_scikit_learns(count):
     ids = sorted(f"case_{n:05d}" for n in range(count))
     wanted = KFold(5, shuffle=True, random_state=12345).split(ids)
-    for (train, validation), (train_index, validation_index) in zip(five_folds(reversed(ids)), wanted):
-        assert train == [ids[i] for i in train_index] and validation == [ids[i] for i in validation_index]
+    for (train, validation), (train_index, validation_index) in zip(
+        five_folds(reversed(ids)), wanted
+    ):
+        assert train == [ids[i] for i in train_index] and validation == [
+            ids[i] for i in validation_index
+        ]
 
 
 def test_too_few_cases_for_five_folds():
@@ -77,21 +123,44 @@ def touch(folder, *names):
 
 
 def test_the_papers_exclusions_and_unlabelled_cases_are_left_out(tmp_path):
-    touch(tmp_path, *(f"case_{n:05d}/imaging.nii.gz" for n in (22, 23, 68, 210)),
-          *(f"case_{n:05d}/segmentation.nii.gz" for n in (22, 23, 68)))
-    assert [case.id for case in find_cases(tmp_path)] == ["case_00022", "case_00023", "case_00068", "case_00210"]
+    touch(
+        tmp_path,
+        *(f"case_{n:05d}/imaging.nii.gz" for n in (22, 23, 68, 210)),
+        *(f"case_{n:05d}/segmentation.nii.gz" for n in (22, 23, 68)),
+    )
+    assert [case.id for case in find_cases(tmp_path)] == [
+        "case_00022",
+        "case_00023",
+        "case_00068",
+        "case_00210",
+    ]
     assert [case.id for case in training_cases(tmp_path, PAPER)] == ["case_00022"]
 
 
 def test_a_flat_pair_of_folders(tmp_path):
-    touch(tmp_path, "images/a_0000.nii.gz", "images/b.nii", "labels/a.nii.gz", "labels/b.nii.gz", "images/.hidden.nii")
+    touch(
+        tmp_path,
+        "images/a_0000.nii.gz",
+        "images/b.nii",
+        "labels/a.nii.gz",
+        "labels/b.nii.gz",
+        "images/.hidden.nii",
+    )
     cases = find_cases(tmp_path)
     assert [(case.id, case.image.name, case.labels.name) for case in cases] == [
-        ("a", "a_0000.nii.gz", "a.nii.gz"), ("b", "b.nii", "b.nii.gz")]
+        ("a", "a_0000.nii.gz", "a.nii.gz"),
+        ("b", "b.nii", "b.nii.gz"),
+    ]
 
 
 def test_scans_of_both_layouts(tmp_path):
-    touch(tmp_path, "flat/one_0000.nii.gz", "flat/two.nii", "flat/notes.txt", "kits/case_00210/imaging.nii.gz")
+    touch(
+        tmp_path,
+        "flat/one_0000.nii.gz",
+        "flat/two.nii",
+        "flat/notes.txt",
+        "kits/case_00210/imaging.nii.gz",
+    )
     assert find_scans(tmp_path / "flat") == ["one", "two"]
     assert find_scans(tmp_path / "kits") == ["case_00210"]
     touch(tmp_path, "flat/one.nii")
@@ -116,7 +185,11 @@ def test_prepared_once_and_equal_to_the_resampled_case(phantoms, tmp_path, capsy
     again = prepare(phantoms, tmp_path, TINY)
     assert not capsys.readouterr().out
     for one, other in zip(first, again):
-        assert one.id == other.id and (one.image == other.image).all() and (one.labels == other.labels).all()
+        assert (
+            one.id == other.id
+            and (one.image == other.image).all()
+            and (one.labels == other.labels).all()
+        )
     case = first[2]
     volume = read_volume(phantoms / case.id / "imaging.nii.gz")
     labels = read_labels(phantoms / case.id / "segmentation.nii.gz")
@@ -156,7 +229,12 @@ def test_a_preparation_that_fails_leaves_no_half_case(phantoms, tmp_path, monkey
     monkeypatch.undo()
     assert len(prepare(phantoms, tmp_path, TINY)) == 6
     assert sorted(path.name for path in next(tmp_path.glob("phantom_0-*")).iterdir()) == [
-        "entry.json", "image.npy", "kidney.npy", "labels.npy", "tumor.npy"]
+        "entry.json",
+        "image.npy",
+        "kidney.npy",
+        "labels.npy",
+        "tumor.npy",
+    ]
 
 
 def test_every_bad_case_is_named_and_the_good_ones_are_kept(phantoms, tmp_path, capsys):
@@ -170,18 +248,29 @@ def test_every_bad_case_is_named_and_the_good_ones_are_kept(phantoms, tmp_path, 
         prepare(data, cache, TINY)
     first, *lines = str(refusal.value).splitlines()
     assert first == f"{data}: 2 of 6 cases cannot be used:" and len(lines) == 2
-    assert lines[0].startswith(f"  {short}: damaged") and lines[1].startswith(f"  {odd}: label values")
+    assert lines[0].startswith(f"  {short}: damaged") and lines[1].startswith(
+        f"  {odd}: label values"
+    )
     printed = capsys.readouterr().out
     assert printed.count("prepared phantom_") == 4 == len(list(cache.iterdir()))
-    assert printed.count("warning: ") == printed.count("phantom_5/imaging.nii.gz: values from 0 to ") == 1
+    assert (
+        printed.count("warning: ")
+        == printed.count("phantom_5/imaging.nii.gz: values from 0 to ")
+        == 1
+    )
     shutil.copy(phantoms / "phantom_2" / "imaging.nii.gz", short)
     shutil.copy(phantoms / "phantom_4" / "segmentation.nii.gz", odd)
-    assert len(prepare(data, cache, TINY)) == 6 and capsys.readouterr().out.count("prepared phantom_") == 2
+    assert (
+        len(prepare(data, cache, TINY)) == 6
+        and capsys.readouterr().out.count("prepared phantom_") == 2
+    )
 
 
 def test_image_and_labels_that_differ_are_refused_by_name(phantoms, tmp_path):
     shutil.copytree(phantoms, tmp_path / "data")
-    shutil.copy(tmp_path / "data/phantom_1/imaging.nii.gz", tmp_path / "data/phantom_0/segmentation.nii.gz")
+    shutil.copy(
+        tmp_path / "data/phantom_1/imaging.nii.gz", tmp_path / "data/phantom_0/segmentation.nii.gz"
+    )
     with pytest.raises(ValueError, match=r"phantom_0/segmentation\.nii\.gz: label values"):
         prepare(tmp_path / "data", tmp_path / "cache", TINY)
 
@@ -199,10 +288,19 @@ def test_two_files_for_one_case_are_refused(tmp_path):
 
 
 def test_links_to_files_and_folders_are_taken_where_they_lie(tmp_path):
-    touch(tmp_path, "store/1/x.nii.gz", "store/2/y.nii.gz", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
-    for name, target in (("kits/case_00001/imaging.nii.gz", "store/1/x.nii.gz"),
-                         ("kits/case_00001/segmentation.nii.gz", "store/2/y.nii.gz"),
-                         ("pair/images", "imagesTr"), ("pair/labels", "labelsTr")):
+    touch(
+        tmp_path,
+        "store/1/x.nii.gz",
+        "store/2/y.nii.gz",
+        "imagesTr/a_0000.nii.gz",
+        "labelsTr/a.nii.gz",
+    )
+    for name, target in (
+        ("kits/case_00001/imaging.nii.gz", "store/1/x.nii.gz"),
+        ("kits/case_00001/segmentation.nii.gz", "store/2/y.nii.gz"),
+        ("pair/images", "imagesTr"),
+        ("pair/labels", "labelsTr"),
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(tmp_path / target)
     for folder, id in (("kits", "case_00001"), ("pair", "a")):
@@ -214,36 +312,51 @@ def test_what_is_found_and_left_out_is_said_in_one_line():
     cases = [Case("a"), Case("b")]
     assert Found(cases, []).summary() == "2 cases found"
     assert Found(cases[:1], ["c (a link to nothing)", "d (no labels)"]).summary() == (
-        "1 case found, 2 left out: c (a link to nothing), d (no labels)")
+        "1 case found, 2 left out: c (a link to nothing), d (no labels)"
+    )
     many = Found([], [f"n{number} (no labels)" for number in range(22)]).summary()
     assert many.startswith("0 cases found, 22 left out: n0 (no labels), n1 (no labels)")
     assert many.endswith("n19 (no labels) and 2 more")
 
 
 def test_hidden_files_and_folders_are_no_cases_and_not_named(tmp_path):
-    touch(tmp_path, "case_00000/imaging.nii.gz", "case_00000/._imaging.nii.gz",
-          ".case_00000.old/imaging.nii.gz", "._case_00000.nii.gz", ".Trash/a.nii.gz")
+    touch(
+        tmp_path,
+        "case_00000/imaging.nii.gz",
+        "case_00000/._imaging.nii.gz",
+        ".case_00000.old/imaging.nii.gz",
+        "._case_00000.nii.gz",
+        ".Trash/a.nii.gz",
+    )
     found = look_for_cases(tmp_path)
     assert [case.id for case in found.cases] == ["case_00000"] and found.left_out == []
 
 
 def test_cases_that_the_recipe_or_missing_labels_leave_out_are_named(tmp_path):
-    touch(tmp_path, *(f"case_{n:05d}/imaging.nii.gz" for n in (22, 23, 210)),
-          *(f"case_{n:05d}/segmentation.nii.gz" for n in (22, 23)))
+    touch(
+        tmp_path,
+        *(f"case_{n:05d}/imaging.nii.gz" for n in (22, 23, 210)),
+        *(f"case_{n:05d}/segmentation.nii.gz" for n in (22, 23)),
+    )
     found = look_for_training_cases(tmp_path, PAPER)
     assert [case.id for case in found.cases] == ["case_00022"]
     assert found.left_out == [
-        "case_00023 (one of the recipe's excluded_cases)", "case_00210 (no labels)"]
+        "case_00023 (one of the recipe's excluded_cases)",
+        "case_00210 (no labels)",
+    ]
 
 
-@pytest.mark.parametrize(("id", "file", "name"), [
-    ("case_00210", "imaging.nii.gz", "prediction_00210"),  # a folder of KiTS19's
-    ("case_00210", "case_00210.nii.gz", "case_00210"),  # a file of a flat folder
-    ("case_210", "imaging.nii.gz", "case_210"),
-    ("case_002100", "imaging.nii.gz", "case_002100"),
-    ("my_case_00210", "imaging.nii.gz", "my_case_00210"),
-    ("prediction_a", "prediction_a.nii.gz", "prediction_a"),
-])
+@pytest.mark.parametrize(
+    ("id", "file", "name"),
+    [
+        ("case_00210", "imaging.nii.gz", "prediction_00210"),  # a folder of KiTS19's
+        ("case_00210", "case_00210.nii.gz", "case_00210"),  # a file of a flat folder
+        ("case_210", "imaging.nii.gz", "case_210"),
+        ("case_002100", "imaging.nii.gz", "case_002100"),
+        ("my_case_00210", "imaging.nii.gz", "my_case_00210"),
+        ("prediction_a", "prediction_a.nii.gz", "prediction_a"),
+    ],
+)
 def test_masks_are_named_after_their_case(tmp_path, id, file, name):
     assert mask_name(Case(id, image=tmp_path / file)) == name
 
@@ -254,13 +367,24 @@ def test_a_case_known_by_its_labels_alone_has_the_same_name_of_its_mask(tmp_path
 
 
 def test_masks_of_a_flat_folder_are_found_by_their_cases_id(tmp_path):
-    names = ("prediction_00001", "case_00002", "prediction_a", "a_prediction_00003",
-             "prediction_000004")
-    touch(tmp_path, *(f"{name}.nii.gz" for name in names), "prediction.json", ".x.nii.gz",
-          "probabilities/prediction_00001_kidney.nii.gz")
+    names = (
+        "prediction_00001",
+        "case_00002",
+        "prediction_a",
+        "a_prediction_00003",
+        "prediction_000004",
+    )
+    touch(
+        tmp_path,
+        *(f"{name}.nii.gz" for name in names),
+        "prediction.json",
+        ".x.nii.gz",
+        "probabilities/prediction_00001_kidney.nii.gz",
+    )
     assert find_masks(tmp_path) == {
         "case_00001": tmp_path / "prediction_00001.nii.gz",
-        **{name: tmp_path / f"{name}.nii.gz" for name in names[1:]}}
+        **{name: tmp_path / f"{name}.nii.gz" for name in names[1:]},
+    }
 
 
 def test_a_mask_named_as_its_reference_is_keeps_its_name(tmp_path):
@@ -299,7 +423,8 @@ def test_each_case_has_a_checksum_and_it_is_the_same_again(phantoms, tmp_path):
 
 
 def test_the_checksum_is_of_the_voxels_not_of_the_file_or_the_processors_rounding(
-        tmp_path, monkeypatch):
+    tmp_path, monkeypatch
+):
     small_case(tmp_path / "packed")
     small_case(tmp_path / "plain", suffix=".nii")
     (packed,) = prepare(tmp_path / "packed", tmp_path / "cache", TINY)
@@ -313,7 +438,8 @@ def test_the_checksum_is_of_the_voxels_not_of_the_file_or_the_processors_roundin
 
 
 @pytest.mark.parametrize(
-    "change", ["first voxel", "last voxel", "first label", "last label", "spacing"])
+    "change", ["first voxel", "last voxel", "first label", "last label", "spacing"]
+)
 def test_the_checksum_is_another_where_image_or_labels_are(tmp_path, change):
     image, labels = small_case(tmp_path / "data")
     (before,) = prepare(tmp_path / "data", tmp_path / "cache", TINY)
@@ -351,17 +477,22 @@ def test_preparing_stops_between_cases_when_told(phantoms, tmp_path, capsys):
 
 # Everything that looks like a case is used or named.
 
+
 def lines(folder):
     """What `look_for_cases` leaves out."""
     return look_for_cases(folder).left_out
 
 
-@pytest.mark.parametrize("cases", [
-    ("case_00000/imaging.nii.gz", "case_00000/segmentation.nii.gz"),
-    ("case_00000/segmentation.nii.gz",),
-    ("images/a_0000.nii.gz", "labels/a.nii.gz"),
-    ("labels/a.nii.gz",),
-], ids=["kits19", "labels alone", "pair", "labels of a pair"])
+@pytest.mark.parametrize(
+    "cases",
+    [
+        ("case_00000/imaging.nii.gz", "case_00000/segmentation.nii.gz"),
+        ("case_00000/segmentation.nii.gz",),
+        ("images/a_0000.nii.gz", "labels/a.nii.gz"),
+        ("labels/a.nii.gz",),
+    ],
+    ids=["kits19", "labels alone", "pair", "labels of a pair"],
+)
 @pytest.mark.parametrize("stray", ["template.nii.gz", "atlas.nii", "imaging.nii.gz", "T.NII.GZ"])
 def test_a_stray_file_beside_folders_of_cases_is_refused_by_its_name(tmp_path, cases, stray):
     touch(tmp_path, *cases)
@@ -375,34 +506,55 @@ def test_a_stray_file_beside_folders_of_cases_is_refused_by_its_name(tmp_path, c
 
 
 def test_kits19s_images_with_labels_in_a_folder_of_their_own_are_the_same_cases(tmp_path):
-    touch(tmp_path, "case_00000/imaging.nii.gz", "case_00001/imaging.nii.gz",
-          "labels/case_00000.nii.gz", "labels/case_00001.nii.gz")
+    touch(
+        tmp_path,
+        "case_00000/imaging.nii.gz",
+        "case_00001/imaging.nii.gz",
+        "labels/case_00000.nii.gz",
+        "labels/case_00001.nii.gz",
+    )
     found = look_for_cases(tmp_path)
     assert [(case.id, case.image.name, case.labels.name) for case in found.cases] == [
         ("case_00000", "imaging.nii.gz", "case_00000.nii.gz"),
-        ("case_00001", "imaging.nii.gz", "case_00001.nii.gz")]
+        ("case_00001", "imaging.nii.gz", "case_00001.nii.gz"),
+    ]
     assert found.left_out == []
 
 
 def test_cases_are_sorted_by_their_ids_whatever_folder_they_come_from(tmp_path):
-    touch(tmp_path, "b/imaging.nii.gz", "images/a.nii.gz", "images/c_0000.nii.gz", "labels/A.nii.gz")
+    touch(
+        tmp_path, "b/imaging.nii.gz", "images/a.nii.gz", "images/c_0000.nii.gz", "labels/A.nii.gz"
+    )
     assert [case.id for case in find_cases(tmp_path)] == ["A", "a", "b", "c"]
 
 
 def test_labels_in_both_layouts_for_one_case_are_refused(tmp_path):
-    touch(tmp_path, "case_00000/imaging.nii.gz", "case_00000/segmentation.nii.gz",
-          "labels/case_00000.nii.gz")
+    touch(
+        tmp_path,
+        "case_00000/imaging.nii.gz",
+        "case_00000/segmentation.nii.gz",
+        "labels/case_00000.nii.gz",
+    )
     with pytest.raises(ValueError, match="has the same name case_00000; rename or remove one"):
         find_cases(tmp_path)
 
 
 def test_files_named_in_capitals_are_cases_too(tmp_path):
-    touch(tmp_path, "flat/SCAN.NII.GZ", "flat/other.Nii", "kits/case_00000/Imaging.NII.gz",
-          "pair/Images/a_0000.NII", "pair/Labels/A.NII", "pair/Labels/a.NII")
+    touch(
+        tmp_path,
+        "flat/SCAN.NII.GZ",
+        "flat/other.Nii",
+        "kits/case_00000/Imaging.NII.gz",
+        "pair/Images/a_0000.NII",
+        "pair/Labels/A.NII",
+        "pair/Labels/a.NII",
+    )
     assert find_scans(tmp_path / "flat") == ["SCAN", "other"]
     assert find_scans(tmp_path / "kits") == ["case_00000"]
     assert [(case.id, bool(case.image)) for case in find_cases(tmp_path / "pair")] == [
-        ("A", False), ("a", True)]
+        ("A", False),
+        ("a", True),
+    ]
     touch(tmp_path, "flat/SCAN.nii.gz")
     with pytest.raises(ValueError, match="same name SCAN"):
         find_cases(tmp_path / "flat")
@@ -426,6 +578,7 @@ def folder_with(*names):
     def make(path):
         path.mkdir(parents=True)
         touch(path, *names)
+
     return make
 
 
@@ -437,25 +590,34 @@ NO_CASE_INSIDE = "neither imaging.nii.gz nor segmentation.nii.gz in it"
 STRANGE_NAME = "neither imaging nor segmentation, nor in images/ or labels/"
 
 
-@pytest.mark.parametrize(("name", "make", "line"), [
-    ("s9.nii.gz", link_to_nothing, "s9.nii.gz (a link to nothing)"),
-    ("s9", link_to_nothing, "s9 (a link to nothing)"),
-    ("s9.nii", link_to_itself, f"s9.nii (cannot be read: {os.strerror(errno.ELOOP)})"),
-    ("s9.nii", os.mkfifo, "s9.nii (neither a file nor a folder)"),
-    ("s9.nii.gz", folder_with("s9.nii"), "s9.nii.gz (a folder, wanted a file)"),
-    ("s9.nii.gz", folder_with(), "s9.nii.gz (a folder, wanted a file)"),
-    ("s9.nii.gz.part", empty_file, "s9.nii.gz.part (not *.nii or *.nii.gz)"),
-    ("s9.nii (1).gz", empty_file, "s9.nii (1).gz (not *.nii or *.nii.gz)"),
-    ("s9.nrrd", empty_file, "s9.nrrd (not *.nii or *.nii.gz)"),
-    ("s9.IMG", empty_file, "s9.IMG (not *.nii or *.nii.gz)"),
-    ("old", folder_with("a.nii.gz"), f"old/a.nii.gz ({STRANGE_NAME})"),
-    ("old", folder_with("a.nii.gz", "b.nii", "c.nii"),
-     f"old/a.nii.gz ({STRANGE_NAME}) and 2 more in old"),
-    ("batch", folder_with("case_1/imaging.nii.gz"),
-     "batch/case_1 (too deep, with imaging.nii.gz in it)"),
-    ("batch", folder_with("x/y/z.nii"), "batch/x (too deep, with y/z.nii in it)"),
-    ("batch", folder_with("x/y/w/z.nii"), "batch/x (too deep, with y/w/z.nii in it)"),
-])
+@pytest.mark.parametrize(
+    ("name", "make", "line"),
+    [
+        ("s9.nii.gz", link_to_nothing, "s9.nii.gz (a link to nothing)"),
+        ("s9", link_to_nothing, "s9 (a link to nothing)"),
+        ("s9.nii", link_to_itself, f"s9.nii (cannot be read: {os.strerror(errno.ELOOP)})"),
+        ("s9.nii", os.mkfifo, "s9.nii (neither a file nor a folder)"),
+        ("s9.nii.gz", folder_with("s9.nii"), "s9.nii.gz (a folder, wanted a file)"),
+        ("s9.nii.gz", folder_with(), "s9.nii.gz (a folder, wanted a file)"),
+        ("s9.nii.gz.part", empty_file, "s9.nii.gz.part (not *.nii or *.nii.gz)"),
+        ("s9.nii (1).gz", empty_file, "s9.nii (1).gz (not *.nii or *.nii.gz)"),
+        ("s9.nrrd", empty_file, "s9.nrrd (not *.nii or *.nii.gz)"),
+        ("s9.IMG", empty_file, "s9.IMG (not *.nii or *.nii.gz)"),
+        ("old", folder_with("a.nii.gz"), f"old/a.nii.gz ({STRANGE_NAME})"),
+        (
+            "old",
+            folder_with("a.nii.gz", "b.nii", "c.nii"),
+            f"old/a.nii.gz ({STRANGE_NAME}) and 2 more in old",
+        ),
+        (
+            "batch",
+            folder_with("case_1/imaging.nii.gz"),
+            "batch/case_1 (too deep, with imaging.nii.gz in it)",
+        ),
+        ("batch", folder_with("x/y/z.nii"), "batch/x (too deep, with y/z.nii in it)"),
+        ("batch", folder_with("x/y/w/z.nii"), "batch/x (too deep, with y/w/z.nii in it)"),
+    ],
+)
 @pytest.mark.parametrize("beside", ["flat", "kits19"])
 def test_what_looks_like_a_case_and_is_none_is_named(tmp_path, beside, name, make, line):
     touch(tmp_path, "a.nii.gz" if beside == "flat" else "case_00000/imaging.nii.gz")
@@ -464,27 +626,34 @@ def test_what_looks_like_a_case_and_is_none_is_named(tmp_path, beside, name, mak
     assert len(found.cases) == 1 and found.left_out == [line]
 
 
-@pytest.mark.parametrize(("name", "make", "line"), [
-    ("b.nii.gz", link_to_nothing, "b.nii.gz (a link to nothing)"),
-    ("b.nii.gz", folder_with("b.nii"), "b.nii.gz (a folder, wanted a file)"),
-    ("b.nii.part", empty_file, "b.nii.part (not *.nii or *.nii.gz)"),
-    ("more", folder_with("c.nii"), "more (too deep, with c.nii in it)"),
-])
+@pytest.mark.parametrize(
+    ("name", "make", "line"),
+    [
+        ("b.nii.gz", link_to_nothing, "b.nii.gz (a link to nothing)"),
+        ("b.nii.gz", folder_with("b.nii"), "b.nii.gz (a folder, wanted a file)"),
+        ("b.nii.part", empty_file, "b.nii.part (not *.nii or *.nii.gz)"),
+        ("more", folder_with("c.nii"), "more (too deep, with c.nii in it)"),
+    ],
+)
 @pytest.mark.parametrize("folder", ["images", "labels"])
 def test_what_looks_like_a_case_within_a_pair_is_named_one_by_one(
-        tmp_path, folder, name, make, line):
+    tmp_path, folder, name, make, line
+):
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
     make(tmp_path / folder / name)
     link_to_nothing(tmp_path / folder / "z.nii")
     assert sorted(lines(tmp_path)) == [f"{folder}/{line}", f"{folder}/z.nii (a link to nothing)"]
 
 
-@pytest.mark.parametrize(("name", "make", "line"), [
-    ("imaging.nii.gz", link_to_nothing, "imaging.nii.gz (a link to nothing)"),
-    ("imaging.nii.gz", folder_with("imaging.nii"), "imaging.nii.gz (a folder, wanted a file)"),
-    ("template.nii.gz", empty_file, f"template.nii.gz ({STRANGE_NAME})"),
-    ("imaging.nii.gz.tmp", empty_file, "imaging.nii.gz.tmp (not *.nii or *.nii.gz)"),
-])
+@pytest.mark.parametrize(
+    ("name", "make", "line"),
+    [
+        ("imaging.nii.gz", link_to_nothing, "imaging.nii.gz (a link to nothing)"),
+        ("imaging.nii.gz", folder_with("imaging.nii"), "imaging.nii.gz (a folder, wanted a file)"),
+        ("template.nii.gz", empty_file, f"template.nii.gz ({STRANGE_NAME})"),
+        ("imaging.nii.gz.tmp", empty_file, "imaging.nii.gz.tmp (not *.nii or *.nii.gz)"),
+    ],
+)
 def test_what_looks_like_a_file_of_a_case_is_named(tmp_path, name, make, line):
     touch(tmp_path, "case_00000/segmentation.nii.gz", "case_00000/instances/kidney_1.nii.gz")
     assert lines(tmp_path) == []  # what lies deeper in a case belongs to it
@@ -493,8 +662,14 @@ def test_what_looks_like_a_file_of_a_case_is_named(tmp_path, name, make, line):
 
 
 def test_a_folder_without_a_case_is_named_beside_cases_and_not_beside_scans(tmp_path):
-    touch(tmp_path, "kits/case_00000/imaging.nii.gz", "kits/case_00001/notes.txt", "kits/notes.txt",
-          "flat/a.nii.gz", "flat/b/notes.txt")
+    touch(
+        tmp_path,
+        "kits/case_00000/imaging.nii.gz",
+        "kits/case_00001/notes.txt",
+        "kits/notes.txt",
+        "flat/a.nii.gz",
+        "flat/b/notes.txt",
+    )
     assert lines(tmp_path / "kits") == [f"case_00001 ({NO_CASE_INSIDE})"]
     assert lines(tmp_path / "flat") == []
 
@@ -520,8 +695,10 @@ def test_where_nothing_is_left_the_refusal_names_what_was_left_out(tmp_path):
         find_cases(tmp_path)
     touch(tmp_path, "case_00001/segmentation.nii.gz")
     link_to_nothing(tmp_path / "case_00001" / "imaging.nii.gz")
-    wanted = (r"1 labelled cases have no image \(case_00001\); get them; "
-              r"left out: .*case_00001/imaging\.nii\.gz \(a link to nothing")
+    wanted = (
+        r"1 labelled cases have no image \(case_00001\); get them; "
+        r"left out: .*case_00001/imaging\.nii\.gz \(a link to nothing"
+    )
     with pytest.raises(ValueError, match=wanted):
         training_cases(tmp_path, PAPER)
     touch(tmp_path / "unlabelled", "case_00210/imaging.nii.gz")
@@ -599,8 +776,13 @@ def test_a_prepared_case_holds_half_floats_bytes_and_the_places_of_each_structur
 
 
 CHANGES = [
-    ("spacing_mm", (8.0, 6.0, 6.5)), ("spacing_mm", (9.0, 6.0, 6.0)), ("window_hu", (-80.0, 304.0)),
-    ("window_hu", (-79.0, 305.0)), ("mean_hu", 101.5), ("sd_hu", 77.0)]
+    ("spacing_mm", (8.0, 6.0, 6.5)),
+    ("spacing_mm", (9.0, 6.0, 6.0)),
+    ("window_hu", (-80.0, 304.0)),
+    ("window_hu", (-79.0, 305.0)),
+    ("mean_hu", 101.5),
+    ("sd_hu", 77.0),
+]
 
 
 @pytest.mark.parametrize(("field", "value"), CHANGES)
@@ -638,8 +820,7 @@ def test_the_options_of_reading_reach_image_and_labels(data, cache):
 
 def test_whole_numbers_are_the_same_as_floats(data, cache, capsys):
     prepare(data, cache, TINY)
-    whole = dataclasses.replace(
-        TINY, spacing_mm=(8, 6, 6), window_hu=(-79, 304), mean_hu=101)
+    whole = dataclasses.replace(TINY, spacing_mm=(8, 6, 6), window_hu=(-79, 304), mean_hu=101)
     assert prepared_again(capsys, data, cache, whole) == []
     prepare(data, cache, TINY, assume_spacing=(8.0, 6.0, 6.0))
     assert prepared_again(capsys, data, cache, TINY, assume_spacing=[8, 6, 6]) == []
@@ -663,7 +844,8 @@ def test_a_file_with_another_time_is_prepared_again(data, cache, capsys, name):
 
 @pytest.mark.parametrize("name", ["imaging", "segmentation"])
 def test_a_file_replaced_by_one_of_the_same_size_and_time_is_prepared_again(
-        tmp_path, cache, capsys, name):
+    tmp_path, cache, capsys, name
+):
     data = tmp_path / "data"
     small_case(data, suffix=".nii")
     prepare(data, cache, TINY)
@@ -676,8 +858,7 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_prepared_again(
     assert prepared_again(capsys, data, cache, TINY) == ["a"]
 
 
-def test_a_change_anywhere_in_a_gz_of_the_same_size_and_time_is_prepared_again(
-        data, cache, capsys):
+def test_a_change_anywhere_in_a_gz_of_the_same_size_and_time_is_prepared_again(data, cache, capsys):
     path = data / "a" / "imaging.nii.gz"
     content = bytearray(gzip.decompress(path.read_bytes()))
     times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
@@ -728,6 +909,7 @@ def one_bit(name):
         content = bytearray((place / name).read_bytes())
         content[-1] ^= 1
         (place / name).write_bytes(content)
+
     return damage
 
 
@@ -762,12 +944,26 @@ def nothing_inside(place):
     place.mkdir()
 
 
-@pytest.mark.parametrize("damage", [
-    sevens, one_bit("image.npy"), one_bit("labels.npy"), one_bit("kidney.npy"),
-    one_bit("tumor.npy"), cut_short, another_cases_image, no_labels, no_description,
-    half_a_description, another_description, nothing_inside])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        sevens,
+        one_bit("image.npy"),
+        one_bit("labels.npy"),
+        one_bit("kidney.npy"),
+        one_bit("tumor.npy"),
+        cut_short,
+        another_cases_image,
+        no_labels,
+        no_description,
+        half_a_description,
+        another_description,
+        nothing_inside,
+    ],
+)
 def test_a_case_that_is_not_as_it_was_written_is_prepared_again_with_a_word(
-        data, cache, capsys, damage):
+    data, cache, capsys, damage
+):
     before = prepare(data, cache, TINY)[0]
     image, labels = before.image.clone(), before.labels.clone()
     place = folder_of(cache, "a")
@@ -809,7 +1005,8 @@ def test_a_damaged_case_that_cannot_be_removed_is_named(data, cache, monkeypatch
 
 
 def test_cases_whose_files_were_replaced_are_listed_and_those_of_another_recipe_are_not(
-        data, cache, capsys):
+    data, cache, capsys
+):
     other = dataclasses.replace(TINY, sd_hu=70.0)
     prepare(data, cache, TINY)
     prepare(data, cache, other)
@@ -871,8 +1068,9 @@ def test_prepared_cases_can_be_written_to_without_changing_the_cache(data, cache
     assert [path.read_bytes() for path in files] == before
 
 
-@pytest.mark.parametrize("id", [
-    "a" * 250, "é ü" * 50, os.fsdecode(b"caf\xe9"), "a/b".replace("/", "\n"), "%s {x} [0]"])
+@pytest.mark.parametrize(
+    "id", ["a" * 250, "é ü" * 50, os.fsdecode(b"caf\xe9"), "a/b".replace("/", "\n"), "%s {x} [0]"]
+)
 def test_any_name_that_a_folder_may_have_can_be_kept(tmp_path, cache, id):
     try:
         small_case(tmp_path / "data", id)
@@ -892,6 +1090,7 @@ def test_names_that_are_alike_in_ascii_are_kept_apart(tmp_path, cache):
 
 # Cases that cannot be used.
 
+
 def test_labels_on_another_grid_than_the_image_are_refused_by_name(data, cache):
     _, labels = small_case(data, "b")
     write_image(data / "b" / "segmentation.nii.gz", labels[:, :, 1:], SPACING)
@@ -905,7 +1104,8 @@ def test_labels_on_another_grid_than_the_image_are_refused_by_name(data, cache):
 
 
 def test_a_case_too_large_once_resampled_is_named_among_the_others_before_memory_is_taken(
-        data, cache, capsys, monkeypatch):
+    data, cache, capsys, monkeypatch
+):
     for id in ("a", "c"):
         for name in ("imaging.nii.gz", "segmentation.nii.gz"):
             write_image(data / id / name, np.zeros((40, 64, 64), np.int16), (99.0, 99.0, 99.0))
@@ -921,7 +1121,8 @@ def test_a_case_too_large_once_resampled_is_named_among_the_others_before_memory
     first, *lines = str(refusal.value).splitlines()
     assert first == f"{data}: 2 of 3 cases cannot be used:"
     assert [line.split(": ")[0].strip() for line in lines] == [
-        str(data / id / "imaging.nii.gz") for id in ("a", "c")]
+        str(data / id / "imaging.nii.gz") for id in ("a", "c")
+    ]
     assert "shape (40, 64, 64) of 99 x 99 x 99 mm would have shape (495, 1056, 1056)" in lines[0]
     assert "--assume-spacing" in lines[0]
     assert capsys.readouterr().out.count("prepared b ") == 1
@@ -938,17 +1139,22 @@ def test_the_size_once_resampled_may_be_the_limit_and_no_more(tmp_path):
 def test_a_whole_body_is_not_too_large_and_voxels_of_nine_centimetres_are(tmp_path):
     small_case(tmp_path)
     volume = read_volume(tmp_path / "a" / "imaging.nii.gz")
-    body = dataclasses.replace(volume, voxels=np.broadcast_to(np.int16(0), (2000, 512, 512)),
-                               spacing_mm=(1.0, 0.97, 0.97))
+    body = dataclasses.replace(
+        volume, voxels=np.broadcast_to(np.int16(0), (2000, 512, 512)), spacing_mm=(1.0, 0.97, 0.97)
+    )
     check_resampled_size(body, PAPER)
     small = dataclasses.replace(volume, voxels=np.zeros((60, 60, 60)), spacing_mm=(90.0,) * 3)
     with pytest.raises(ValueError, match="imaging"):
         check_resampled_size(small, TINY)
 
 
-@pytest.mark.parametrize("error", [
-    MemoryError("Unable to allocate 9 GiB"),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
 def test_memory_that_runs_out_for_one_case_names_it(data, cache, monkeypatch, error):
     def prepare_image(volume, recipe):
         raise error
@@ -969,6 +1175,7 @@ def test_an_error_of_our_own_is_not_taken_for_a_bad_case(data, cache, monkeypatc
 
 def test_a_file_that_may_not_be_read_is_named_among_the_others(data, cache, monkeypatch, capsys):
     import builtins
+
     real = builtins.open
 
     def opened(path, *arguments, **options):
@@ -984,6 +1191,7 @@ def test_a_file_that_may_not_be_read_is_named_among_the_others(data, cache, monk
 
 
 # Stopped, killed, and beside each other.
+
 
 def test_a_case_is_seen_once_it_is_whole(data, cache, monkeypatch):
     seen = []
@@ -1011,10 +1219,12 @@ def test_ctrl_c_while_a_case_is_written_leaves_nothing_half(data, cache, monkeyp
 
 
 def test_what_a_killed_process_left_in_the_cache_is_removed_and_a_living_ones_is_not(data, cache):
-    kills = ("import os, signal, sys\nimport numpy\nfrom pathlib import Path\n"
-             "from minikits.files import place_beside\n"
-             "half = place_beside(Path(sys.argv[1]))\nhalf.mkdir(parents=True)\n"
-             "os.kill(os.getpid(), signal.SIGKILL)")
+    kills = (
+        "import os, signal, sys\nimport numpy\nfrom pathlib import Path\n"
+        "from minikits.files import place_beside\n"
+        "half = place_beside(Path(sys.argv[1]))\nhalf.mkdir(parents=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
     subprocess.run([sys.executable, "-c", kills, cache / "a-00"], cwd=ROOT, check=False)
     assert len(list(cache.iterdir())) == 1
     living = place_beside(cache / "b-00")

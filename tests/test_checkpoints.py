@@ -14,9 +14,18 @@ from minikits.unet import build_unet
 
 
 def content(**changes):
-    return {"arch": "plain", "fold": "0", "recipe": asdict(TINY), "cases": {"train": ["a"], "validation": []},
-            "seed": 0, "epoch": 1,
-            "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "log": [], **changes}
+    return {
+        "arch": "plain",
+        "fold": "0",
+        "recipe": asdict(TINY),
+        "cases": {"train": ["a"], "validation": []},
+        "seed": 0,
+        "epoch": 1,
+        "network": build_unet("plain", TINY).state_dict(),
+        "optimizer": {},
+        "log": [],
+        **changes,
+    }
 
 
 def test_round_trip(tmp_path):
@@ -26,8 +35,12 @@ def test_round_trip(tmp_path):
     loaded = load_checkpoint(path)
     assert loaded["recipe"] == TINY and loaded["cases"] == saved["cases"]
     network = load_network(loaded, path)
-    assert all(torch.equal(value, saved["network"][name]) for name, value in network.state_dict().items())
-    assert find_checkpoints(tmp_path) == [path] and [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
+    assert all(
+        torch.equal(value, saved["network"][name]) for name, value in network.state_dict().items()
+    )
+    assert find_checkpoints(tmp_path) == [path] and [p.name for p in path.parent.iterdir()] == [
+        "checkpoint.pt"
+    ]
 
 
 class Payload:
@@ -49,10 +62,19 @@ def test_a_payload_is_refused_and_does_not_run(tmp_path):
     assert not witness.exists()
 
 
-@pytest.mark.parametrize("changes, complaint", [
-    ({"cases": {"train": 5}}, "cases 5;"), ({"cases": {"train": [["a"]]}}, "a list of cases"), ({"cases": {}}, "None"),
-    ({"arch": "dense"}, "architecture 'dense'"), ({"format": 99}, "format 99"), ({"network": None}, "no 'network'"),
-    ({"recipe": {"layers": 3}}, "no field of a recipe"), ({"epoch": "last"}, "no 'epoch'")])
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"cases": {"train": 5}}, "cases 5;"),
+        ({"cases": {"train": [["a"]]}}, "a list of cases"),
+        ({"cases": {}}, "None"),
+        ({"arch": "dense"}, "architecture 'dense'"),
+        ({"format": 99}, "format 99"),
+        ({"network": None}, "no 'network'"),
+        ({"recipe": {"layers": 3}}, "no field of a recipe"),
+        ({"epoch": "last"}, "no 'epoch'"),
+    ],
+)
 def test_wrong_content_is_named(tmp_path, changes, complaint):
     path = tmp_path / "checkpoint.pt"
     torch.save({"format": 1, **content(), **changes}, path)
@@ -87,7 +109,9 @@ def test_weights_of_another_network_are_refused(tmp_path):
 def test_a_save_that_fails_keeps_the_last_good_file(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, **content(epoch=4))
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(path, **content(epoch=5))
     assert load_checkpoint(path)["epoch"] == 4 and list(tmp_path.iterdir()) == [path]
@@ -101,7 +125,9 @@ def test_a_disk_that_is_full_keeps_the_last_good_file_and_is_told_in_a_line(tmp_
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
     try:
-        with pytest.raises(OSError, match=r"checkpoint\.pt: cannot be written \(.*\); is the disk full\?") as refusal:
+        with pytest.raises(
+            OSError, match=r"checkpoint\.pt: cannot be written \(.*\); is the disk full\?"
+        ) as refusal:
             save_checkpoint(path, **large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -117,10 +143,14 @@ def test_what_torch_cannot_write_is_told_with_the_systems_reason(tmp_path, monke
         try:
             raise OSError(28, "No space left on device")
         finally:
-            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore lines")
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nmore lines"
+            )
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(OSError, match=r"cannot be written \(\[Errno 28\] No space left on device\)"):
+    with pytest.raises(
+        OSError, match=r"cannot be written \(\[Errno 28\] No space left on device\)"
+    ):
         save_checkpoint(path, **content(epoch=5))
     assert load_checkpoint(path)["epoch"] == 4 and list(tmp_path.iterdir()) == [path]
 
@@ -128,8 +158,14 @@ def test_what_torch_cannot_write_is_told_with_the_systems_reason(tmp_path, monke
 def test_a_run_is_audited_by_its_checkpoint_alone(tmp_path):
     """What train.py adds (sums of the cases, departures, seconds) comes back as it was."""
     path = tmp_path / "checkpoint.pt"
-    more = {"checksums": {"a": "00ff"}, "departures": {"recipe": ["x: 1 (paper: 2)"], "run": [], "code": []},
-            "batch": 3, "loss_sum": 1.5, "seconds_computing": 2.5, "environment": {"device": "cpu"}}
+    more = {
+        "checksums": {"a": "00ff"},
+        "departures": {"recipe": ["x: 1 (paper: 2)"], "run": [], "code": []},
+        "batch": 3,
+        "loss_sum": 1.5,
+        "seconds_computing": 2.5,
+        "environment": {"device": "cpu"},
+    }
     save_checkpoint(path, **content(**more))
     loaded = load_checkpoint(path)
     assert {name: loaded[name] for name in more} == more
@@ -137,6 +173,11 @@ def test_a_run_is_audited_by_its_checkpoint_alone(tmp_path):
 
 def test_weights_of_double_precision_are_loaded_in_float32(tmp_path):
     from minikits.checkpoints import load_network
-    weights = {name: value.double() for name, value in build_unet("plain", TINY).state_dict().items()}
-    network = load_network({"arch": "plain", "recipe": TINY, "network": weights}, tmp_path / "checkpoint.pt")
+
+    weights = {
+        name: value.double() for name, value in build_unet("plain", TINY).state_dict().items()
+    }
+    network = load_network(
+        {"arch": "plain", "recipe": TINY, "network": weights}, tmp_path / "checkpoint.pt"
+    )
     assert {value.dtype for value in network.state_dict().values()} == {torch.float32}

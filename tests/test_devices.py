@@ -26,7 +26,11 @@ def test_each_process_takes_the_gpu_of_its_number(monkeypatch):
         asked.append(device)
         return torch.zeros(shape)
 
-    monkeypatch.setattr(devices, "torch", SimpleNamespace(ones=ones, cuda=SimpleNamespace(is_available=lambda: True)))
+    monkeypatch.setattr(
+        devices,
+        "torch",
+        SimpleNamespace(ones=ones, cuda=SimpleNamespace(is_available=lambda: True)),
+    )
     monkeypatch.setenv("LOCAL_RANK", "3")
     for name in ("auto", "cuda", "cuda:1"):
         devices.pick_device(name)
@@ -35,16 +39,28 @@ def test_each_process_takes_the_gpu_of_its_number(monkeypatch):
     assert asked == ["cuda:3", "cuda:3", "cuda:1", "cuda:0"]
 
 
-@pytest.mark.parametrize("name, able, dtype", [
-    ("auto", True, torch.bfloat16), ("auto", False, torch.float32), ("fp32", True, torch.float32),
-    ("bf16", False, torch.bfloat16)])
+@pytest.mark.parametrize(
+    "name, able, dtype",
+    [
+        ("auto", True, torch.bfloat16),
+        ("auto", False, torch.float32),
+        ("fp32", True, torch.float32),
+        ("bf16", False, torch.bfloat16),
+    ],
+)
 def test_a_gpu_that_emulates_bfloat16_does_not_get_it_unasked(monkeypatch, name, able, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or able,
+    )
     assert devices.pick_precision(name, GPU) == dtype
 
 
-@pytest.mark.parametrize("capability, dtype", [
-    ("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)])
+@pytest.mark.parametrize(
+    "capability, dtype",
+    [("amx_bf16", torch.bfloat16), ("avx512_bf16", torch.bfloat16), ("avx2", torch.float32)],
+)
 def test_a_cpu_computes_in_bfloat16_where_it_can(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
     assert devices.pick_precision("auto", CPU) == dtype
@@ -53,7 +69,9 @@ def test_a_cpu_computes_in_bfloat16_where_it_can(monkeypatch, capability, dtype)
 @pytest.mark.parametrize("device, backend", [(CPU, "gloo"), (GPU, "nccl")])
 def test_processes_of_torchrun_join_by_their_numbers(monkeypatch, device, backend):
     joined, at_exit = [], []
-    monkeypatch.setattr(distributed, "init_process_group", lambda name, timeout: joined.append(name))
+    monkeypatch.setattr(
+        distributed, "init_process_group", lambda name, timeout: joined.append(name)
+    )
     monkeypatch.setattr(devices.atexit, "register", at_exit.append)
     assert devices.join_processes(device) == (0, 1) and not joined
 
@@ -67,7 +85,9 @@ def test_the_mean_of_processes_is_over_all_of_them(monkeypatch):
     assert devices.mean_of_processes(torch.tensor(3.0), CPU) == 3.0  # alone
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
-    monkeypatch.setattr(distributed, "all_reduce", lambda number: number.add_(9.0))  # what the others have
+    monkeypatch.setattr(
+        distributed, "all_reduce", lambda number: number.add_(9.0)
+    )  # what the others have
     assert devices.mean_of_processes(3.0, CPU) == 3.0
     assert devices.mean_of_processes(7.0, CPU) == 4.0
 
@@ -75,27 +95,48 @@ def test_the_mean_of_processes_is_over_all_of_them(monkeypatch):
 def test_a_gpus_memory_is_what_is_free_of_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * GIB, 24 * GIB))
     assert devices.claim_memory(GPU, 10 * GIB) == 10 * GIB
-    with pytest.raises(ValueError, match=r"cuda:1: has 10\.0 GiB of memory, a training step wants about 11\.0; "
-                       "a recipe with a smaller patch needs less .*no patch is centred on foreground"):
+    with pytest.raises(
+        ValueError,
+        match=r"cuda:1: has 10\.0 GiB of memory, a training step wants about 11\.0; "
+        "a recipe with a smaller patch needs less .*no patch is centred on foreground",
+    ):
         devices.claim_memory(GPU, 11 * GIB)
 
 
-@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="only glibc is told to")
-@pytest.mark.parametrize("needed, beside, told", [
-    (7, "1", True), (8, "1", False), (3, "2", True), (4, "2", False), (0, "1", False)])
-def test_freed_memory_is_kept_where_all_processes_have_twice_what_they_need(monkeypatch, needed, beside, told):
+@pytest.mark.skipif(
+    "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="only glibc is told to"
+)
+@pytest.mark.parametrize(
+    "needed, beside, told",
+    [(7, "1", True), (8, "1", False), (3, "2", True), (4, "2", False), (0, "1", False)],
+)
+def test_freed_memory_is_kept_where_all_processes_have_twice_what_they_need(
+    monkeypatch, needed, beside, told
+):
     """Of 16 GiB: more than twice what each process of this computer needs."""
     calls = []
-    monkeypatch.setattr(devices.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 16 * GIB // 4096)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: calls.append(given)))
+    monkeypatch.setattr(
+        devices.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 16 * GIB // 4096
+    )
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: calls.append(given))
+    )
     monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
     assert devices.claim_memory(CPU, needed * GIB) == 16 * GIB
     assert calls == ([(-8, 1), (-4, 0), (-1, -1)] if told else [])
 
 
-@pytest.mark.parametrize("said", [
-    "std::bad_alloc", "CUDA error: out of memory", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-    "unable to mmap: Cannot allocate memory (12)", "not enough memory: you tried"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "std::bad_alloc",
+        "CUDA error: out of memory",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "unable to mmap: Cannot allocate memory (12)",
+        "not enough memory: you tried",
+    ],
+)
 def test_what_libraries_say_of_memory_is_known(said):
     from minikits.devices import is_out_of_memory
+
     assert is_out_of_memory(RuntimeError(said)) and not is_out_of_memory(ValueError(said))

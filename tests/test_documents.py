@@ -62,8 +62,13 @@ TRAINING = RESULTS_FOLDER / "training_on_cpu.md"
 MODULES = [path.stem for path in (ROOT / "minikits").glob("*.py") if path.stem != "__init__"]
 
 SCRIPTS = ("train.py", "predict.py", "evaluate.py")
-PROGRAMS = (*SCRIPTS, "minikits.phantoms", "minikits.checkpoints", "benchmarks/table1.py",
-            "benchmarks/learning.py")  # those with a parser
+PROGRAMS = (
+    *SCRIPTS,
+    "minikits.phantoms",
+    "minikits.checkpoints",
+    "benchmarks/table1.py",
+    "benchmarks/learning.py",
+)  # those with a parser
 REQUIRED = {
     "train.py": [],
     "predict.py": ["--in", "a", "--out", "b"],
@@ -135,9 +140,9 @@ def commands(page):
         words = re.sub("['\"]", " ", line.split("#")[0]).split()
         for place, word in enumerate(words):
             script = word.endswith(".py") and ("/" not in word or word.startswith(FOLDERS))
-            module = word.startswith("minikits.") and words[place - 1:place] == ["-m"]
+            module = word.startswith("minikits.") and words[place - 1 : place] == ["-m"]
             if script or module:
-                found.append((word, words[place + 1:]))
+                found.append((word, words[place + 1 :]))
                 break
     return found
 
@@ -237,7 +242,7 @@ def windows_of(shape):
 
 
 def sides(text):
-    """"128x248x248" -> (128, 248, 248)"""
+    """ "128x248x248" -> (128, 248, 248)"""
     return tuple(int(side) for side in text.split("x"))
 
 
@@ -479,8 +484,9 @@ def test_the_demos_lines_are_its_recipes():
     assert f"seed 0: {weights}, {patch}, {length}, into demo/runs/residual/fold0" in text
 
     cases = int(number(r"--out demo/data --cases (\d+)", README))
-    run = run_departures(precision="bfloat16", device="cpu", processes=1, fold="0",
-                         folds_file=None, cases=cases)
+    run = run_departures(
+        precision="bfloat16", device="cpu", processes=1, fold="0", folds_file=None, cases=cases
+    )
     for kind, lines in (("recipe", DEMO.departures()), ("run", run), ("code", code_departures())):
         assert f"    {kind}: {len(lines)} departures from the paper" in text
     assert DEMO.departures()[0] in text
@@ -550,8 +556,9 @@ def test_the_cases_left_out_are_the_papers():
 
 
 def test_the_departures_are_the_same_in_both_places_and_in_the_log():
-    number_format, *_ = run_departures(precision="bfloat16", device="cuda", processes=1, fold="0",
-                                       folds_file=None, cases=206)
+    number_format, *_ = run_departures(
+        precision="bfloat16", device="cuda", processes=1, fold="0", folds_file=None, cases=206
+    )
     said = [line.partition(":")[0] for line in [*code_departures(), number_format]]
     assert [row["what"] for row in table(README, "paper or nnU-Net v1")] == said
     assert [row["what"] for row in table(PAPER_MAP, "measured effect")] == said
@@ -634,8 +641,10 @@ def test_the_windows_of_the_scans_that_were_measured():
     reading = list(parts["reading, preparing, the way back, writing"].values())
     assert reading[1] == f"{rest} s"
 
-    form = (r"resampled ([\dx]+), so (\d+) windows, where the paper's median shape "
-            r"([\dx]+) has (\d+)")
+    form = (
+        r"resampled ([\dx]+), so (\d+) windows, where the paper's median shape "
+        r"([\dx]+) has (\d+)"
+    )
     ours, ours_windows, median, median_windows = re.search(form, words_of(PREDICTION)).groups()
     assert windows_of(sides(ours)) == int(ours_windows)
     assert windows_of(sides(median)) == int(median_windows)

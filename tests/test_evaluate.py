@@ -62,6 +62,7 @@ def evaluate(monkeypatch):
     """The script as a module."""
     monkeypatch.syspath_prepend(ROOT)
     import evaluate
+
     monkeypatch.setattr(evaluate, "forgiving_output", lambda: None)  # pytest's own streams stay
     monkeypatch.setattr(evaluate.signal, "signal", lambda *_: None)  # and its Ctrl-C
     return evaluate
@@ -70,6 +71,7 @@ def evaluate(monkeypatch):
 @pytest.fixture
 def run(evaluate, monkeypatch, capsys):
     """Runs the script in this process; returns its output, both streams, if it ends with the status expected."""
+
     def run(*arguments, expect=0):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
@@ -77,6 +79,7 @@ def run(evaluate, monkeypatch, capsys):
         said = capsys.readouterr()
         assert ended.value.code == expect, said
         return said.out + said.err
+
     return run
 
 
@@ -106,18 +109,31 @@ def test_hand_worked_masks_are_scored_printed_and_written(run, three, tmp_path):
 
     b = 6 / 13
     assert scores(printed) == {
-        "a": ["100.00"] * 3, "b": [f"{100 * b:.2f}", "0.00", f"{50 * b:.2f}"], "c": ["100.00", "-", "-"],
-        "mean": [f"{100 * (2 + b) / 3:.2f}", "50.00", f"{100 * (1 + b / 2) / 2:.2f}"]}
+        "a": ["100.00"] * 3,
+        "b": [f"{100 * b:.2f}", "0.00", f"{50 * b:.2f}"],
+        "c": ["100.00", "-", "-"],
+        "mean": [f"{100 * (2 + b) / 3:.2f}", "50.00", f"{100 * (1 + b / 2) / 2:.2f}"],
+    }
     low, high = mean_interval([1, b, 1])
     assert f"  95% from {100 * low:10.2f}          -          -\n" in printed
     assert f"  to      {100 * high:11.2f}          -          -\n" in printed
-    assert printed.startswith(f"{masks} against {data}, 3 cases found\n") and "warning" not in printed
+    assert (
+        printed.startswith(f"{masks} against {data}, 3 cases found\n") and "warning" not in printed
+    )
     rows = list(csv.reader((tmp_path / "report" / "cases.csv").open()))
-    assert rows == [["case", "kidney", "tumor", "composite"], ["a", "1.0", "1.0", "1.0"],
-                    ["b", str(b), "0.0", str(b / 2)], ["c", "1.0", "nan", "nan"]]
+    assert rows == [
+        ["case", "kidney", "tumor", "composite"],
+        ["a", "1.0", "1.0", "1.0"],
+        ["b", str(b), "0.0", str(b / 2)],
+        ["c", "1.0", "nan", "nan"],
+    ]
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert summary["kidney"]["mean"] == pytest.approx((2 + b) / 3)
-    assert (summary["tumor"]["from"], summary["tumor"]["cases"], summary["tumor"]["without_score"]) == (None, 2, 1)
+    assert (
+        summary["tumor"]["from"],
+        summary["tumor"]["cases"],
+        summary["tumor"]["without_score"],
+    ) == (None, 2, 1)
     assert not (tmp_path / "report" / "comparison.json").exists()
 
 
@@ -135,16 +151,23 @@ def test_a_challenge_mask_stands_for_its_case_and_other_names_stay(run, tmp_path
 
     printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "references")
 
-    assert {"case_00007", "prediction_a", "my_prediction_00008", "prediction_123456"} < scores(printed).keys()
+    assert {"case_00007", "prediction_a", "my_prediction_00008", "prediction_123456"} < scores(
+        printed
+    ).keys()
 
 
 @pytest.mark.parametrize("name", ["prediction_a", "prediction_00003"])
 def test_masks_of_a_pair_of_folders_are_found_by_their_own_names(run, tmp_path, name):
     write_mask(tmp_path / "masks" / f"{name}.nii.gz")
     write_mask(tmp_path / "data" / "labels" / f"{name}.nii.gz")
-    write_image(tmp_path / "data" / "images" / f"{name}_0000.nii.gz", FULL.astype(np.int16), SPACING)
+    write_image(
+        tmp_path / "data" / "images" / f"{name}_0000.nii.gz", FULL.astype(np.int16), SPACING
+    )
 
-    assert scores(run("--pred", tmp_path / "masks", "--ref", tmp_path / "data"))[name] == ["100.00"] * 3
+    assert (
+        scores(run("--pred", tmp_path / "masks", "--ref", tmp_path / "data"))[name]
+        == ["100.00"] * 3
+    )
 
 
 @pytest.mark.parametrize("folder", ["masks", "references"])
@@ -174,9 +197,15 @@ def test_a_mask_stored_in_another_orientation_on_the_same_grid_is_scored_as_it_l
     assert scores(printed)["a"] == [f"{600 / 13:.2f}", "0.00", f"{300 / 13:.2f}"]
 
 
-@pytest.mark.parametrize("change, told", [
-    ("cropped", "shape (2, 4, 5)"), ("moved", "lies up to 5 mm from"), ("turned", "lies up to"),
-    ("another spacing", "lies up to")])
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ("cropped", "shape (2, 4, 5)"),
+        ("moved", "lies up to 5 mm from"),
+        ("turned", "lies up to"),
+        ("another spacing", "lies up to"),
+    ],
+)
 def test_a_mask_on_another_grid_has_no_score(run, tmp_path, change, told):
     write_mask(tmp_path / "references" / "a.nii.gz")
     write_mask(tmp_path / "references" / "b.nii.gz")
@@ -206,12 +235,21 @@ def test_every_damaged_mask_is_named_and_the_sound_ones_are_scored(run, three, t
     assert "1 case found, 2 left out: a (cannot be scored), b (cannot be scored)" in said
     assert scores(said)["c"] == ["100.00", "-", "-"]
     errors = [line for line in said.splitlines() if line.startswith("evaluate.py: ")]
-    assert len(errors) == 2 and "a.nii.gz: damaged" in errors[0] and "b.nii.gz: label values 7" in errors[1]
-    assert [line[0] for line in csv.reader((tmp_path / "report" / "cases.csv").open())] == ["case", "c"]
+    assert (
+        len(errors) == 2
+        and "a.nii.gz: damaged" in errors[0]
+        and "b.nii.gz: label values 7" in errors[1]
+    )
+    assert [line[0] for line in csv.reader((tmp_path / "report" / "cases.csv").open())] == [
+        "case",
+        "c",
+    ]
     assert [path.name for path in (tmp_path / "report" / "overlays").iterdir()] == ["c.png"]
 
 
-def test_a_mask_that_memory_does_not_take_is_named_and_the_others_are_scored(run, evaluate, three, monkeypatch):
+def test_a_mask_that_memory_does_not_take_is_named_and_the_others_are_scored(
+    run, evaluate, three, monkeypatch
+):
     masks, data = three
     read = evaluate.read_labels
 
@@ -219,6 +257,7 @@ def test_a_mask_that_memory_does_not_take_is_named_and_the_others_are_scored(run
         if path == masks / "a.nii.gz":
             raise MemoryError
         return read(path, **options)
+
     monkeypatch.setattr(evaluate, "read_labels", short_of_memory)
 
     said = run("--pred", masks, "--ref", data, expect=2)
@@ -235,7 +274,11 @@ def test_damaged_references_are_named_once_for_all_systems(run, three, tmp_path)
     said = run("--pred", masks, tmp_path / "others", "--ref", data, expect=2)
 
     errors = [line for line in said.splitlines() if line.startswith("evaluate.py: ")]
-    assert len(errors) == 2 and str(masks / "a.nii.gz") in errors[0] and "segmentation.nii.gz" in errors[1]
+    assert (
+        len(errors) == 2
+        and str(masks / "a.nii.gz") in errors[0]
+        and "segmentation.nii.gz" in errors[1]
+    )
     assert "The 2 cases that all have, best first" in said
 
 
@@ -253,7 +296,15 @@ def test_nothing_but_damaged_masks_has_no_table(run, tmp_path):
     damage(write_mask(tmp_path / "masks" / "a.nii.gz"))
     write_mask(tmp_path / "references" / "a.nii.gz")
 
-    said = run("--pred", tmp_path / "masks", "--ref", tmp_path / "references", "--out", tmp_path / "r", expect=2)
+    said = run(
+        "--pred",
+        tmp_path / "masks",
+        "--ref",
+        tmp_path / "references",
+        "--out",
+        tmp_path / "r",
+        expect=2,
+    )
 
     assert "0 cases found, 1 left out: a (cannot be scored)" in said and "Dice in %" not in said
     assert not (tmp_path / "r").exists()
@@ -265,7 +316,10 @@ def test_what_lacks_its_counterpart_is_refused_or_named_and_counted(run, three):
     write_mask(masks / "stranger.nii.gz")
 
     refused = run("--pred", masks, "--ref", data, expect=2)
-    assert "1 cases have no reference (stranger), wanted one for each" in refused and "--allow-missing" in refused
+    assert (
+        "1 cases have no reference (stranger), wanted one for each" in refused
+        and "--allow-missing" in refused
+    )
     assert refused.count("\n") == 1
 
     allowed = run("--pred", masks, "--ref", data, "--allow-missing")
@@ -278,8 +332,13 @@ def test_masks_of_other_cases_altogether_are_refused_also_where_some_may_be_miss
     write_mask(tmp_path / "references" / "z.nii.gz")
 
     for option in ([], ["--allow-missing"]):
-        said = run("--pred", tmp_path / "masks", "--ref", tmp_path / "references", *option, expect=2)
-        assert "no case has a mask and a reference: masks of a, references of z" in said and said.count("\n") == 1
+        said = run(
+            "--pred", tmp_path / "masks", "--ref", tmp_path / "references", *option, expect=2
+        )
+        assert (
+            "no case has a mask and a reference: masks of a, references of z" in said
+            and said.count("\n") == 1
+        )
 
 
 def test_the_cases_that_the_paper_excludes_are_named_and_no_error(run, tmp_path):
@@ -292,7 +351,10 @@ def test_the_cases_that_the_paper_excludes_are_named_and_no_error(run, tmp_path)
     printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "data")
 
     named = ", ".join(f"{id} (no mask; among the paper's excluded cases)" for id in excluded)
-    assert f"1 case found, 4 left out: {named}" in printed and scores(printed).keys() == {"case_00001", "mean"}
+    assert f"1 case found, 4 left out: {named}" in printed and scores(printed).keys() == {
+        "case_00001",
+        "mean",
+    }
 
 
 def test_an_excluded_case_that_has_a_mask_is_scored(run, tmp_path):
@@ -308,11 +370,17 @@ def test_what_lies_among_the_references_and_is_none_is_named(run, three):
     (data / "d" / "segmentation.nii.gz").symlink_to("nowhere.nii.gz")
     write_image(data / "e" / "imaging.nii.gz", FULL.astype(np.int16), SPACING)
     printed = run("--pred", masks, "--ref", data)
-    assert "3 cases found, 2 left out: d/segmentation.nii.gz (a link to nothing), e (no labels)" in printed
+    assert (
+        "3 cases found, 2 left out: d/segmentation.nii.gz (a link to nothing), e (no labels)"
+        in printed
+    )
 
     write_mask(masks / "d.nii.gz")
     said = run("--pred", masks, "--ref", data, expect=2)
-    assert "1 cases have no reference (d)" in said and "left out: d/segmentation.nii.gz (a link to nothing)" in said
+    assert (
+        "1 cases have no reference (d)" in said
+        and "left out: d/segmentation.nii.gz (a link to nothing)" in said
+    )
 
 
 def test_a_link_to_nothing_among_flat_references_is_named(run, three):
@@ -338,8 +406,14 @@ def distort(path, kind):
         write_image(path, np.zeros((2, 4, 5), np.int16), SPACING)
 
 
-@pytest.mark.parametrize("kind, told", [
-    ("damaged", "damaged"), ("sform and qform differ", "mm apart"), ("another grid", "shape (2, 4, 5)")])
+@pytest.mark.parametrize(
+    "kind, told",
+    [
+        ("damaged", "damaged"),
+        ("sform and qform differ", "mm apart"),
+        ("another grid", "shape (2, 4, 5)"),
+    ],
+)
 def test_an_image_that_cannot_be_used_costs_its_picture_alone(run, three, tmp_path, kind, told):
     masks, data = three
     sound = scores(run("--pred", masks, "--ref", data))
@@ -350,19 +424,24 @@ def test_an_image_that_cannot_be_used_costs_its_picture_alone(run, three, tmp_pa
 
     assert scores(printed) == sound
     assert "warning: 1 of 3 pictures left out: b (" in printed and told in printed
-    assert sorted(path.name for path in (tmp_path / "report" / "overlays").iterdir()) == ["a.png", "c.png"]
+    assert sorted(path.name for path in (tmp_path / "report" / "overlays").iterdir()) == [
+        "a.png",
+        "c.png",
+    ]
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """[figure] of what is saved."""
     from matplotlib.figure import Figure
+
     figures = []
     save = Figure.savefig
 
     def saved(figure, *arguments, **options):
         figures.append(figure)
         save(figure, *arguments, **options)
+
     monkeypatch.setattr(Figure, "savefig", saved)
     return figures
 
@@ -386,8 +465,10 @@ def test_a_picture_shows_the_slice_of_most_tumor_and_the_one_of_most_errors(run,
         assert np.array_equal(axes.images[0].get_array(), image[z])
         assert axes.get_aspect() == SPACING[1] / SPACING[2]
     kidney = 2 * 32 / (32 + 41)
-    assert figure.get_suptitle() == (f"a: Dice of kidney (cyan) {100 * kidney:.1f}, of tumor (red) 100.0; "
-                                     "reference solid, prediction dashed")
+    assert figure.get_suptitle() == (
+        f"a: Dice of kidney (cyan) {100 * kidney:.1f}, of tumor (red) 100.0; "
+        "reference solid, prediction dashed"
+    )
     left, right = (len(axes.collections) for axes in figure.axes)
     assert (left, right) == (4, 1)  # kidney and tumor of both; the mask's kidney alone
     ((_, dashes),) = figure.axes[1].collections[0].get_linestyle()
@@ -411,7 +492,9 @@ def test_volumes_of_one_voxel_in_a_direction_are_scored(run, tmp_path, shape):
     write_case(tmp_path / "data", "a", voxels)
     write_mask(tmp_path / "masks" / "a.nii.gz", voxels)
 
-    printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
+    printed = run(
+        "--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report"
+    )
 
     assert scores(printed)["a"] == ["100.00", "-", "-"]
     is_drawn = (tmp_path / "report" / "overlays" / "a.png").exists()
@@ -425,7 +508,9 @@ def test_a_volume_that_is_all_kidney_is_drawn_without_contours(run, tmp_path, dr
 
     run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
 
-    assert len(drawn[0].axes[0].collections) == 2 and not recwarn.list  # the mask's kidney and tumor
+    assert (
+        len(drawn[0].axes[0].collections) == 2 and not recwarn.list
+    )  # the mask's kidney and tumor
 
 
 @pytest.mark.parametrize("name", ["p$1_^$x", "two words", "a%b{c}\\d", "é", "-dash"])
@@ -433,15 +518,26 @@ def test_any_name_is_scored_and_drawn(run, tmp_path, name):
     write_case(tmp_path / "data", name)
     write_mask(tmp_path / "masks" / f"{name}.nii.gz")
 
-    printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
+    printed = run(
+        "--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report"
+    )
 
     assert "100.00" in printed and "warning" not in printed
     assert (tmp_path / "report" / "overlays" / f"{name}.png").exists()
 
 
-@pytest.mark.parametrize("error", [ImportError("numpy.core.multiarray failed"), AttributeError("_ARRAY_API"),
-                                   OSError("no font cache"), ModuleNotFoundError("No module named 'matplotlib'")])
-def test_matplotlib_that_cannot_be_imported_costs_the_pictures_alone(run, three, tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("numpy.core.multiarray failed"),
+        AttributeError("_ARRAY_API"),
+        OSError("no font cache"),
+        ModuleNotFoundError("No module named 'matplotlib'"),
+    ],
+)
+def test_matplotlib_that_cannot_be_imported_costs_the_pictures_alone(
+    run, three, tmp_path, monkeypatch, error
+):
     class Broken:
         def find_spec(self, name, path=None, target=None):
             if name.split(".")[0] == "matplotlib":
@@ -455,21 +551,39 @@ def test_matplotlib_that_cannot_be_imported_costs_the_pictures_alone(run, three,
 
     assert scores(printed)["a"] == ["100.00"] * 3
     assert f"warning: no pictures: matplotlib cannot be imported ({error})" in printed
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["cases.csv", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "cases.csv",
+        "summary.json",
+    ]
 
 
 def test_scores_are_written_before_any_picture(run, evaluate, three, tmp_path, monkeypatch, capsys):
     """Whatever ends the process while it draws."""
+
     def ended(*_):
         raise KeyboardInterrupt
+
     monkeypatch.setattr(evaluate, "draw_overlay", ended)
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--pred", str(three[0]), "--ref", str(three[1]), "--out",
-                                      str(tmp_path / "report")])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "evaluate.py",
+            "--pred",
+            str(three[0]),
+            "--ref",
+            str(three[1]),
+            "--out",
+            str(tmp_path / "report"),
+        ],
+    )
     with pytest.raises(KeyboardInterrupt):
         evaluate.main()
 
     assert scores(capsys.readouterr().out)["a"] == ["100.00"] * 3
-    assert (tmp_path / "report" / "cases.csv").exists() and (tmp_path / "report" / "summary.json").exists()
+    assert (tmp_path / "report" / "cases.csv").exists() and (
+        tmp_path / "report" / "summary.json"
+    ).exists()
 
 
 def test_a_report_that_cannot_be_written_is_a_warning_after_the_scores(run, three, tmp_path):
@@ -482,16 +596,31 @@ def test_a_report_that_cannot_be_written_is_a_warning_after_the_scores(run, thre
     assert scores(printed) == sound and (tmp_path / "file").read_text() == "in the way"
     for name in ("cases.csv", "summary.json"):
         assert f"warning: {tmp_path / 'file' / name}: not written (" in printed
-    assert "warning: 3 of 3 pictures left out" in printed and printed.index("mean") < printed.index("warning")
+    assert "warning: 3 of 3 pictures left out" in printed and printed.index("mean") < printed.index(
+        "warning"
+    )
 
 
 def warnings(printed):
     return [line for line in printed.splitlines() if line.startswith("warning")]
 
 
-@pytest.mark.parametrize("content", [
-    "[1, 2]", '{"trained_on": null}', '{"trained_on": {"a": 1}}', '{"trained_on": [1]}', "{}", '"a"', "null",
-    '{"netw', "", "\xff", "[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1, 2]",
+        '{"trained_on": null}',
+        '{"trained_on": {"a": 1}}',
+        '{"trained_on": [1]}',
+        "{}",
+        '"a"',
+        "null",
+        '{"netw',
+        "",
+        "\xff",
+        "[" * 100_000,
+    ],
+)
 def test_a_prediction_json_of_another_tool_costs_no_score(run, three, content):
     (three[0] / "prediction.json").write_bytes(content.encode("latin-1"))
 
@@ -499,7 +628,10 @@ def test_a_prediction_json_of_another_tool_costs_no_score(run, three, content):
 
     assert scores(printed)["a"] == ["100.00"] * 3
     (warning,) = warnings(printed)
-    assert "prediction.json: " in warning and "whether the networks were trained on these cases is unknown" in warning
+    assert (
+        "prediction.json: " in warning
+        and "whether the networks were trained on these cases is unknown" in warning
+    )
 
 
 @pytest.mark.parametrize("crossed", [False, True])
@@ -524,25 +656,36 @@ def test_a_training_case_is_known_by_its_mask_too(run, tmp_path):
 
 
 def test_unfinished_networks_are_a_warning(run, three):
-    networks = [{"arch": "plain", "fold": "0", "epoch": 1000, "epochs": 1000},
-                {"arch": "plain", "fold": "1", "epoch": 22, "epochs": 1000}, {"arch": "plain", "fold": "2"}, 5]
+    networks = [
+        {"arch": "plain", "fold": "0", "epoch": 1000, "epochs": 1000},
+        {"arch": "plain", "fold": "1", "epoch": 22, "epochs": 1000},
+        {"arch": "plain", "fold": "2"},
+        5,
+    ]
     (three[0] / "prediction.json").write_text(json.dumps({"trained_on": [], "networks": networks}))
     (warning,) = warnings(run("--pred", three[0], "--ref", three[1]))
-    assert warning == (f"warning: {three[0]}: 1 of its networks were not trained to the end "
-                       "(plain fold 1: epoch 22 of 1000)")
+    assert warning == (
+        f"warning: {three[0]}: 1 of its networks were not trained to the end "
+        "(plain fold 1: epoch 22 of 1000)"
+    )
 
 
 def test_a_mask_that_prediction_json_does_not_name_is_a_warning(run, three):
     about = {"trained_on": [], "networks": [], "scans": {"a.nii.gz": {}, "c.nii.gz": {}}}
     (three[0] / "prediction.json").write_text(json.dumps(about))
     (warning,) = warnings(run("--pred", three[0], "--ref", three[1]))
-    assert "prediction.json: says nothing of 1 of these masks (b.nii.gz); whether the networks" in warning
+    assert (
+        "prediction.json: says nothing of 1 of these masks (b.nii.gz); whether the networks"
+        in warning
+    )
 
 
 def test_one_mask_file_is_scored_and_its_prediction_json_read(run, three):
     (three[0] / "prediction.json").write_text(json.dumps({"trained_on": ["b"]}))
     printed = run("--pred", three[0] / "b.nii.gz", "--ref", three[1], "--allow-missing")
-    assert "1 case found, 2 left out: a (no mask), c (no mask)" in printed and "b" in scores(printed)
+    assert "1 case found, 2 left out: a (no mask), c (no mask)" in printed and "b" in scores(
+        printed
+    )
     assert "were trained on 1 of these cases (b)" in printed
 
 
@@ -555,11 +698,21 @@ def test_the_frame_can_be_chosen_for_masks_references_and_images(run, tmp_path, 
     """pixdim of 1 mm beside the right sform, as some tools write it."""
     write_case(tmp_path / "data", "a")
     mask = write_mask(tmp_path / "masks" / "a.nii.gz")
-    path = {"mask": mask, "reference": tmp_path / "data" / "a" / "segmentation.nii.gz",
-            "image": tmp_path / "data" / "a" / "imaging.nii.gz"}[which]
+    path = {
+        "mask": mask,
+        "reference": tmp_path / "data" / "a" / "segmentation.nii.gz",
+        "image": tmp_path / "data" / "a" / "imaging.nii.gz",
+    }[which]
     stored = nib.load(path)
     write_mask(path, np.asarray(stored.dataobj), pixdim=[1, 1, 1, 1, 0, 0, 0, 0])
-    arguments = ("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
+    arguments = (
+        "--pred",
+        tmp_path / "masks",
+        "--ref",
+        tmp_path / "data",
+        "--out",
+        tmp_path / "report",
+    )
 
     said = run(*arguments, expect=0 if which == "image" else 2)
     assert "pixdim" in said and "--affine sform" in said and ("mean" in said) == (which == "image")
@@ -574,9 +727,13 @@ def test_the_limit_of_voxels_can_be_chosen(run, three):
     assert "100.00" in run("--pred", three[0], "--ref", three[1], "--max-voxels", 60)
 
 
-@pytest.mark.parametrize("options, told", [
-    (["--assume-spacing", "0", "1", "1"], "argument --assume-spacing: 0: wanted"),
-    (["--affine", "pixdim"], "invalid choice")])
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--assume-spacing", "0", "1", "1"], "argument --assume-spacing: 0: wanted"),
+        (["--affine", "pixdim"], "invalid choice"),
+    ],
+)
 def test_options_that_cannot_be_are_refused(run, three, options, told):
     assert told in run("--pred", three[0], "--ref", three[1], *options, expect=2)
 
@@ -587,12 +744,23 @@ def test_several_systems_are_compared_on_what_all_have(run, three, tmp_path):
         write_mask(tmp_path / "residual" / f"{id}.nii.gz", HALF)
     damage(tmp_path / "residual" / "b.nii.gz")
 
-    said = run("--pred", masks, tmp_path / "residual", "--ref", data, "--out", tmp_path / "report", expect=2)
+    said = run(
+        "--pred",
+        masks,
+        tmp_path / "residual",
+        "--ref",
+        data,
+        "--out",
+        tmp_path / "report",
+        expect=2,
+    )
 
     assert "The 2 cases that all have, best first; p: sign flips, paired, Holm" in said
     compared = json.loads((tmp_path / "report" / "comparison.json").read_text())
     assert compared["ranking"] == ["masks", "residual"] and compared["cases"] == ["a", "c"]
-    assert said.index("  paper") > said.index("The 2 cases") and "97.36      85.73      91.54" in said
+    assert (
+        said.index("  paper") > said.index("The 2 cases") and "97.36      85.73      91.54" in said
+    )
     for name, cases in (("masks", ["a", "b", "c"]), ("residual", ["a", "c"])):
         rows = list(csv.reader((tmp_path / "report" / name / "cases.csv").open()))[1:]
         assert [row[0] for row in rows] == cases
@@ -605,7 +773,16 @@ def test_one_folder_that_cannot_be_scored_does_not_cost_the_others(run, three, t
     for id in "abc":
         write_mask(tmp_path / "good" / f"{id}.nii.gz", FULL)
 
-    said = run("--pred", tmp_path / "lacking", tmp_path / "none", masks, tmp_path / "good", "--ref", data, expect=2)
+    said = run(
+        "--pred",
+        tmp_path / "lacking",
+        tmp_path / "none",
+        masks,
+        tmp_path / "good",
+        "--ref",
+        data,
+        expect=2,
+    )
 
     assert "lacking: 2 cases have no mask (b, c)" in said and "none: no" in said
     assert "The 3 cases that all have" in said and "good - masks" in said
@@ -617,10 +794,22 @@ def test_systems_without_a_common_case_are_an_error_without_a_number(run, tmp_pa
         write_mask(tmp_path / "references" / f"{id}.nii.gz")
         write_mask(tmp_path / f"masks_{id}" / f"{id}.nii.gz")
 
-    said = run("--pred", tmp_path / "masks_a", tmp_path / "masks_b", "--ref", tmp_path / "references",
-               "--allow-missing", "--out", tmp_path / "report", expect=2)
+    said = run(
+        "--pred",
+        tmp_path / "masks_a",
+        tmp_path / "masks_b",
+        "--ref",
+        tmp_path / "references",
+        "--allow-missing",
+        "--out",
+        tmp_path / "report",
+        expect=2,
+    )
 
-    assert "evaluate.py: --pred: no case is in all of them" in said and "masks_a has a; masks_b has b" in said
+    assert (
+        "evaluate.py: --pred: no case is in all of them" in said
+        and "masks_a has a; masks_b has b" in said
+    )
     assert "nan" not in said and scores(said)["a"] == ["100.00"] * 3
     assert not (tmp_path / "report" / "comparison.json").exists()
     assert (tmp_path / "report" / "masks_b" / "cases.csv").exists()
@@ -635,7 +824,11 @@ def test_folders_of_one_name_are_refused(run, three, tmp_path):
 def test_a_folder_that_is_not_there_is_an_error_of_one_line(run, three, tmp_path, missing):
     places = {"--pred": three[0], "--ref": three[1], missing: tmp_path / "nowhere"}
     said = run(*[word for pair in places.items() for word in pair], expect=2)
-    assert said.startswith("evaluate.py: ") and "nowhere: no such file or folder" in said and said.count("\n") == 1
+    assert (
+        said.startswith("evaluate.py: ")
+        and "nowhere: no such file or folder" in said
+        and said.count("\n") == 1
+    )
 
 
 def test_a_tilde_is_the_home_folder(run, three, tmp_path, monkeypatch):
@@ -651,11 +844,23 @@ def test_names_that_cannot_be_printed_and_closed_streams_end_nothing(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names alone")
     write_mask(tmp_path / "references" / f"{name}.nii.gz")
-    command = [sys.executable, "evaluate.py", "--pred", tmp_path / "masks", "--ref", tmp_path / "references", "--out"]
+    command = [
+        sys.executable,
+        "evaluate.py",
+        "--pred",
+        tmp_path / "masks",
+        "--ref",
+        tmp_path / "references",
+        "--out",
+    ]
     plain = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
 
-    done = subprocess.run([*command, tmp_path / "report"], cwd=ROOT, capture_output=True, env=plain, timeout=200)
-    closed = subprocess.run([*command, tmp_path / "unseen"], cwd=ROOT, timeout=200, preexec_fn=lambda: os.close(1))
+    done = subprocess.run(
+        [*command, tmp_path / "report"], cwd=ROOT, capture_output=True, env=plain, timeout=200
+    )
+    closed = subprocess.run(
+        [*command, tmp_path / "unseen"], cwd=ROOT, timeout=200, preexec_fn=lambda: os.close(1)
+    )
 
     assert done.returncode == 0 and b"100.00" in done.stdout, done.stderr
     assert closed.returncode == 0
@@ -665,6 +870,7 @@ def test_names_that_cannot_be_printed_and_closed_streams_end_nothing(tmp_path):
 
 def test_a_picture_has_soft_tissues_window_and_its_titles_colours_and_lines(run, tmp_path, drawn):
     from matplotlib.colors import to_rgba
+
     reference = np.zeros((1, 6, 7), np.uint8)
     reference[0, 1:5, 1:5] = 1
     reference[0, 2:4, 2:4] = 2
@@ -677,7 +883,12 @@ def test_a_picture_has_soft_tissues_window_and_its_titles_colours_and_lines(run,
     assert axes.images[0].get_clim() == (-160, 300)
     colours = [tuple(each.get_edgecolor()[0]) for each in axes.collections]
     assert colours == [to_rgba("tab:cyan"), to_rgba("tab:red")] * 2
-    assert [each.get_linestyle()[0][1] is None for each in axes.collections] == [True, True, False, False]
+    assert [each.get_linestyle()[0][1] is None for each in axes.collections] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_slice_of_most_kidney_is_drawn_where_the_mask_alone_has_a_tumor(run, tmp_path, drawn):

@@ -53,22 +53,42 @@ def test_how_arrays_lie_in_memory_changes_nothing(form):
     generator = np.random.default_rng(5)
     prediction, reference = generator.integers(0, 3, (2, 3, 4, 5))
     forms = {
-        "C": np.ascontiguousarray, "F": np.asfortranarray,
+        "C": np.ascontiguousarray,
+        "F": np.asfortranarray,
         "turned": lambda labels: np.ascontiguousarray(labels.transpose(1, 2, 0)).transpose(2, 0, 1),
         "flipped": lambda labels: np.ascontiguousarray(labels[:, ::-1])[:, ::-1],
-        "every second": lambda labels: labels.repeat(2, axis=2)[:, :, ::2]}
-    kidney = 2 * ((prediction > 0) & (reference > 0)).sum() / ((prediction > 0).sum() + (reference > 0).sum())
-    tumor = 2 * ((prediction == 2) & (reference == 2)).sum() / ((prediction == 2).sum() + (reference == 2).sum())
+        "every second": lambda labels: labels.repeat(2, axis=2)[:, :, ::2],
+    }
+    kidney = (
+        2
+        * ((prediction > 0) & (reference > 0)).sum()
+        / ((prediction > 0).sum() + (reference > 0).sum())
+    )
+    tumor = (
+        2
+        * ((prediction == 2) & (reference == 2)).sum()
+        / ((prediction == 2).sum() + (reference == 2).sum())
+    )
 
     assert kits_dice(forms[form](prediction), reference) == pytest.approx((kidney, tumor))
     assert kits_dice(prediction, forms[form](reference)) == pytest.approx((kidney, tumor))
 
 
-@pytest.mark.parametrize("strange, named", [
-    ([0, 3], "3"), ([-1, 0], "-1"), ([0.0, 0.4], "0.4"), ([0.0, math.nan], "nan"), ([2.0, math.inf], "inf")])
+@pytest.mark.parametrize(
+    "strange, named",
+    [
+        ([0, 3], "3"),
+        ([-1, 0], "-1"),
+        ([0.0, 0.4], "0.4"),
+        ([0.0, math.nan], "nan"),
+        ([2.0, math.inf], "inf"),
+    ],
+)
 def test_what_are_no_labels_has_no_dice(strange, named):
     """Probabilities, for example, would pass for labels in silence."""
-    with pytest.raises(ValueError, match=f"prediction: label values {named} found, wanted only 0, 1 and 2"):
+    with pytest.raises(
+        ValueError, match=f"prediction: label values {named} found, wanted only 0, 1 and 2"
+    ):
         kits_dice(np.array(strange), np.array([0, 1]))
     with pytest.raises(ValueError, match=f"reference: label values {named} found"):
         kits_dice(np.array([0, 1]), np.array(strange))
@@ -76,8 +96,13 @@ def test_what_are_no_labels_has_no_dice(strange, named):
 
 def test_labels_of_any_type_have_the_same_dice():
     for kind in (np.uint8, np.int16, np.uint16, np.float32, np.float64):
-        assert kits_dice(np.array([1, 2, 0, 1], kind), np.array([1, 1, 2, 0])) == pytest.approx((4 / 6, 0))
-    assert kits_dice(np.array([True, False]), np.array([1, 1])) == (2 / 3, pytest.approx(math.nan, nan_ok=True))
+        assert kits_dice(np.array([1, 2, 0, 1], kind), np.array([1, 1, 2, 0])) == pytest.approx(
+            (4 / 6, 0)
+        )
+    assert kits_dice(np.array([True, False]), np.array([1, 1])) == (
+        2 / 3,
+        pytest.approx(math.nan, nan_ok=True),
+    )
 
 
 def test_real_labels_against_themselves_and_shifted(kits19):
@@ -89,12 +114,18 @@ def test_real_labels_against_themselves_and_shifted(kits19):
         wanted = []
         for ours, theirs in ((shifted > 0, labels > 0), (shifted == 2, labels == 2)):
             wanted.append(2 * np.logical_and(ours, theirs).sum() / (ours.sum() + theirs.sum()))
-        assert kits_dice(shifted, labels) == pytest.approx(tuple(wanted)) and 0.3 < min(wanted) <= max(wanted) < 0.99
+        assert (
+            kits_dice(shifted, labels) == pytest.approx(tuple(wanted))
+            and 0.3 < min(wanted) <= max(wanted) < 0.99
+        )
 
 
 def test_composite_is_the_arithmetic_mean_and_nan_is_left_out_and_counted():
-    rows = [score_case("a", np.array([1, 2]), np.array([1, 2])), score_case("b", np.array([1, 0]), np.array([1, 1])),
-            score_case("c", np.array([2, 1]), np.array([1, 1]))]
+    rows = [
+        score_case("a", np.array([1, 2]), np.array([1, 2])),
+        score_case("b", np.array([1, 0]), np.array([1, 1])),
+        score_case("c", np.array([2, 1]), np.array([1, 1])),
+    ]
     assert [row["composite"] for row in rows[::2]] == [1, 0.5] and math.isnan(rows[1]["composite"])
     summary = summarise(rows)
     assert summary["kidney"]["mean"] == pytest.approx(8 / 9) and summary["tumor"]["mean"] == 0.5
@@ -122,12 +153,19 @@ def test_the_interval_of_ones_and_zeros_is_clopper_and_pearsons(ones, n):
     assert found == pytest.approx((wanted.low, wanted.high), abs=0.008)
 
 
-@pytest.mark.parametrize("scores", [
-    [0.2, 0.5, 0.9], [0.8449, 0.9215, 0.9439, 0.8452, 0.8174, 0.9306], [0.1, 0.11, 0.5, 0.51, 0.52, 0.9, 0.99]])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [0.2, 0.5, 0.9],
+        [0.8449, 0.9215, 0.9439, 0.8452, 0.8174, 0.9306],
+        [0.1, 0.11, 0.5, 0.51, 0.52, 0.9, 0.99],
+    ],
+)
 def test_the_interval_is_that_of_weights_drawn_uniformly(scores):
     """The mean of n + 1 distinct numbers x with such weights is above t with probability
     sum over x > t of (x - t)^n / product over the others y of (x - y) (Curry and Schoenberg 1966),
     here in fractions."""
+
     def above(numbers, t):
         chance = Fraction(0)
         for x in numbers:
@@ -177,18 +215,24 @@ def test_the_interval_of_what_is_no_score_is_refused(strange):
         mean_interval([0.5, 0.6, 0.7, strange])
 
 
-@pytest.mark.parametrize("n, shift", [(6, 0.3), (10, 1.0), (12, 0.0), (13, -0.5), (30, 0.2), (40, 0.6), (40, -0.3)])
+@pytest.mark.parametrize(
+    "n, shift", [(6, 0.3), (10, 1.0), (12, 0.0), (13, -0.5), (30, 0.2), (40, 0.6), (40, -0.3)]
+)
 def test_the_sign_flip_test_is_scipys(n, shift):
     """Up to 13 differences exactly; beyond, both draw 9,999 patterns."""
     differences = np.random.default_rng(n).normal(shift, 1, n)
-    wanted = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=1).pvalue
+    wanted = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=1
+    ).pvalue
     assert sign_flip_test(differences) == pytest.approx(wanted, abs=1e-9 if n <= 13 else 0.02)
 
 
 def test_the_sign_flip_test_by_hand():
     assert sign_flip_test([1, 1, 1]) == 2 / 8  # only all plus and all minus are as far
     assert sign_flip_test([0.1, 0.1, 0.1, -0.3]) == 1
-    assert sign_flip_test([1, -1]) == 1 and sign_flip_test([0, 0, 0]) == 1 and sign_flip_test([]) == 1
+    assert (
+        sign_flip_test([1, -1]) == 1 and sign_flip_test([0, 0, 0]) == 1 and sign_flip_test([]) == 1
+    )
 
 
 def test_the_p_of_random_sign_flips_is_never_0():
@@ -211,21 +255,30 @@ def test_holm_by_hand():
 
 
 def rows_of(kidneys, tumors):
-    return [{"case": f"case_{n}", "kidney": k, "tumor": t, "composite": (k + t) / 2}
-            for n, (k, t) in enumerate(zip(kidneys, tumors))]
+    return [
+        {"case": f"case_{n}", "kidney": k, "tumor": t, "composite": (k + t) / 2}
+        for n, (k, t) in enumerate(zip(kidneys, tumors))
+    ]
 
 
 def test_systems_are_ranked_and_compared_on_the_cases_that_all_have():
-    systems = {"plain": rows_of([0.9, 0.8, 0.7, 0.1], [0.5, 0.6, math.nan, 0.9]),
-               "residual": rows_of([0.9, 0.9, 0.9], [0.6, 0.8, math.nan]),
-               "mine": rows_of([1.0, 0.7, 0.9], [0.5, 1.0, math.nan])}
+    systems = {
+        "plain": rows_of([0.9, 0.8, 0.7, 0.1], [0.5, 0.6, math.nan, 0.9]),
+        "residual": rows_of([0.9, 0.9, 0.9], [0.6, 0.8, math.nan]),
+        "mine": rows_of([1.0, 0.7, 0.9], [0.5, 1.0, math.nan]),
+    }
     compared = compare(systems)
     assert compared["cases"] == ["case_0", "case_1", "case_2"]
     assert compared["ranking"] == ["mine", "residual", "plain"]  # two are equal, the tumor decides
-    assert compared["summaries"]["mine"]["composite"]["mean"] == compared["summaries"]["residual"]["composite"]["mean"]
+    assert (
+        compared["summaries"]["mine"]["composite"]["mean"]
+        == compared["summaries"]["residual"]["composite"]["mean"]
+    )
     pair = compared["pairs"][-1]
     assert (pair["better"], pair["worse"]) == ("residual", "plain")
-    assert pair["kidney"]["difference"] == pytest.approx(0.1) and pair["tumor"]["difference"] == pytest.approx(0.15)
+    assert pair["kidney"]["difference"] == pytest.approx(0.1) and pair["tumor"][
+        "difference"
+    ] == pytest.approx(0.15)
     raw = [sign_flip_test(d) for d in ([0.1, -0.2, 0.0], [0.1, -0.1, 0.2], [0.0, 0.1, 0.2])]
     assert [found["kidney"]["p"] for found in compared["pairs"]] == holm(raw)
     text = comparison_table(compared)
@@ -235,7 +288,10 @@ def test_systems_are_ranked_and_compared_on_the_cases_that_all_have():
 
 def test_a_case_that_one_system_lacks_counts_for_none():
     """By its own cases `lucky` would lead; on the two that both have it is behind."""
-    systems = {"lucky": rows_of([0.5, 0.6, 1.0, 1.0], [0.5, 0.6, 1.0, 1.0]), "steady": rows_of([0.7, 0.8], [0.7, 0.8])}
+    systems = {
+        "lucky": rows_of([0.5, 0.6, 1.0, 1.0], [0.5, 0.6, 1.0, 1.0]),
+        "steady": rows_of([0.7, 0.8], [0.7, 0.8]),
+    }
     compared = compare(systems)
 
     assert compared["cases"] == ["case_0", "case_1"] and compared["ranking"] == ["steady", "lucky"]
@@ -253,9 +309,15 @@ def test_cases_are_paired_by_name_whatever_their_order():
 
 
 def test_systems_without_a_common_case_are_not_compared():
-    with pytest.raises(ValueError, match=r"no case is in all of them.*one has case_0, case_1; other has case_9$"):
-        compare({"one": rows_of([0.9, 0.8], [0.9, 0.8]),
-                 "other": [{"case": "case_9", "kidney": 1, "tumor": 1, "composite": 1}]})
+    with pytest.raises(
+        ValueError, match=r"no case is in all of them.*one has case_0, case_1; other has case_9$"
+    ):
+        compare(
+            {
+                "one": rows_of([0.9, 0.8], [0.9, 0.8]),
+                "other": [{"case": "case_9", "kidney": 1, "tumor": 1, "composite": 1}],
+            }
+        )
 
 
 def summary_of(composite, tumor):
@@ -264,9 +326,16 @@ def summary_of(composite, tumor):
 
 def test_the_ranking_is_by_composite_then_tumor_then_name_and_nan_comes_last():
     nan = math.nan
-    wanted = {"first": (0.9, 0.1), "tie, better tumor": (0.8, 0.7), "tie, worse tumor": (0.8, 0.6),
-              "tie, no tumor": (0.8, nan), "a same": (0.7, 0.7), "b same": (0.7, 0.7), "a nothing": (nan, nan),
-              "b nothing": (nan, nan)}
+    wanted = {
+        "first": (0.9, 0.1),
+        "tie, better tumor": (0.8, 0.7),
+        "tie, worse tumor": (0.8, 0.6),
+        "tie, no tumor": (0.8, nan),
+        "a same": (0.7, 0.7),
+        "b same": (0.7, 0.7),
+        "a nothing": (nan, nan),
+        "b nothing": (nan, nan),
+    }
     for order in (list(wanted), list(wanted)[::-1], sorted(wanted)):
         assert ranked({name: summary_of(*wanted[name]) for name in order}) == list(wanted)
 
@@ -279,17 +348,30 @@ def test_composites_that_differ_by_rounding_alone_are_equal():
 
 def test_a_pair_without_a_score_has_no_difference_and_does_not_count_in_holms_family():
     nan = math.nan
-    systems = {"a": rows_of([0.9] * 6, [0.9] * 6), "b": rows_of([0.8] * 6, [0.8] * 6),
-               "c": rows_of([0.7] * 6, [nan] * 6)}
+    systems = {
+        "a": rows_of([0.9] * 6, [0.9] * 6),
+        "b": rows_of([0.8] * 6, [0.8] * 6),
+        "c": rows_of([0.7] * 6, [nan] * 6),
+    }
     pairs = compare(systems)["pairs"]
 
-    assert [(pair["better"], pair["worse"]) for pair in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert pairs[0]["tumor"] == {"difference": pytest.approx(0.1), "p": 2 / 64, "cases": 6}  # the only one tested
+    assert [(pair["better"], pair["worse"]) for pair in pairs] == [
+        ("a", "b"),
+        ("a", "c"),
+        ("b", "c"),
+    ]
+    assert pairs[0]["tumor"] == {
+        "difference": pytest.approx(0.1),
+        "p": 2 / 64,
+        "cases": 6,
+    }  # the only one tested
     assert pairs[0]["kidney"]["p"] == pytest.approx(3 * 2 / 64)  # one of three
     assert math.isnan(pairs[1]["tumor"]["difference"]) and math.isnan(pairs[1]["tumor"]["p"])
     assert json.loads(as_json(pairs))[1]["tumor"] == {"difference": None, "p": None, "cases": 0}
     text = comparison_table(compare(systems))
-    assert "a - c: kidney +20.00 (p 0.094, 6 cases), tumor - (no case where both have a score)" in text
+    assert (
+        "a - c: kidney +20.00 (p 0.094, 6 cases), tumor - (no case where both have a score)" in text
+    )
     assert "nan" not in text
 
 
@@ -302,7 +384,7 @@ def test_the_papers_rows_stand_below_the_systems_that_bear_their_names():
     lines = comparison_table(compare(dict.fromkeys([*TABLE_1, "mine"], rows))).splitlines()
 
     for name in [*TABLE_1, "mine"]:
-        block = lines[[line.split()[0] for line in lines].index(name):]
+        block = lines[[line.split()[0] for line in lines].index(name) :]
         assert numbers(block[0]) == [80, 50, 65]
         assert block[1].startswith("  95% from ") and block[2].startswith("  to ")
         if name in TABLE_1:
@@ -317,21 +399,32 @@ def test_a_small_p_is_not_printed_as_0():
 
 def test_the_table_says_what_each_missing_score_means():
     nothing, kidney, tumor = np.zeros(4), np.array([0, 1, 1, 0]), np.array([0, 2, 1, 0])
-    rows = [score_case("empty", nothing, nothing), score_case("no_tumor", kidney, kidney),
-            score_case("whole", tumor, tumor)]
+    rows = [
+        score_case("empty", nothing, nothing),
+        score_case("no_tumor", kidney, kidney),
+        score_case("whole", tumor, tumor),
+    ]
     lines = table(rows).splitlines()
 
     assert [line.split() for line in lines[:5]] == [
-        ["Dice", "in", "%", *SCORES], ["empty", "-", "-", "-"], ["no_tumor", "100.00", "-", "-"],
-        ["whole", "100.00", "100.00", "100.00"], ["mean", "100.00", "100.00", "100.00"]]
-    assert [line.split() for line in lines[5:7]] == [["95%", "from", "-", "-", "-"], ["to", "-", "-", "-"]]
+        ["Dice", "in", "%", *SCORES],
+        ["empty", "-", "-", "-"],
+        ["no_tumor", "100.00", "-", "-"],
+        ["whole", "100.00", "100.00", "100.00"],
+        ["mean", "100.00", "100.00", "100.00"],
+    ]
+    assert [line.split() for line in lines[5:7]] == [
+        ["95%", "from", "-", "-", "-"],
+        ["to", "-", "-", "-"],
+    ]
     assert lines[7:] == [
         "1 of 3 cases have no kidney score (empty): neither mask nor reference has any kidney or tumor",
         "2 of 3 cases have no tumor score (empty, no_tumor): neither mask nor reference has any tumor",
         "2 of 3 cases have no composite score (empty, no_tumor): it is the mean of both scores, and one of them is "
         "missing",
         "no 95% interval of kidney: 2 cases have a score, wanted 3 or more",
-        "no 95% interval of tumor, composite: 1 cases have a score, wanted 3 or more"]
+        "no 95% interval of tumor, composite: 1 cases have a score, wanted 3 or more",
+    ]
 
 
 def test_the_table_says_why_equal_scores_have_no_interval():
@@ -341,19 +434,37 @@ def test_the_table_says_why_equal_scores_have_no_interval():
     low, high = (100 * end for end in mean_interval([0.9, 0.8, 0.7, 0.6]))
     assert lines[6].split()[:4] == ["95%", "from", f"{low:.2f}", "-"]
     assert lines[7].split()[:3] == ["to", f"{high:.2f}", "-"]
-    assert lines[-1] == "no 95% interval of tumor: all 4 scores are equal, which says nothing of how scores spread"
+    assert (
+        lines[-1]
+        == "no 95% interval of tumor: all 4 scores are equal, which says nothing of how scores spread"
+    )
     summary = json.loads(as_json(summarise(rows)))
-    assert summary["tumor"] == {"mean": 0.5, "from": None, "to": None, "cases": 4, "without_score": 0, "no_interval":
-                                "all 4 scores are equal, which says nothing of how scores spread"}
-    assert summary["kidney"]["from"] == pytest.approx(low / 100) and summary["kidney"]["no_interval"] == ""
+    assert summary["tumor"] == {
+        "mean": 0.5,
+        "from": None,
+        "to": None,
+        "cases": 4,
+        "without_score": 0,
+        "no_interval": "all 4 scores are equal, which says nothing of how scores spread",
+    }
+    assert (
+        summary["kidney"]["from"] == pytest.approx(low / 100)
+        and summary["kidney"]["no_interval"] == ""
+    )
 
 
 def test_the_csv_has_a_line_a_case_and_nan_where_there_is_no_score():
-    rows = [{"case": 'a,"b"', "kidney": 0.5, "tumor": math.nan, "composite": math.nan},
-            {"composite": 0.125, "tumor": 0.0, "kidney": 0.25, "case": "c"}]
+    rows = [
+        {"case": 'a,"b"', "kidney": 0.5, "tumor": math.nan, "composite": math.nan},
+        {"composite": 0.125, "tumor": 0.0, "kidney": 0.25, "case": "c"},
+    ]
     read = list(csv.reader(io.StringIO(as_csv(rows))))
 
-    assert read == [["case", *SCORES], ['a,"b"', "0.5", "nan", "nan"], ["c", "0.25", "0.0", "0.125"]]
+    assert read == [
+        ["case", *SCORES],
+        ['a,"b"', "0.5", "nan", "nan"],
+        ["c", "0.25", "0.0", "0.125"],
+    ]
 
 
 def test_the_json_is_strict():
@@ -361,14 +472,26 @@ def test_the_json_is_strict():
 
     def refuse(word):
         raise AssertionError(word)
-    assert json.loads(text, parse_constant=refuse) == {"a": [0.5, None, None], "name": "é"} and text.endswith("\n")
+
+    assert json.loads(text, parse_constant=refuse) == {
+        "a": [0.5, None, None],
+        "name": "é",
+    } and text.endswith("\n")
 
 
-@pytest.mark.parametrize("p, said", [(0.0004, "p < 0.001"), (0.0006, "p 0.001"), (0.003, "p 0.003")])
+@pytest.mark.parametrize(
+    "p, said", [(0.0004, "p < 0.001"), (0.0006, "p 0.001"), (0.003, "p 0.003")]
+)
 def test_p_is_printed_to_a_thousandth(p, said):
     from minikits.evaluation import compare, comparison_table
-    systems = {name: [{"case": f"c{n}", **dict.fromkeys(("kidney", "tumor", "composite"), (n + better) / 10)}
-                      for n in range(3)] for name, better in (("a", 1), ("b", 0))}
+
+    systems = {
+        name: [
+            {"case": f"c{n}", **dict.fromkeys(("kidney", "tumor", "composite"), (n + better) / 10)}
+            for n in range(3)
+        ]
+        for name, better in (("a", 1), ("b", 0))
+    }
     compared = compare(systems)
     compared["pairs"][0]["tumor"]["p"] = p
     assert f"tumor +10.00 ({said}, 3 cases)" in comparison_table(compared)

@@ -26,8 +26,13 @@ HERE = platform.node()
 
 def started(code, *arguments):
     """A Python process of ours, to be talked to through its streams."""
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +48,7 @@ def names_in(folder):
 
 
 # Whole or not at all.
+
 
 def test_a_file_is_seen_once_it_is_whole(tmp_path):
     path = tmp_path / "new" / "mask.nii.gz"
@@ -184,8 +190,11 @@ def test_a_folder_is_another_processs_until_that_ends_however_it_ends(tmp_path):
 def test_a_folder_is_claimed_once(tmp_path):
     folder = tmp_path / "runs" / "fold0"
     assert claim(folder) is None and folder.is_dir()
-    with pytest.raises(ValueError, match=r"fold0: another process trains here; wait for it, or "
-                                         r"choose another --out"):
+    with pytest.raises(
+        ValueError,
+        match=r"fold0: another process trains here; wait for it, or "
+        r"choose another --out",
+    ):
         claim(folder)
     with pytest.raises(ValueError, match="fold0: another process writes masks here"):
         claim(folder, doing="writes masks")
@@ -199,14 +208,18 @@ def test_where_a_file_system_has_no_locks_the_claim_says_so(tmp_path, monkeypatc
 
     monkeypatch.setattr(fcntl, "flock", flock)
     line = claim(tmp_path)
-    assert line == (f"{tmp_path}: its file system has no locks ({os.strerror(number)}); do not "
-                    "start a second process with this folder while this one runs")
+    assert line == (
+        f"{tmp_path}: its file system has no locks ({os.strerror(number)}); do not "
+        "start a second process with this folder while this one runs"
+    )
 
 
 def test_where_the_system_has_no_locks_the_claim_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert claim(tmp_path) == (f"{tmp_path}: this system has no locks for folders; do not start a "
-                               "second process with this folder while this one runs")
+    assert claim(tmp_path) == (
+        f"{tmp_path}: this system has no locks for folders; do not start a "
+        "second process with this folder while this one runs"
+    )
 
 
 def test_an_error_that_is_not_about_locks_is_not_hidden(tmp_path, monkeypatch):
@@ -228,6 +241,7 @@ def test_a_claim_that_was_refused_holds_no_file_open(tmp_path):
 
 
 # JSON.
+
 
 def test_json_is_read_with_the_mark_that_windows_sets_and_in_any_language(tmp_path):
     path = tmp_path / "folds.json"

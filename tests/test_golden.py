@@ -35,11 +35,16 @@ def test_versions_that_made_them_are_told():
 @pytest.mark.parametrize("case", ["cubes", "thick"])
 def test_preprocessing_and_the_way_back(case):
     theirs, recipe = kept(f"{case}_"), recipe_from({"spacing_mm": [8.0, 6.0, 6.5]})
-    scan, reference = (Volume(None, theirs[name], tuple(theirs["spacing"].tolist()), None, None)
-                       for name in ("voxels", "labels"))
+    scan, reference = (
+        Volume(None, theirs[name], tuple(theirs["spacing"].tolist()), None, None)
+        for name in ("voxels", "labels")
+    )
     assert np.abs(prepare_image(scan, recipe) - theirs["image"]).max() < 1e-5
     assert np.array_equal(prepare_labels(reference, recipe), theirs["small_labels"])
-    native, clear = labels_on_native_grid(theirs["probabilities"], scan), theirs["native"] < 255  # 255: a tie
+    native, clear = (
+        labels_on_native_grid(theirs["probabilities"], scan),
+        theirs["native"] < 255,
+    )  # 255: a tie
     assert clear.mean() > 0.99 and np.array_equal(native[clear], theirs["native"][clear])
 
 
@@ -54,10 +59,18 @@ def test_rotation_and_scaling(number):
     assert np.array_equal(labels.numpy()[inner], theirs["labels"][inner])
 
 
-@pytest.mark.parametrize("name, change", [
-    ("gamma", augmentation.change_gamma), ("contrast", augmentation.change_contrast),
-    ("brightness", augmentation.change_brightness),
-    ("inverted_gamma", lambda image, gamma: augmentation.change_gamma(image, gamma, inverted=True))])
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("gamma", augmentation.change_gamma),
+        ("contrast", augmentation.change_contrast),
+        ("brightness", augmentation.change_brightness),
+        (
+            "inverted_gamma",
+            lambda image, gamma: augmentation.change_gamma(image, gamma, inverted=True),
+        ),
+    ],
+)
 def test_intensities(name, change):
     image, theirs = torch.from_numpy(kept("augmentation_")["image"][:8, :8, :8]), kept(f"{name}_")
     for which, factor in (("low", 0.8), ("high", 1.3)):
@@ -79,19 +92,27 @@ def test_numbers():
     for number, (size, patch) in enumerate(zip(windows["sizes"], windows["patches"])):
         assert window_starts(int(size), int(patch)) == windows[f"starts{number}"].ravel().tolist()
     importance = kept("importance_")
-    assert np.abs(importance_map(importance["patch"].tolist()).numpy() - importance["map"]).max() < 1e-6
+    assert (
+        np.abs(importance_map(importance["patch"].tolist()).numpy() - importance["map"]).max()
+        < 1e-6
+    )
     rates = kept("rates_")
-    assert [PAPER.learning_rate_at(e) for e in rates["epochs"].tolist()] == pytest.approx(rates["values"].tolist())
+    assert [PAPER.learning_rate_at(e) for e in rates["epochs"].tolist()] == pytest.approx(
+        rates["values"].tolist()
+    )
     ids = [f"case_{number:05d}" for number in range(210) if number not in PAPER.excluded_cases]
     assert [validation for _, validation in five_folds(ids)] == [
-        found.tolist() for found in kept("folds_").values()]
+        found.tolist() for found in kept("folds_").values()
+    ]
 
 
 def test_the_challenges_evaluator():
     theirs = kept("evaluation_")
     assert len(theirs["pairs"]) == 13
     for (prediction, reference), scores in zip(theirs["pairs"], theirs["scores"]):
-        assert kits_dice(prediction, reference) == pytest.approx(scores.tolist(), nan_ok=True, abs=1e-12)
+        assert kits_dice(prediction, reference) == pytest.approx(
+            scores.tolist(), nan_ok=True, abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -99,16 +120,38 @@ def test_a_network_that_nnunet_trained_gives_its_masks(arch, tmp_path):
     """As a user would: import, predict, compare. The last architecture's network saw Z X Y."""
     axes = "ZXY" if arch == "preactivation" else "ZYX"
     out = tmp_path / "runs" / "fold0" / "checkpoint.pt"
-    said = run_script("-m", "minikits.checkpoints", "import-nnunet", GOLDEN / f"{arch}.model", "--arch", arch,
-                      "--geometry", GOLDEN / f"{arch}.json", "--out", out)
+    said = run_script(
+        "-m",
+        "minikits.checkpoints",
+        "import-nnunet",
+        GOLDEN / f"{arch}.model",
+        "--arch",
+        arch,
+        "--geometry",
+        GOLDEN / f"{arch}.json",
+        "--out",
+        out,
+    )
     assert str(out) in said and "taken for granted" in said
     recipe = load_checkpoint(out)["recipe"]
     assert (recipe.patch, recipe.spacing_mm, recipe.sd_hu) == ((16, 32, 24), (8.0, 6.0, 6.5), 76.9)
     (tmp_path / "scans").mkdir()
     shutil.copy(GOLDEN / f"scan_{axes}.nii.gz", tmp_path / "scans")
-    run_script("predict.py", "--in", tmp_path / "scans", "--out", tmp_path / "masks", "--model", tmp_path / "runs",
-               "--precision", "fp32")
-    mask, theirs = read_labels(tmp_path / "masks" / f"scan_{axes}.nii.gz").voxels, KEPT[f"{arch}_mask"]
+    run_script(
+        "predict.py",
+        "--in",
+        tmp_path / "scans",
+        "--out",
+        tmp_path / "masks",
+        "--model",
+        tmp_path / "runs",
+        "--precision",
+        "fp32",
+    )
+    mask, theirs = (
+        read_labels(tmp_path / "masks" / f"scan_{axes}.nii.gz").voxels,
+        KEPT[f"{arch}_mask"],
+    )
     assert np.count_nonzero(theirs) > 300
     assert np.count_nonzero(mask != theirs) <= 2 and kits_dice(mask, theirs)[0] > 0.999
 
@@ -118,12 +161,21 @@ def test_what_cannot_be_imported_is_refused_in_a_line(tmp_path, phantoms):
     content = torch.load(GOLDEN / "plain.model", weights_only=False)
     weights = content["state_dict"]
     first = next(iter(weights))
-    made = {"less": {**content, "state_dict": {k: v for k, v in weights.items() if k != first}},
-            "more": {**content, "state_dict": weights | {"seg_outputs.9.weight": torch.zeros(3, 2, 1, 1, 1)}},
-            "kernel": {**content, "state_dict": weights | {first: weights[first][..., 1:2]}},
-            "flat": {**content, "state_dict": {k: v[..., 0] if v.ndim == 5 else v for k, v in weights.items()}},
-            "other": {"model": weights}, "numbers": {"state_dict": {"a": 1}},
-            "payload": {"state_dict": weights, "run": Run()}}
+    made = {
+        "less": {**content, "state_dict": {k: v for k, v in weights.items() if k != first}},
+        "more": {
+            **content,
+            "state_dict": weights | {"seg_outputs.9.weight": torch.zeros(3, 2, 1, 1, 1)},
+        },
+        "kernel": {**content, "state_dict": weights | {first: weights[first][..., 1:2]}},
+        "flat": {
+            **content,
+            "state_dict": {k: v[..., 0] if v.ndim == 5 else v for k, v in weights.items()},
+        },
+        "other": {"model": weights},
+        "numbers": {"state_dict": {"a": 1}},
+        "payload": {"state_dict": weights, "run": Run()},
+    }
     for name, model in made.items():
         torch.save(model, tmp_path / f"{name}.model")
     (tmp_path / "text.model").write_text("<html>")
@@ -146,9 +198,24 @@ def test_what_cannot_be_imported_is_refused_in_a_line(tmp_path, phantoms):
     refused(tmp_path / "other.model", "state_dict")
     refused(tmp_path / "numbers.model", "state_dict")
     refused(tmp_path / "payload.model", "which is not loaded")
-    said = run_script("-m", "minikits.checkpoints", "import-nnunet", tmp_path / "payload.model", "--arch", "plain",
-                      "--geometry", GOLDEN / "plain.json", "--out", tmp_path / "out" / "checkpoint.pt", expect=2)
-    assert said.startswith("checkpoints: ") and said.count("\n") == 1 and not (tmp_path / "out").exists()
+    said = run_script(
+        "-m",
+        "minikits.checkpoints",
+        "import-nnunet",
+        tmp_path / "payload.model",
+        "--arch",
+        "plain",
+        "--geometry",
+        GOLDEN / "plain.json",
+        "--out",
+        tmp_path / "out" / "checkpoint.pt",
+        expect=2,
+    )
+    assert (
+        said.startswith("checkpoints: ")
+        and said.count("\n") == 1
+        and not (tmp_path / "out").exists()
+    )
     assert not Path("ran").exists() and not (ROOT / "ran").exists()
     refused(tmp_path / "text.model", "damaged")
     refused(tmp_path / "none.model", "no such file")
@@ -158,7 +225,9 @@ def test_what_cannot_be_imported_is_refused_in_a_line(tmp_path, phantoms):
     refused(plain, "expected the form", patch=[16, 32])
     refused(plain, "no field of a recipe", spacing=[1, 1, 1])
     refused(plain, "divide the patch", patch=[10, 32, 24])
-    refused(plain, "wanted (6, 3, 1, 1, 1)", stage_strides=[[1, 1, 1], [1, 1, 1], [2, 2, 2], [2, 2, 2]])
+    refused(
+        plain, "wanted (6, 3, 1, 1, 1)", stage_strides=[[1, 1, 1], [1, 1, 1], [2, 2, 2], [2, 2, 2]]
+    )
 
 
 class Run:
@@ -170,8 +239,19 @@ class Run:
 
 def test_an_existing_checkpoint_is_not_replaced(tmp_path):
     (tmp_path / "checkpoint.pt").write_text("mine")
-    said = run_script("-m", "minikits.checkpoints", "import-nnunet", GOLDEN / "plain.model", "--arch", "plain",
-                      "--geometry", GOLDEN / "plain.json", "--out", tmp_path / "checkpoint.pt", expect=2)
+    said = run_script(
+        "-m",
+        "minikits.checkpoints",
+        "import-nnunet",
+        GOLDEN / "plain.model",
+        "--arch",
+        "plain",
+        "--geometry",
+        GOLDEN / "plain.json",
+        "--out",
+        tmp_path / "checkpoint.pt",
+        expect=2,
+    )
     assert "exists already" in said and (tmp_path / "checkpoint.pt").read_text() == "mine"
 
 
@@ -180,14 +260,25 @@ def test_a_network_of_turned_axes_is_turned_back(tmp_path, axes):
     geometry = json.loads((GOLDEN / "plain.json").read_text())
     content = torch.load(GOLDEN / "plain.model", weights_only=False)
     order = ["ZYX".index(axis) for axis in axes]
-    content["state_dict"] = {name: value.permute(0, 1, *(2 + axis for axis in order)) if value.ndim == 5 else value
-                             for name, value in content["state_dict"].items()}
+    content["state_dict"] = {
+        name: value.permute(0, 1, *(2 + axis for axis in order)) if value.ndim == 5 else value
+        for name, value in content["state_dict"].items()
+    }
     torch.save(content, tmp_path / "turned.model")
     turned = {name: [geometry[name][axis] for axis in order] for name in ("spacing_mm", "patch")}
 
     recipe = import_nnunet(GOLDEN / "plain.model", "plain", geometry, tmp_path / "as_it_is.pt")
-    assert import_nnunet(tmp_path / "turned.model", "plain", geometry | turned | {"axes": axes},
-                         tmp_path / "turned.pt") == recipe
+    assert (
+        import_nnunet(
+            tmp_path / "turned.model",
+            "plain",
+            geometry | turned | {"axes": axes},
+            tmp_path / "turned.pt",
+        )
+        == recipe
+    )
 
-    one, other = (load_checkpoint(tmp_path / name)["network"] for name in ("as_it_is.pt", "turned.pt"))
+    one, other = (
+        load_checkpoint(tmp_path / name)["network"] for name in ("as_it_is.pt", "turned.pt")
+    )
     assert all(torch.equal(value, other[name]) for name, value in one.items())

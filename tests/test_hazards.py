@@ -15,7 +15,9 @@ from minikits.cases import find_cases
 from minikits.phantoms import make_case
 from minikits.volumes import check_same_grid, doubts, read_labels, read_volume, write_labels
 
-pytestmark = pytest.mark.filterwarnings("error")  # a warning of numpy's is a line that no user asked for
+pytestmark = pytest.mark.filterwarnings(
+    "error"
+)  # a warning of numpy's is a line that no user asked for
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (20, 12, 13)).astype(np.int16)
 SHEARED = KITS_AFFINE + np.array([[0, 0.3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
@@ -81,62 +83,134 @@ def saved(*array_and_affine):
 
 
 HAZARDS = {  # hazard: (how the file is made, the message after its name)
-    "sform and qform differ": (both(KITS_AFFINE, MOVED),
-                               r"sform \[\[.* 7\.0\].* and qform \[\[.* 47\.0\].* 40 mm apart, wanted the same; "
-                               "--affine sform or --affine qform chooses one$"),
-    "sform NaN, qform whole": (both(KITS_AFFINE, KITS_AFFINE, **row(np.nan)),
-                               "its sform .*nan.* but its qform is sound; --affine qform takes that$"),
-    "qform NaN, sform whole": (both(KITS_AFFINE, KITS_AFFINE, qoffset_y=np.nan),
-                               "its qform .*nan.* but its sform is sound; --affine sform takes that$"),
-    "qform damaged, sform whole": (both(KITS_AFFINE, KITS_AFFINE, quatern_c=-3),
-                                   r"its qform's quaternion .* sum to 10, wanted 1 .*; --affine sform takes that$"),
-    "both forms damaged": (both(KITS_AFFINE, KITS_AFFINE, quatern_c=-3, **row(0)),
-                           f"its sform .* and its qform's quaternion .*; {CONVERT}"),
-    "pixdim[0] NaN": (both(KITS_AFFINE, KITS_AFFINE, pixdim=(np.nan, 3, 0.8, 0.8, 0, 0, 0, 0)),
-                      "its qform .*nan.* --affine sform takes that$"),
-    "pixdim zero": (by_sform(pixdim=(1, 0, 0, 0, 0, 0, 0, 0)), r"pixdim \[0\. .*; --affine sform takes these$"),
-    "pixdim differs": (both(KITS_AFFINE, KITS_AFFINE, (1, 0), pixdim=(1, 3, 0.8, 0.82, 0, 0, 0, 0)),
-                       r"pixdim \[3.* 0\.8 .*0\.82\] and sform \[3\. .*0\.8.* 0\.8.*\] mm, wanted the same; --affine"),
+    "sform and qform differ": (
+        both(KITS_AFFINE, MOVED),
+        r"sform \[\[.* 7\.0\].* and qform \[\[.* 47\.0\].* 40 mm apart, wanted the same; "
+        "--affine sform or --affine qform chooses one$",
+    ),
+    "sform NaN, qform whole": (
+        both(KITS_AFFINE, KITS_AFFINE, **row(np.nan)),
+        "its sform .*nan.* but its qform is sound; --affine qform takes that$",
+    ),
+    "qform NaN, sform whole": (
+        both(KITS_AFFINE, KITS_AFFINE, qoffset_y=np.nan),
+        "its qform .*nan.* but its sform is sound; --affine sform takes that$",
+    ),
+    "qform damaged, sform whole": (
+        both(KITS_AFFINE, KITS_AFFINE, quatern_c=-3),
+        r"its qform's quaternion .* sum to 10, wanted 1 .*; --affine sform takes that$",
+    ),
+    "both forms damaged": (
+        both(KITS_AFFINE, KITS_AFFINE, quatern_c=-3, **row(0)),
+        f"its sform .* and its qform's quaternion .*; {CONVERT}",
+    ),
+    "pixdim[0] NaN": (
+        both(KITS_AFFINE, KITS_AFFINE, pixdim=(np.nan, 3, 0.8, 0.8, 0, 0, 0, 0)),
+        "its qform .*nan.* --affine sform takes that$",
+    ),
+    "pixdim zero": (
+        by_sform(pixdim=(1, 0, 0, 0, 0, 0, 0, 0)),
+        r"pixdim \[0\. .*; --affine sform takes these$",
+    ),
+    "pixdim differs": (
+        both(KITS_AFFINE, KITS_AFFINE, (1, 0), pixdim=(1, 3, 0.8, 0.82, 0, 0, 0, 0)),
+        r"pixdim \[3.* 0\.8 .*0\.82\] and sform \[3\. .*0\.8.* 0\.8.*\] mm, wanted the same; --affine",
+    ),
     "pixdim NaN": (by_sform(pixdim=(1, np.nan, 1, 1, 0, 0, 0, 0)), "pixdim .*nan"),
     "affine zero": (by_sform(**row(0)), f"not invertible.* {CONVERT}"),
     "affine NaN": (by_sform(**row(np.nan)), f"not invertible.* {CONVERT}"),
     "affine singular": (by_sform(**row([1, 2, 3, 0])), f"not inv.* {CONVERT}"),
-    "no code": (both(KITS_AFFINE, KITS_AFFINE, (0, 0)), f"neither sform nor qform is set.* {CONVERT}"),
+    "no code": (
+        both(KITS_AFFINE, KITS_AFFINE, (0, 0)),
+        f"neither sform nor qform is set.* {CONVERT}",
+    ),
     "code that is none": (by_sform(sform_code=7), f"neither sform nor qform is.*{CONVERT}"),
-    "qform damaged": (both(None, KITS_AFFINE, (0, 1), quatern_b=7),
-                      f"quaternion .* sum to 49.5, wanted 1 .*; {CONVERT}"),
+    "qform damaged": (
+        both(None, KITS_AFFINE, (0, 1), quatern_b=7),
+        f"quaternion .* sum to 49.5, wanted 1 .*; {CONVERT}",
+    ),
     "qform NaN": (both(None, KITS_AFFINE, (0, 1), quatern_b=np.nan), f"not invertible.* {CONVERT}"),
-    "qform infinite": (both(None, KITS_AFFINE, (0, 1), pixdim=(1, np.inf, 1, 1, 0, 0, 0, 0)), CONVERT),
+    "qform infinite": (
+        both(None, KITS_AFFINE, (0, 1), pixdim=(1, np.inf, 1, 1, 0, 0, 0, 0)),
+        CONVERT,
+    ),
     "beyond float32": (by_sform(kind=NIFTI_2, **row(1e300)), "not invertible"),
     "voxels of nothing": (both(KITS_AFFINE * 1e-38, None, (1, 0), NIFTI_2), "not invertible"),
-    "spacing in metres": (saved(VOXELS, np.diag([8e-4, 8e-4, 3e-3, 1])), r"not in mm: voxels of \[0\.0008.* --assume"),
-    "spacing in micrometres": (both(KITS_AFFINE, None, (1, 0), xyzt_units=3),
-                               r"its sform .* not in micrometres: voxels of \[0\.003 .* mm; convert"),
-    "slope infinite": (by_sform(scl_slope=np.inf),
-                       "scl_slope inf and scl_inter 0 .*header damaged.* again from DICOM$"),
-    "intercept NaN": (by_sform(scl_slope=1, scl_inter=np.nan), "scl_slope 1 and scl_inter nan found, wanted finite"),
-    "half of a pair": (by_sform(magic=b"ni1"), r"one half of a \.hdr/\.img pair found.* convert them to .nii.gz"),
+    "spacing in metres": (
+        saved(VOXELS, np.diag([8e-4, 8e-4, 3e-3, 1])),
+        r"not in mm: voxels of \[0\.0008.* --assume",
+    ),
+    "spacing in micrometres": (
+        both(KITS_AFFINE, None, (1, 0), xyzt_units=3),
+        r"its sform .* not in micrometres: voxels of \[0\.003 .* mm; convert",
+    ),
+    "slope infinite": (
+        by_sform(scl_slope=np.inf),
+        "scl_slope inf and scl_inter 0 .*header damaged.* again from DICOM$",
+    ),
+    "intercept NaN": (
+        by_sform(scl_slope=1, scl_inter=np.nan),
+        "scl_slope 1 and scl_inter nan found, wanted finite",
+    ),
+    "half of a pair": (
+        by_sform(magic=b"ni1"),
+        r"one half of a \.hdr/\.img pair found.* convert them to .nii.gz",
+    ),
     "ANALYZE": (by_sform(magic=b""), "no NIfTI file"),
-    "bits": (by_sform(datatype=1), r"type binary \(code 1\) found, wanted real numbers; export it as int16"),
+    "bits": (
+        by_sform(datatype=1),
+        r"type binary \(code 1\) found, wanted real numbers; export it as int16",
+    ),
     "float128": (by_sform(datatype=1536), r"type float128 \(code 1536\) found, wanted real"),
-    "a type that is none": (by_sform(datatype=3), r"type unknown \(code 3\) found, wanted real numbers"),
+    "a type that is none": (
+        by_sform(datatype=3),
+        r"type unknown \(code 3\) found, wanted real numbers",
+    ),
     "no axes": (by_sform(dim=(0, 20, 12, 13, 1, 1, 1, 1)), r"shape \(\) found, wanted three axes"),
     "axes beyond seven": (by_sform(dim=(9, 20, 12, 13, 1, 1, 1, 1)), r"shape \(\) found|no NIfTI"),
-    "an axis of none": (by_sform(dim=(3, 20, 0, 13, 1, 1, 1, 1)), r"shape \(20, 0, 13\) found, wanted three axes"),
+    "an axis of none": (
+        by_sform(dim=(3, 20, 0, 13, 1, 1, 1, 1)),
+        r"shape \(20, 0, 13\) found, wanted three axes",
+    ),
     "truncated": (lambda p: truncated(p, 0.5), "damaged.*download it again"),
-    "truncated, plain": (lambda p: truncated(p.with_suffix(""), 0.5), r"ends after \d+ of 6240 bytes.*download it"),
+    "truncated, plain": (
+        lambda p: truncated(p.with_suffix(""), 0.5),
+        r"ends after \d+ of 6240 bytes.*download it",
+    ),
     "no bytes": (lambda p: written(p, b""), r"empty \(0 bytes\).*download it again"),
-    "web page": (lambda p: written(p, b"<!DOCTYPE html><html>no</html>"), "no NIfTI file.*was a web page"),
-    "pointer": (lambda p: written(p, b"version https://git-lfs.github.com/spec/v1\n"), "no NIfTI file.*or a pointer"),
-    "header that lies": (by_sform(dim=(3, 30000, 30000, 30000, 1, 1, 1, 1)),
-                         r"shape \(30000, 30000, 30000\) found, more than 2000000000 voxels; is the header damaged"),
-    "header too small": (lambda p: longer(p.with_suffix("")), r"goes on after the 6240 bytes.*is the header damaged"),
-    "axis too long": (by_sform(kind=NIFTI_2, dim=(3, 1, 1, 40000, 1, 1, 1, 1)),
-                      r"shape \(1, 1, 40000\) found, wanted three axes"),
-    "four axes": (saved(np.zeros((4, 5, 6, 2), np.int16)), r"shape \(4, 5, 6, 2\).*give one volume a file"),
+    "web page": (
+        lambda p: written(p, b"<!DOCTYPE html><html>no</html>"),
+        "no NIfTI file.*was a web page",
+    ),
+    "pointer": (
+        lambda p: written(p, b"version https://git-lfs.github.com/spec/v1\n"),
+        "no NIfTI file.*or a pointer",
+    ),
+    "header that lies": (
+        by_sform(dim=(3, 30000, 30000, 30000, 1, 1, 1, 1)),
+        r"shape \(30000, 30000, 30000\) found, more than 2000000000 voxels; is the header damaged",
+    ),
+    "header too small": (
+        lambda p: longer(p.with_suffix("")),
+        r"goes on after the 6240 bytes.*is the header damaged",
+    ),
+    "axis too long": (
+        by_sform(kind=NIFTI_2, dim=(3, 1, 1, 40000, 1, 1, 1, 1)),
+        r"shape \(1, 1, 40000\) found, wanted three axes",
+    ),
+    "four axes": (
+        saved(np.zeros((4, 5, 6, 2), np.int16)),
+        r"shape \(4, 5, 6, 2\).*give one volume a file",
+    ),
     "two axes": (saved(np.zeros((4, 5), np.int16)), r"shape \(4, 5\) found, wanted three axes"),
-    "infinity": (not_a_number, r"\d+ voxels are NaN or infinite, wanted finite values; export the scan again"),
-    "complex": (saved(np.zeros((4, 5, 6), np.complex64)), "complex64 .* found, wanted real.*export it as int16"),
+    "infinity": (
+        not_a_number,
+        r"\d+ voxels are NaN or infinite, wanted finite values; export the scan again",
+    ),
+    "complex": (
+        saved(np.zeros((4, 5, 6), np.complex64)),
+        "complex64 .* found, wanted real.*export it as int16",
+    ),
     "RGB": (rgb, "found, wanted real numbers; export it as int16"),
     "no file": (lambda p: p, "no such file"),
     "folder": (lambda p: p.mkdir() or p, "a folder or device; wanted a NIfTI file"),
@@ -155,12 +229,23 @@ def test_hazards_are_refused_by_name(tmp_path, hazard):
             read(path)
         line = str(refusal.value)
         assert line.startswith(f"{path}: ") and "\n" not in line
-        assert "predict.py" not in line.replace("predict.py and evaluate.py take more", "")  # train.py reads files too
+        assert "predict.py" not in line.replace(
+            "predict.py and evaluate.py take more", ""
+        )  # train.py reads files too
 
 
-@pytest.mark.parametrize("values, message", [
-    ([0, 1, 3], r"label values 3 found, wanted only 0 .*, 1 .* and 2 .*is this the segmentation file\?"),
-    ([0, 1.002, 2], "label values 1.002 found"), ([0, 255], "values 255 found"), ([-1, 0], "values -1 found")])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (
+            [0, 1, 3],
+            r"label values 3 found, wanted only 0 .*, 1 .* and 2 .*is this the segmentation file\?",
+        ),
+        ([0, 1.002, 2], "label values 1.002 found"),
+        ([0, 255], "values 255 found"),
+        ([-1, 0], "values -1 found"),
+    ],
+)
 def test_other_label_values_are_refused(tmp_path, values, message):
     values = np.resize(np.array(values, np.float32), (4, 5, 6))
     for dtype in (np.float32,) if 1.002 in values[0].round(3) else (np.float32, np.int16):
@@ -172,30 +257,43 @@ def test_other_label_values_are_refused(tmp_path, values, message):
 
 def test_image_and_labels_that_differ_are_refused_with_both_names(tmp_path):
     image = read_volume(save(tmp_path / "image.nii", VOXELS))
-    for affine, voxels, what in ((KITS_AFFINE, VOXELS[1:], "shape"), (MOVED, VOXELS, "40 mm"), (SHEARED, VOXELS, "mm")):
+    for affine, voxels, what in (
+        (KITS_AFFINE, VOXELS[1:], "shape"),
+        (MOVED, VOXELS, "40 mm"),
+        (SHEARED, VOXELS, "mm"),
+    ):
         other = read_volume(save(tmp_path / "labels.nii", voxels, affine))
         with pytest.raises(ValueError, match=f"image.nii: .*{what}.*labels.nii.*wanted the same"):
             check_same_grid(image, other)
 
 
-@pytest.mark.parametrize("sform, qform, codes, options, affine", [
-    (KITS_AFFINE, MOVED, (1, 1), {"affine": "sform"}, KITS_AFFINE),
-    (KITS_AFFINE, MOVED, (1, 1), {"affine": "qform"}, MOVED),
-    (SHEARED, MOVED, (1, 1), {"affine": "sform"}, SHEARED),
-    (np.diag([0, 0, 0, 1]), MOVED, (1, 1), {"affine": "qform"}, MOVED),
-    (KITS_AFFINE, KITS_AFFINE, (0, 0), {"assume_spacing": (5, 0.7, 0.6)}, ASSUMED),
-    (np.diag([0, 0, 0, 1]), None, (1, 0), {"assume_spacing": (5, 0.7, 0.6)}, ASSUMED),
-])
-def test_a_frame_that_was_chosen_is_that_of_the_mask_too(tmp_path, sform, qform, codes, options, affine):
+@pytest.mark.parametrize(
+    "sform, qform, codes, options, affine",
+    [
+        (KITS_AFFINE, MOVED, (1, 1), {"affine": "sform"}, KITS_AFFINE),
+        (KITS_AFFINE, MOVED, (1, 1), {"affine": "qform"}, MOVED),
+        (SHEARED, MOVED, (1, 1), {"affine": "sform"}, SHEARED),
+        (np.diag([0, 0, 0, 1]), MOVED, (1, 1), {"affine": "qform"}, MOVED),
+        (KITS_AFFINE, KITS_AFFINE, (0, 0), {"assume_spacing": (5, 0.7, 0.6)}, ASSUMED),
+        (np.diag([0, 0, 0, 1]), None, (1, 0), {"assume_spacing": (5, 0.7, 0.6)}, ASSUMED),
+    ],
+)
+def test_a_frame_that_was_chosen_is_that_of_the_mask_too(
+    tmp_path, sform, qform, codes, options, affine
+):
     path = framed(tmp_path / "scan.nii", sform, qform, codes)
-    with pytest.raises(ValueError, match=r"--affine .form( chooses one| takes that)$|--assume-spacing"):
+    with pytest.raises(
+        ValueError, match=r"--affine .form( chooses one| takes that)$|--assume-spacing"
+    ):
         read_volume(path)
     volume = read_volume(path, **options)
     assert np.allclose(volume.affine, affine) and np.array_equal(volume.voxels, VOXELS)
     write_labels(tmp_path / "mask.nii", VOXELS % 3, volume)
     mask = read_labels(tmp_path / "mask.nii")
     check_same_grid(volume, mask)
-    assert np.array_equal(mask.voxels, VOXELS % 3) and mask.spacing_mm == pytest.approx(volume.spacing_mm)
+    assert np.array_equal(mask.voxels, VOXELS % 3) and mask.spacing_mm == pytest.approx(
+        volume.spacing_mm
+    )
 
 
 def test_choices_that_cannot_be_made(tmp_path):
@@ -204,13 +302,14 @@ def test_choices_that_cannot_be_made(tmp_path):
     wrong = "wanted three lengths Z Y X in mm, more than 0.01 and less than 100$"
 
     for path, options, message in (
-            (one, {"affine": "qform"}, "--affine sform takes these$"),
-            (two, {"max_voxels": 3119}, r"more than 3119 voxels; .* take more with --max-voxels N$"),
-            (two, {"assume_spacing": (3, 0, 1)}, f"--assume-spacing 3 0 1: {wrong}"),
-            (two, {"assume_spacing": (-3, 1, 1)}, f"--assume-spacing -3 1 1: {wrong}"),
-            (two, {"assume_spacing": (3, np.nan, 1)}, f"--assume-spacing 3 nan 1: {wrong}"),
-            (two, {"assume_spacing": (3, 1, 100)}, f"--assume-spacing 3 1 100: {wrong}"),
-            (two, {"assume_spacing": (3, 1)}, f"--assume-spacing 3 1: {wrong}")):
+        (one, {"affine": "qform"}, "--affine sform takes these$"),
+        (two, {"max_voxels": 3119}, r"more than 3119 voxels; .* take more with --max-voxels N$"),
+        (two, {"assume_spacing": (3, 0, 1)}, f"--assume-spacing 3 0 1: {wrong}"),
+        (two, {"assume_spacing": (-3, 1, 1)}, f"--assume-spacing -3 1 1: {wrong}"),
+        (two, {"assume_spacing": (3, np.nan, 1)}, f"--assume-spacing 3 nan 1: {wrong}"),
+        (two, {"assume_spacing": (3, 1, 100)}, f"--assume-spacing 3 1 100: {wrong}"),
+        (two, {"assume_spacing": (3, 1)}, f"--assume-spacing 3 1: {wrong}"),
+    ):
         with pytest.raises(ValueError, match=message) as refusal:
             read_volume(path, **options)
         assert str(refusal.value).startswith(f"{path}: ")
@@ -230,8 +329,12 @@ def test_a_choice_changes_nothing_where_there_is_nothing_to_choose(tmp_path, cho
     assert np.allclose(volume.affine, KITS_AFFINE, atol=1e-6)
 
 
-@pytest.mark.parametrize("choice, codes, wanted", [("sform", (1, 3), (1, 0)), ("qform", (1, 3), (3, 0))])
-def test_the_frame_that_was_chosen_is_the_masks_only_one_with_its_code(tmp_path, choice, codes, wanted):
+@pytest.mark.parametrize(
+    "choice, codes, wanted", [("sform", (1, 3), (1, 0)), ("qform", (1, 3), (3, 0))]
+)
+def test_the_frame_that_was_chosen_is_the_masks_only_one_with_its_code(
+    tmp_path, choice, codes, wanted
+):
     volume = read_volume(framed(tmp_path / "scan.nii", KITS_AFFINE, MOVED, codes), affine=choice)
     write_labels(tmp_path / "mask.nii", VOXELS % 3, volume)
     mask = nib.load(tmp_path / "mask.nii").header
@@ -241,7 +344,9 @@ def test_the_frame_that_was_chosen_is_the_masks_only_one_with_its_code(tmp_path,
 @pytest.mark.parametrize("shift, ok", [(0, True), (1e-4, True), (0.01, False)])
 def test_frames_that_differ_by_rounding_are_one(tmp_path, shift, ok):
     path = framed(tmp_path / "scan.nii", KITS_AFFINE, KITS_AFFINE)
-    moved = framed(tmp_path / "moved.nii", KITS_AFFINE, np.where(KITS_AFFINE == 7, 7 + shift, KITS_AFFINE))
+    moved = framed(
+        tmp_path / "moved.nii", KITS_AFFINE, np.where(KITS_AFFINE == 7, 7 + shift, KITS_AFFINE)
+    )
     assert read_volume(path).spacing_mm == pytest.approx((3, 0.8, 0.8))
     if ok:
         check_same_grid(read_volume(path), read_volume(moved))
@@ -250,9 +355,14 @@ def test_frames_that_differ_by_rounding_are_one(tmp_path, shift, ok):
             read_volume(moved)
 
 
-@pytest.mark.parametrize("kind, fields", [
-    (nib.Nifti1Image, dict(sform_code=7, vox_offset=352.008)), (NIFTI_2, dict(sform_code=(1 << 16) + 1)),
-    (NIFTI_2, dict(sform_code=-(1 << 31), **{"srow_x": np.inf}))])
+@pytest.mark.parametrize(
+    "kind, fields",
+    [
+        (nib.Nifti1Image, dict(sform_code=7, vox_offset=352.008)),
+        (NIFTI_2, dict(sform_code=(1 << 16) + 1)),
+        (NIFTI_2, dict(sform_code=-(1 << 31), **{"srow_x": np.inf})),
+    ],
+)
 def test_a_code_that_is_none_is_none_in_the_mask_too(tmp_path, kind, fields):
     path = framed(tmp_path / "scan.nii", MOVED, KITS_AFFINE, (1, 1), kind, **fields)
     volume = read_volume(path)
@@ -298,8 +408,12 @@ NO_CT = {  # in other units
     "HU + 1024": lambda hu: hu + 1024,
     "HU + 1024, padded with -2000": lambda hu: padded(hu + 1024, -2000),
     "HU + 1024, padded with -1024": lambda hu: padded(hu + 1024, -1024),
-    "HU + 1024, two paddings": lambda hu: np.where(np.indices(hu.shape)[1] > 60, -2000, padded(hu + 1024, -1024)),
-    "HU + 1024, much air": lambda hu: np.pad(padded(hu + 1024, -2000), ((0, 0), (30, 30), (30, 30))),
+    "HU + 1024, two paddings": lambda hu: np.where(
+        np.indices(hu.shape)[1] > 60, -2000, padded(hu + 1024, -1024)
+    ),
+    "HU + 1024, much air": lambda hu: np.pad(
+        padded(hu + 1024, -2000), ((0, 0), (30, 30), (30, 30))
+    ),
     "HU - 1024": lambda hu: hu - 1024,
     "HU + 32768": lambda hu: hu + 32768,
     "HU wrapped to 16 bits": lambda hu: hu.astype(np.uint16),
@@ -327,7 +441,9 @@ def test_a_ct_in_hu_raises_no_doubt_whatever_its_padding(tmp_path, scan, kind):
 def test_values_that_are_not_hu_are_doubted_whatever_the_padding(tmp_path, scan, kind):
     voxels = NO_CT[kind](scan)
     (line,) = doubts_on(tmp_path, voxels)
-    assert line.startswith(f"{tmp_path / 'scan.nii'}: values from {voxels.min():g} to {voxels.max():g}, ")
+    assert line.startswith(
+        f"{tmp_path / 'scan.nii'}: values from {voxels.min():g} to {voxels.max():g}, "
+    )
     assert line.endswith("; wanted those of a body; is this CT in HU?")
 
 
@@ -361,28 +477,33 @@ NO_BONE = "bone (above 200) in fewer than 0.1% of the body"
 ALL_BONE = "more bone (above 200) than fat and soft tissue"
 
 
-@pytest.mark.parametrize("counts, doubt", [
-    ({-1000: 1, 40: 991, 300: 7}, None),
-    ({40: 992, 300: 7}, NO_AIR),
-    ({-201: 2, 40: 990, 300: 7}, None),
-    ({-200: 2, 40: 990, 300: 7}, NO_AIR),
-    ({-1199: 2, 40: 990, 300: 7}, None),
-    ({-1200: 2, 40: 990, 300: 7}, NO_AIR),
-    ({-1000: 988, 40: 9, 300: 2}, NO_TISSUE),
-    ({-1000: 979, -200: 10, 201: 10}, None),
-    ({-1000: 99, -200: 450, 200: 450}, NO_BONE),
-    ({-1000: 99, -200: 450, 200: 449, 201: 1}, None),
-    ({-1000: 399, 40: 290, 300: 310}, ALL_BONE),
-    ({-1000: 399, 40: 300, 300: 300}, None),
-    ({-1000: 399, 40: 569, 701: 31}, "dense bone (above 700) in 5% of the body"),
-    ({-1000: 399, 40: 569, 700: 31}, None),
-    ({-1000: 399, 40: 570, 701: 30}, None),
-])
+@pytest.mark.parametrize(
+    "counts, doubt",
+    [
+        ({-1000: 1, 40: 991, 300: 7}, None),
+        ({40: 992, 300: 7}, NO_AIR),
+        ({-201: 2, 40: 990, 300: 7}, None),
+        ({-200: 2, 40: 990, 300: 7}, NO_AIR),
+        ({-1199: 2, 40: 990, 300: 7}, None),
+        ({-1200: 2, 40: 990, 300: 7}, NO_AIR),
+        ({-1000: 988, 40: 9, 300: 2}, NO_TISSUE),
+        ({-1000: 979, -200: 10, 201: 10}, None),
+        ({-1000: 99, -200: 450, 200: 450}, NO_BONE),
+        ({-1000: 99, -200: 450, 200: 449, 201: 1}, None),
+        ({-1000: 399, 40: 290, 300: 310}, ALL_BONE),
+        ({-1000: 399, 40: 300, 300: 300}, None),
+        ({-1000: 399, 40: 569, 701: 31}, "dense bone (above 700) in 5% of the body"),
+        ({-1000: 399, 40: 569, 700: 31}, None),
+        ({-1000: 399, 40: 570, 701: 30}, None),
+    ],
+)
 def test_each_share_has_its_bound(tmp_path, counts, doubt):
     lines = doubts_on(tmp_path, shares_of_hu(counts), np.diag([5, 5, 5, 1]))
 
-    wanted = (f"{tmp_path / 'scan.nii'}: values from -5000 to {max(counts)}, {doubt}; "
-              "wanted those of a body; is this CT in HU?")
+    wanted = (
+        f"{tmp_path / 'scan.nii'}: values from -5000 to {max(counts)}, {doubt}; "
+        "wanted those of a body; is this CT in HU?"
+    )
     assert lines == ([wanted] if doubt else [])
 
 
@@ -396,12 +517,17 @@ def test_little_of_the_body_is_doubted(tmp_path, scan):
     assert doubts_on(tmp_path, scan[:14]) == []  # 42 mm
     assert doubts_on(tmp_path, scan[:10], np.diag([4, 1, 1, 1])[[2, 1, 0, 3]]) == []  # 40 mm
     assert doubts_on(tmp_path, scan[:13]) == [
-        f"{tmp_path / 'scan.nii'}: covers 39 mm along Z, wanted 40 or more; is this the whole scan?"]
+        f"{tmp_path / 'scan.nii'}: covers 39 mm along Z, wanted 40 or more; is this the whole scan?"
+    ]
     assert len(doubts_on(tmp_path, scan[:1] * 0)) == 2
 
 
-@pytest.mark.parametrize("degrees, doubted", [(0, False), (0.9, False), (1.1, True), (23, True), (-23, True)])
-def test_axes_that_are_not_at_right_angles_are_doubted_with_their_angle(tmp_path, scan, degrees, doubted):
+@pytest.mark.parametrize(
+    "degrees, doubted", [(0, False), (0.9, False), (1.1, True), (23, True), (-23, True)]
+)
+def test_axes_that_are_not_at_right_angles_are_doubted_with_their_angle(
+    tmp_path, scan, degrees, doubted
+):
     tilt = np.radians(degrees)
     gantry = KITS_AFFINE.copy()
     gantry[:3, 0] = 3 * np.array([0, np.sin(tilt), -np.cos(tilt)])  # slices are shifted along Y
@@ -410,7 +536,9 @@ def test_axes_that_are_not_at_right_angles_are_doubted_with_their_angle(tmp_path
 
     assert len(lines) == doubted
     if doubted:
-        assert lines[0].startswith(f"{tmp_path / 'scan.nii'}: axes {abs(degrees):.1f} degrees off right angles")
+        assert lines[0].startswith(
+            f"{tmp_path / 'scan.nii'}: axes {abs(degrees):.1f} degrees off right angles"
+        )
 
 
 def test_an_oblique_scan_has_its_axes_at_right_angles(tmp_path, scan):
@@ -418,20 +546,25 @@ def test_an_oblique_scan_has_its_axes_at_right_angles(tmp_path, scan):
     assert doubts_on(tmp_path, scan, nib.affines.from_matvec(turn @ KITS_AFFINE[:3, :3])) == []
 
 
-@pytest.mark.parametrize("value, dtype, found", [
-    (np.finfo(np.float32).min, np.float32, r"from -3\.40282e\+38 to 0"),
-    (1e300, np.float64, r"from 0 to 1e\+300"),
-    (100_001, np.int32, "from 0 to 100001"),
-    (-100_001, np.int32, "from -100001 to 0"),
-    (np.iinfo(np.int64).min, np.int64, r"from -9\.22337e\+18 to 0"),
-    (np.iinfo(np.uint64).max, np.uint64, r"from 0 to 1\.84467e\+19"),
-])
+@pytest.mark.parametrize(
+    "value, dtype, found",
+    [
+        (np.finfo(np.float32).min, np.float32, r"from -3\.40282e\+38 to 0"),
+        (1e300, np.float64, r"from 0 to 1e\+300"),
+        (100_001, np.int32, "from 0 to 100001"),
+        (-100_001, np.int32, "from -100001 to 0"),
+        (np.iinfo(np.int64).min, np.int64, r"from -9\.22337e\+18 to 0"),
+        (np.iinfo(np.uint64).max, np.uint64, r"from 0 to 1\.84467e\+19"),
+    ],
+)
 def test_magnitudes_that_no_ct_has_are_refused(tmp_path, value, dtype, found):
     voxels = np.zeros((20, 12, 13), dtype)
     voxels[0, 0, 0] = value
     nib.save(nib.Nifti1Image(voxels, KITS_AFFINE, dtype=dtype), tmp_path / "scan.nii.gz")
 
-    message = f"scan.nii.gz: values {found} found, wanted HU, none beyond 100000; .*set them to -1024"
+    message = (
+        f"scan.nii.gz: values {found} found, wanted HU, none beyond 100000; .*set them to -1024"
+    )
     with pytest.raises(ValueError, match=message):
         read_volume(tmp_path / "scan.nii.gz")
 
@@ -446,13 +579,19 @@ def test_a_magnitude_is_that_of_the_scaled_value(tmp_path):
 
 
 def test_values_of_sixteen_bits_are_read(tmp_path):
-    for low, high, dtype in ((-32768, 32767, np.int16), (0, 65535, np.uint16), (-100_000, 100_000, np.float32)):
+    for low, high, dtype in (
+        (-32768, 32767, np.int16),
+        (0, 65535, np.uint16),
+        (-100_000, 100_000, np.float32),
+    ):
         voxels = np.full((20, 12, 13), low, dtype)
         voxels[0, 0, 0] = high
         assert np.array_equal(read_volume(save(tmp_path / "scan.nii", voxels)).voxels, voxels)
 
 
-@pytest.mark.parametrize("value, shown", [(1e300, r"1e\+300"), (-3.4e38, r"-3\.4e\+38"), (1e6, r"1e\+06")])
+@pytest.mark.parametrize(
+    "value, shown", [(1e300, r"1e\+300"), (-3.4e38, r"-3\.4e\+38"), (1e6, r"1e\+06")]
+)
 def test_such_magnitudes_are_named_as_the_labels_they_are_in_a_segmentation(tmp_path, value, shown):
     labels = np.zeros((20, 12, 13))
     labels[0, 0, 0] = value
@@ -460,7 +599,9 @@ def test_such_magnitudes_are_named_as_the_labels_they_are_in_a_segmentation(tmp_
         read_labels(save(tmp_path / "labels.nii", labels))
 
 
-@pytest.mark.parametrize("read, values", [(read_volume, VOXELS), (read_labels, (VOXELS % 3).astype(np.uint8))])
+@pytest.mark.parametrize(
+    "read, values", [(read_volume, VOXELS), (read_labels, (VOXELS % 3).astype(np.uint8))]
+)
 def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, read, values):
     path = save(tmp_path / "scan.nii.gz", values)
     content, wanted, draw, refused = path.read_bytes(), read(path), np.random.default_rng(1), 0
@@ -473,7 +614,9 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, read, values):
         except (ValueError, OSError):
             refused += 1
             continue
-        assert np.array_equal(found.voxels, wanted.voxels) and np.array_equal(found.affine, wanted.affine), place
+        assert np.array_equal(found.voxels, wanted.voxels) and np.array_equal(
+            found.affine, wanted.affine
+        ), place
     assert refused > FLIPS - 20  # the rest is in fields of gzip's header that mean nothing here
 
 
@@ -484,37 +627,76 @@ def bomb(path, header, zeros):
     return path
 
 
-@pytest.mark.parametrize("shape, offset, message", [
-    ((30000, 30000, 30000), 352, "more than 2000000000 voxels"), ((20, 12, 13), 352, "goes on after"),
-    ((1, 1, 1), 2e9, "voxels begin at byte"), ((1000, 1000, 1000), 352, "more than 100000000 voxels")])
+@pytest.mark.parametrize(
+    "shape, offset, message",
+    [
+        ((30000, 30000, 30000), 352, "more than 2000000000 voxels"),
+        ((20, 12, 13), 352, "goes on after"),
+        ((1, 1, 1), 2e9, "voxels begin at byte"),
+        ((1000, 1000, 1000), 352, "more than 100000000 voxels"),
+    ],
+)
 def test_a_bomb_takes_no_memory(tmp_path, shape, offset, message):
-    header = framed(tmp_path / "header.nii", KITS_AFFINE, None, (1, 0), dim=(3, *shape, 1, 1, 1, 1), vox_offset=offset)
+    header = framed(
+        tmp_path / "header.nii",
+        KITS_AFFINE,
+        None,
+        (1, 0),
+        dim=(3, *shape, 1, 1, 1, 1),
+        vox_offset=offset,
+    )
     path = bomb(tmp_path / "bomb.nii.gz", header.read_bytes()[:352], 2 << 30)
     assert path.stat().st_size < 3e6
     limit = "2_000_000_000" if max(shape) != 1000 else "100_000_000"
-    child = ("import sys; from minikits.volumes import read_volume\n"
-             f"try: read_volume(sys.argv[1], max_voxels={limit})\n"
-             "except ValueError as error: print(error)\n"
-             "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])")
-    done = subprocess.run([sys.executable, "-c", child, path], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    child = (
+        "import sys; from minikits.volumes import read_volume\n"
+        f"try: read_volume(sys.argv[1], max_voxels={limit})\n"
+        "except ValueError as error: print(error)\n"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", child, path], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
     refusal, peak = done.stdout.splitlines()
-    assert refusal.startswith(f"{path}: ") and message in refusal and int(peak) / 1024 < BOMB_MEGABYTES
+    assert (
+        refusal.startswith(f"{path}: ") and message in refusal and int(peak) / 1024 < BOMB_MEGABYTES
+    )
 
 
 def test_real_labels_with_a_qform_lie_on_the_grid_of_their_like_with_an_sform(tmp_path, kits19):
     for id in ("case_00015", "case_00023", "case_00144"):
         real = read_labels(kits19 / id / "segmentation.nii.gz")
-        assert real.header.get_data_dtype() == np.uint16 and real.header["qform_code"] > 0 == real.header["sform_code"]
+        assert (
+            real.header.get_data_dtype() == np.uint16
+            and real.header["qform_code"] > 0 == real.header["sform_code"]
+        )
         stored = np.asarray(nib.load(real.path).dataobj)
-        check_same_grid(real, read_labels(save(tmp_path / "same.nii.gz", stored.astype(np.uint8), real.affine)))
+        check_same_grid(
+            real, read_labels(save(tmp_path / "same.nii.gz", stored.astype(np.uint8), real.affine))
+        )
 
 
-@pytest.mark.parametrize("name", ["with a space.nii.gz", "größe 肾.nii.gz", "-rf.nii.gz", "--in.nii", "a.b.c.nii.gz",
-                                  "100%.nii", "it's [one] {x}.nii.gz", "*.nii", "quo\"te.nii.gz", "tab\tname.nii"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "with a space.nii.gz",
+        "größe 肾.nii.gz",
+        "-rf.nii.gz",
+        "--in.nii",
+        "a.b.c.nii.gz",
+        "100%.nii",
+        "it's [one] {x}.nii.gz",
+        "*.nii",
+        'quo"te.nii.gz',
+        "tab\tname.nii",
+    ],
+)
 def test_names_of_all_sorts(tmp_path, name, monkeypatch):
     folder = tmp_path / "-a folder [ü] *"
     folder.mkdir()
-    save(tmp_path / "scan.nii.gz" if name.endswith("gz") else tmp_path / "scan.nii", VOXELS).rename(folder / name)
+    save(tmp_path / "scan.nii.gz" if name.endswith("gz") else tmp_path / "scan.nii", VOXELS).rename(
+        folder / name
+    )
     monkeypatch.chdir(folder)
     linked = tmp_path / "link"
     linked.symlink_to(folder)
@@ -522,7 +704,9 @@ def test_names_of_all_sorts(tmp_path, name, monkeypatch):
         volume = read_volume(path)
         assert np.array_equal(volume.voxels, VOXELS)
     write_labels(folder / "out" / name, VOXELS % 3, volume)
-    assert [path.name for path in (folder / "out").iterdir()] == [name] and read_labels(folder / "out" / name)
+    assert [path.name for path in (folder / "out").iterdir()] == [name] and read_labels(
+        folder / "out" / name
+    )
     for source in (folder, linked, folder / ".." / folder.name, folder / name):
         (case,) = find_cases(source)
         assert case.id == name.removesuffix(".gz").removesuffix(".nii") and case.image.name == name
@@ -533,11 +717,14 @@ def test_a_large_scan_is_judged_by_all_of_its_breadth(tmp_path, monkeypatch):
     import nibabel as nib
 
     from minikits.volumes import doubts, read_volume
+
     voxels = np.full((20, 24, 24), -1000, np.int16)
     voxels[:, 0] = -1024  # else all air would pass for padding
     voxels[:, 12:, 12:] = 40
     voxels[:, 12:14, 12:14] = 400
-    nib.save(nib.Nifti1Image(voxels, np.diag([-3.0, -3, -3, 1])[[2, 1, 0, 3]]), tmp_path / "scan.nii")
+    nib.save(
+        nib.Nifti1Image(voxels, np.diag([-3.0, -3, -3, 1])[[2, 1, 0, 3]]), tmp_path / "scan.nii"
+    )
     volume = read_volume(tmp_path / "scan.nii")
     monkeypatch.setattr("minikits.volumes.SAMPLE_VOXELS", 1000)
     assert doubts(volume) == []

@@ -54,53 +54,107 @@ class Calls:
 
 
 def good():
-    return {"format": 1, "arch": "plain", "fold": "0", "recipe": asdict(TINY), "cases": {"train": [], "validation": []},
-            "epoch": 1, "seed": 0, "network": build_unet("plain", TINY).state_dict(), "optimizer": {}, "log": []}
+    return {
+        "format": 1,
+        "arch": "plain",
+        "fold": "0",
+        "recipe": asdict(TINY),
+        "cases": {"train": [], "validation": []},
+        "epoch": 1,
+        "seed": 0,
+        "network": build_unet("plain", TINY).state_dict(),
+        "optimizer": {},
+        "log": [],
+    }
 
 
 def hostile_contents(witness):
     """(name, what is saved)"""
     content = good()  # as it should be
-    name, weight = next((name, value) for name, value in content["network"].items() if value.ndim == 5)
+    name, weight = next(
+        (name, value) for name, value in content["network"].items() if value.ndim == 5
+    )
     calls = {
-        "os_system": Calls(os.system, f"touch {witness}"), "eval": Calls(eval, f"open({str(witness)!r}, 'w')"),
-        "exec": Calls(exec, f"open({str(witness)!r}, 'w')"), "getattr": Calls(getattr, "text", "upper"),
-        "popen": Calls(subprocess.Popen, ["touch", str(witness)]), "open": Calls(open, str(witness), "w"),
-        "import": Calls(builtins.__import__, "antigravity"), "torch_load": Calls(torch.load, io.BytesIO(b"x")),
-        "torch_hub": Calls(torch.hub.load, "somebody/something", "model"), "numpy_object": np.array([{}], dtype=object),
-        "numpy": np.zeros(3), "bytes_10GB": Calls(bytearray, 10**10), "tensor_40GB": Calls(torch.Tensor, 10**10),
-        "counter": Counter("abc"), "module": torch.nn.Linear(2, 2), "lambda_by_name": Calls(pickle.loads, b"N.")}
+        "os_system": Calls(os.system, f"touch {witness}"),
+        "eval": Calls(eval, f"open({str(witness)!r}, 'w')"),
+        "exec": Calls(exec, f"open({str(witness)!r}, 'w')"),
+        "getattr": Calls(getattr, "text", "upper"),
+        "popen": Calls(subprocess.Popen, ["touch", str(witness)]),
+        "open": Calls(open, str(witness), "w"),
+        "import": Calls(builtins.__import__, "antigravity"),
+        "torch_load": Calls(torch.load, io.BytesIO(b"x")),
+        "torch_hub": Calls(torch.hub.load, "somebody/something", "model"),
+        "numpy_object": np.array([{}], dtype=object),
+        "numpy": np.zeros(3),
+        "bytes_10GB": Calls(bytearray, 10**10),
+        "tensor_40GB": Calls(torch.Tensor, 10**10),
+        "counter": Counter("abc"),
+        "module": torch.nn.Linear(2, 2),
+        "lambda_by_name": Calls(pickle.loads, b"N."),
+    }
     for key, value in calls.items():
         yield key, {**content, "extra": value}
         yield f"{key}_in_the_network", {**content, "network": {**content["network"], name: value}}
     weights = {
-        "expanded": torch.zeros(1).expand(10**9), "expanded_in_shape": torch.zeros(1).expand(10**4, 10**5, 1, 1, 1),
-        "meta": torch.zeros(10**11, device="meta"), "sparse": torch.zeros(weight.shape).to_sparse(),
-        "quantized": torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "complex": weight.to(torch.complex64),
-        "half": weight.half(), "integer": weight.int(), "flat": weight.flatten(),
-        "none": None, "number": 3.0, "list": weight.flatten()[:9].tolist(), "text": "xyz",
+        "expanded": torch.zeros(1).expand(10**9),
+        "expanded_in_shape": torch.zeros(1).expand(10**4, 10**5, 1, 1, 1),
+        "meta": torch.zeros(10**11, device="meta"),
+        "sparse": torch.zeros(weight.shape).to_sparse(),
+        "quantized": torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+        "complex": weight.to(torch.complex64),
+        "half": weight.half(),
+        "integer": weight.int(),
+        "flat": weight.flatten(),
+        "none": None,
+        "number": 3.0,
+        "list": weight.flatten()[:9].tolist(),
+        "text": "xyz",
         "tensor_in_a_list": [weight],
-        "not_finite": weight * torch.nan}
+        "not_finite": weight * torch.nan,
+    }
     for key, value in weights.items():
         yield f"weight_{key}", {**content, "network": {**content["network"], name: value}}
     yield "weight_names", {**content, "network": dict(enumerate(content["network"].values()))}
-    yield "weight_names_mixed", {**content, "network": {**content["network"], 3: weight, None: weight, (1, 2): weight}}
+    yield (
+        "weight_names_mixed",
+        {**content, "network": {**content["network"], 3: weight, None: weight, (1, 2): weight}},
+    )
     recipes = {
-        **{f"features_{n:.0e}": {"plain_features": n, "max_features": n} for n in (10**4, 10**7, 10**9, 10**30)},
-        "blocks": {"residual_blocks": (10**9,) * 6}, "few_blocks": {"residual_blocks": ()},
+        **{
+            f"features_{n:.0e}": {"plain_features": n, "max_features": n}
+            for n in (10**4, 10**7, 10**9, 10**30)
+        },
+        "blocks": {"residual_blocks": (10**9,) * 6},
+        "few_blocks": {"residual_blocks": ()},
         "patch": {"patch": (2**40, 2**40, 2**40), "residual_blocks": (1,) * 60},
         "wide_patch": {"patch": (16, 2**20, 2**20), "stage_strides": TINY.strides},
-        "strides": {"stage_strides": ((1, 1, 1),) * 9}, "zero_strides": {"stage_strides": ((1, 1, 1), (0, 0, 0))},
+        "strides": {"stage_strides": ((1, 1, 1),) * 9},
+        "zero_strides": {"stage_strides": ((1, 1, 1), (0, 0, 0))},
         "many_strides": {"stage_strides": ((1, 1, 1),) * 10**5, "residual_blocks": (1,) * 10**5},
-        "patch_of_two": {"patch": (32, 32)}, "no_patch": {"patch": ()},
-        "text": {"patch": "16x32x32"}, "nan_spacing": {"spacing_mm": (float("nan"), 1.0, 1.0)},
-        "infinite": {"sd_hu": float("inf")}, "negative": {"plain_features": -4}, "unknown": {"layers": 3},
+        "patch_of_two": {"patch": (32, 32)},
+        "no_patch": {"patch": ()},
+        "text": {"patch": "16x32x32"},
+        "nan_spacing": {"spacing_mm": (float("nan"), 1.0, 1.0)},
+        "infinite": {"sd_hu": float("inf")},
+        "negative": {"plain_features": -4},
+        "unknown": {"layers": 3},
         "no_name": {5: 5},
-        "tensor": {"sd_hu": torch.ones(1)}, "flag": {"plain_features": True}}
+        "tensor": {"sd_hu": torch.ones(1)},
+        "flag": {"plain_features": True},
+    }
     for key, changes in recipes.items():
         yield f"recipe_{key}", {**content, "recipe": {**content["recipe"], **changes}}
-    for key, value in {"epoch": float("nan"), "seed": None, "cases": {}, "log": {}, "format": 2, "arch": "__init__",
-                       "recipe": [], "network": {}, "optimizer": []}.items():
+    for key, value in {
+        "epoch": float("nan"),
+        "seed": None,
+        "cases": {},
+        "log": {},
+        "format": 2,
+        "arch": "__init__",
+        "recipe": [],
+        "network": {},
+        "optimizer": [],
+    }.items():
         yield f"wrong_{key}", {**content, key: value}
     for key in content:
         yield f"no_{key}", {other: value for other, value in content.items() if other != key}
@@ -120,7 +174,10 @@ def hostile_files(folder, valid):
         yield f"without_{name.replace('/', '_')}", zipped(rest)
     for protocol in (0, 2, 4, 5):
         yield f"pickle_{protocol}", pickle.dumps({"format": 1}, protocol)
-        yield f"pickle_{protocol}_inside", zipped({**entries, pickled: pickle.dumps(Calls(os.getcwd), protocol)})
+        yield (
+            f"pickle_{protocol}_inside",
+            zipped({**entries, pickled: pickle.dumps(Calls(os.getcwd), protocol)}),
+        )
     data = next(name for name in entries if "/data/" in name)
     yield "bomb_in_data", zipped({**entries, data: bytes(700 << 20)}, zipfile.ZIP_DEFLATED)
     yield "bomb_in_pickle", zipped({**entries, pickled: bytes(700 << 20)}, zipfile.ZIP_DEFLATED)
@@ -156,8 +213,12 @@ def test_hostile_checkpoints_are_refused_and_nothing_runs(tmp_path):
         (tmp_path / f"{name}.pt").write_bytes(content)
     paths = [tmp_path / f"{name}.pt" for name in files]
     child = CHILD.replace("LIMIT", str(MEGABYTES))
-    done = subprocess.run([sys.executable, "-c", child, *paths], capture_output=True, text=True, cwd=ROOT)
-    assert not done.stdout and not done.returncode and not witness.exists(), done.stdout + done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", child, *paths], capture_output=True, text=True, cwd=ROOT
+    )
+    assert not done.stdout and not done.returncode and not witness.exists(), (
+        done.stdout + done.stderr
+    )
 
 
 def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
@@ -173,5 +234,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
         except ValueError:
             refused += 1
             continue
-        assert all(torch.equal(found["network"][name], value) for name, value in wanted["network"].items()), place
+        assert all(
+            torch.equal(found["network"][name], value) for name, value in wanted["network"].items()
+        ), place
     assert refused > FLIPS // 2

@@ -11,9 +11,16 @@ from minikits.training import Progress, sgd, train_epoch, training_step
 from minikits.unet import build_unet
 
 STEPS = replace(
-    TINY, epochs=4, batches_per_epoch=5, learning_rate=0.05, momentum=0.9, weight_decay=0.01,
+    TINY,
+    epochs=4,
+    batches_per_epoch=5,
+    learning_rate=0.05,
+    momentum=0.9,
+    weight_decay=0.01,
     max_gradient_norm=0.9,  # so that some are clipped
-    patch=(8, 8, 8), stage_strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)))  # three heads
+    patch=(8, 8, 8),
+    stage_strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
+)  # three heads
 
 
 def random_batch(iteration):
@@ -114,7 +121,9 @@ def test_the_coarsest_head_is_frozen_and_nothing_else():
     train_epoch(network, random_batch, sgd(network, STEPS), STEPS, Progress())
 
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
-    same = [name for name, value in network.state_dict().items() if torch.equal(value, before[name])]
+    same = [
+        name for name, value in network.state_dict().items() if torch.equal(value, before[name])
+    ]
     assert frozen == same == ["heads.0.weight"]
 
 
@@ -135,9 +144,16 @@ def test_convolutions_have_the_precision_that_was_asked_for_and_the_loss_float32
             module.register_forward_hook(lambda module, given, result: seen.add(result.dtype))
     image, target = random_batch(0)
 
-    loss = training_step(network, image.float(), target, sgd(network, STEPS), STEPS, precision=precision)
+    loss = training_step(
+        network, image.float(), target, sgd(network, STEPS), STEPS, precision=precision
+    )
 
-    assert seen == {precision} and loss.dtype == torch.float32 and loss.ndim == 0 and not loss.requires_grad
+    assert (
+        seen == {precision}
+        and loss.dtype == torch.float32
+        and loss.ndim == 0
+        and not loss.requires_grad
+    )
 
 
 def test_an_epoch_in_two_parts_is_the_epoch_in_one():
@@ -156,7 +172,9 @@ def test_an_epoch_in_two_parts_is_the_epoch_in_one():
     second = train_epoch(parts, random_batch, optimizer, STEPS, progress)
 
     assert second["loss"] == row["loss"] and progress.batch == 5
-    assert second["seconds_computing"] > 1000 and second["seconds_waiting"] > 500  # of the whole epoch
+    assert (
+        second["seconds_computing"] > 1000 and second["seconds_waiting"] > 500
+    )  # of the whole epoch
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
 
@@ -167,7 +185,10 @@ def test_an_epoch_in_two_parts_is_the_epoch_in_one():
 
 def test_a_loss_that_is_not_finite_ends_the_training():
     network = build_unet("plain", STEPS)
-    advice = {torch.float32: "a recipe with a lower learning_rate", torch.bfloat16: "--precision fp32"}
+    advice = {
+        torch.float32: "a recipe with a lower learning_rate",
+        torch.bfloat16: "--precision fp32",
+    }
 
     def damaged(iteration):
         image, target = random_batch(iteration)
@@ -175,5 +196,6 @@ def test_a_loss_that_is_not_finite_ends_the_training():
 
     for precision, helps in advice.items():
         with pytest.raises(ValueError, match=f"epoch 3: the loss is nan, .*{helps}"):
-            train_epoch(network, damaged, sgd(network, STEPS), STEPS, Progress(epoch=2),
-                        precision=precision)
+            train_epoch(
+                network, damaged, sgd(network, STEPS), STEPS, Progress(epoch=2), precision=precision
+            )

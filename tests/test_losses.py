@@ -28,15 +28,19 @@ def test_dice_of_four_voxels_by_hand():
 def test_dice_is_per_sample_not_per_batch(generator):
     logits = torch.randn(2, 3, 4, 4, 4, generator=generator)
     target = torch.randint(0, 3, (2, 4, 4, 4), generator=generator)
-    each = [soft_dice_loss(logits[i:i + 1], target[i:i + 1]) for i in range(2)]
+    each = [soft_dice_loss(logits[i : i + 1], target[i : i + 1]) for i in range(2)]
     assert soft_dice_loss(logits, target).item() == pytest.approx(sum(each).item() / 2)
 
 
 def test_degenerate_patches():
     empty, full = torch.zeros(1, 4, 4, 4), torch.full((1, 4, 4, 4), 2)
-    assert soft_dice_loss(confident(empty), empty).item() == pytest.approx(-1)  # neither has any: perfect
+    assert soft_dice_loss(confident(empty), empty).item() == pytest.approx(
+        -1
+    )  # neither has any: perfect
     assert soft_dice_loss(confident(full), full).item() == pytest.approx(-1)
-    assert soft_dice_loss(confident(empty), full).item() == pytest.approx(-0.5, abs=1e-4)  # tumor 0, kidney absent 1
+    assert soft_dice_loss(confident(empty), full).item() == pytest.approx(
+        -0.5, abs=1e-4
+    )  # tumor 0, kidney absent 1
     for target in (empty, full):
         logits = torch.randn(1, 3, 4, 4, 4, requires_grad=True)
         segmentation_loss([logits], target).backward()
@@ -46,11 +50,26 @@ def test_degenerate_patches():
 def test_all_heads_against_a_slow_witness(generator):
     target = torch.randint(0, 3, (2, 8, 16, 16), generator=generator)
     shapes = [(8, 16, 16), (8, 8, 8), (4, 4, 4)]
-    logits = [torch.randn(2, 3, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    logits = [
+        torch.randn(2, 3, *shape, generator=generator, dtype=torch.float64) for shape in shapes
+    ]
     wanted = 0
     for weight, head in zip((2 / 3, 1 / 3, 0), logits):
-        small = torch.stack([torch.from_numpy(resize(t.double().numpy(), head.shape[2:], 0, mode="edge",
-                                                     anti_aliasing=False, preserve_range=True)) for t in target])
+        small = torch.stack(
+            [
+                torch.from_numpy(
+                    resize(
+                        t.double().numpy(),
+                        head.shape[2:],
+                        0,
+                        mode="edge",
+                        anti_aliasing=False,
+                        preserve_range=True,
+                    )
+                )
+                for t in target
+            ]
+        )
         p = head.exp() / head.exp().sum(1, keepdim=True)
         entropy, dice = 0, 0
         for b in range(2):
@@ -58,8 +77,11 @@ def test_all_heads_against_a_slow_witness(generator):
                 truth = (small[b] == value).double()
                 entropy -= (truth * p[b, value].log()).sum() / small.numel()
                 if value:
-                    tp, fp, fn = (p[b, value] * truth).sum(), (p[b, value] * (1 - truth)).sum(), (
-                        (1 - p[b, value]) * truth).sum()
+                    tp, fp, fn = (
+                        (p[b, value] * truth).sum(),
+                        (p[b, value] * (1 - truth)).sum(),
+                        ((1 - p[b, value]) * truth).sum(),
+                    )
                     dice += (2 * tp + 1e-5) / (2 * tp + fp + fn + 1e-5) / 4
         wanted += weight * (entropy - dice)
     assert segmentation_loss(logits, target).item() == pytest.approx(wanted.item(), abs=1e-9)
@@ -75,8 +97,10 @@ def test_targets_are_taken_at_index_2i_plus_1():
 
 def test_gradient_equals_finite_differences(generator):
     target = torch.randint(0, 3, (1, 2, 4, 4), generator=generator)
-    logits = [torch.randn(1, 3, *s, generator=generator, dtype=torch.float64, requires_grad=True)
-              for s in ((2, 4, 4), (2, 2, 2))]
+    logits = [
+        torch.randn(1, 3, *s, generator=generator, dtype=torch.float64, requires_grad=True)
+        for s in ((2, 4, 4), (2, 2, 2))
+    ]
     assert torch.autograd.gradcheck(lambda *heads: segmentation_loss(list(heads), target), logits)
 
 
@@ -84,12 +108,15 @@ def test_a_single_head_weighs_one_and_half_precision_is_summed_in_float32(genera
     target = torch.randint(0, 3, (1, 4, 4, 4), generator=generator)
     logits = torch.zeros(1, 3, 4, 4, 4)
     assert segmentation_loss(logits, target).item() == pytest.approx(
-        math.log(3) + soft_dice_loss(logits, target).item(), abs=1e-6)
+        math.log(3) + soft_dice_loss(logits, target).item(), abs=1e-6
+    )
     assert segmentation_loss(logits.half(), target).dtype == torch.float32
     for coarse in (torch.float16, torch.bfloat16):
         logits = (5 * torch.randn(1, 3, 4, 4, 4, generator=generator)).to(coarse)
         for loss in (segmentation_loss, soft_dice_loss):
-            assert loss(logits, target).item() == pytest.approx(loss(logits.float(), target).item(), abs=1e-6)
+            assert loss(logits, target).item() == pytest.approx(
+                loss(logits.float(), target).item(), abs=1e-6
+            )
 
 
 def test_the_coarsest_of_several_heads_has_no_weight_at_all(generator):
@@ -98,7 +125,8 @@ def test_the_coarsest_of_several_heads_has_no_weight_at_all(generator):
     heads = [torch.zeros(1, 3, side, side, side, dtype=torch.float64) for side in (16, 8, 4, 2, 1)]
     flat = segmentation_loss(heads, target).item()
     single = [segmentation_loss(heads[0], target).item()] + [
-        segmentation_loss(head, downsampled(target, head.shape[2:])).item() for head in heads[1:]]
+        segmentation_loss(head, downsampled(target, head.shape[2:])).item() for head in heads[1:]
+    ]
     shares = (8 / 15, 4 / 15, 2 / 15, 1 / 15, 0)
     assert flat == pytest.approx(sum(share * loss for share, loss in zip(shares, single)), abs=1e-9)
     heads[-1] += math.inf
@@ -108,13 +136,25 @@ def test_the_coarsest_of_several_heads_has_no_weight_at_all(generator):
     assert [head.grad is None for head in wanting] == [False] * 4 + [True]
 
 
-@pytest.mark.parametrize("heads, weights", [
-    (1, (1,)), (2, (1, 0)), (3, (2 / 3, 1 / 3, 0)), (4, (4 / 7, 2 / 7, 1 / 7, 0))])
+@pytest.mark.parametrize(
+    "heads, weights",
+    [(1, (1,)), (2, (1, 0)), (3, (2 / 3, 1 / 3, 0)), (4, (4 / 7, 2 / 7, 1 / 7, 0))],
+)
 def test_each_head_has_its_weight(heads, weights):
     """By the gradient that reaches it, as a share of what reaches a single head."""
     target = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
-    logits = [torch.zeros(1, 3, 8 // 2**level, 8 // 2**level, 8 // 2**level, dtype=torch.float64, requires_grad=True)
-              for level in range(heads)]
+    logits = [
+        torch.zeros(
+            1,
+            3,
+            8 // 2**level,
+            8 // 2**level,
+            8 // 2**level,
+            dtype=torch.float64,
+            requires_grad=True,
+        )
+        for level in range(heads)
+    ]
     segmentation_loss(logits, target).backward()
     alone = torch.zeros(1, 3, 8, 8, 8, dtype=torch.float64, requires_grad=True)
     segmentation_loss(alone, target).backward()
@@ -146,7 +186,9 @@ def test_the_loss_falls_to_minus_one_where_all_is_right(generator):
 def test_smoothing_stands_in_numerator_and_denominator():
     """An empty structure with probabilities p in all: 1e-5 / (p + 1e-5)."""
     target = torch.zeros(1, 1, 1, 2, dtype=torch.uint8)
-    probabilities = torch.tensor([[1 - 3e-5, 1e-5, 2e-5], [1 - 3e-5, 1e-5, 2e-5]], dtype=torch.float64)
+    probabilities = torch.tensor(
+        [[1 - 3e-5, 1e-5, 2e-5], [1 - 3e-5, 1e-5, 2e-5]], dtype=torch.float64
+    )
     logits = probabilities.log().T.reshape(1, 3, 1, 1, 2)
     assert soft_dice_loss(logits, target).item() == pytest.approx(-(1 / 3 + 1 / 5) / 2, abs=1e-9)
 
@@ -171,8 +213,13 @@ def test_dice_of_two_classes_is_that_of_the_one_structure():
 def test_targets_of_any_type_weigh_the_same(dtype, generator):
     target = torch.randint(0, 3, (2, 4, 8, 8), generator=generator)
     logits = [torch.randn(2, 3, *shape, generator=generator) for shape in ((4, 8, 8), (2, 4, 4))]
-    assert segmentation_loss(logits, target.to(dtype)).item() == segmentation_loss(logits, target).item()
-    assert segmentation_loss(tuple(logits), target).item() == segmentation_loss(logits, target).item()
+    assert (
+        segmentation_loss(logits, target.to(dtype)).item()
+        == segmentation_loss(logits, target).item()
+    )
+    assert (
+        segmentation_loss(tuple(logits), target).item() == segmentation_loss(logits, target).item()
+    )
 
 
 def test_targets_of_thin_and_odd_sizes():
@@ -180,21 +227,32 @@ def test_targets_of_thin_and_odd_sizes():
     assert downsampled(target, (1, 1, 2))[0, 0, 0].tolist() == [1, 3]
     assert downsampled(target, (1, 1, 1))[0, 0, 0].tolist() == [2]
     both = torch.arange(64).reshape(1, 4, 4, 4)
-    assert downsampled(both, (2, 2, 2)).flatten().tolist() == [16 * z + 4 * y + x for z in (1, 3) for y in (1, 3)
-                                                               for x in (1, 3)]
+    assert downsampled(both, (2, 2, 2)).flatten().tolist() == [
+        16 * z + 4 * y + x for z in (1, 3) for y in (1, 3) for x in (1, 3)
+    ]
 
 
 LOGITS = torch.zeros(2, 3, 4, 4, 4)
 TARGET = torch.zeros(2, 4, 4, 4, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("logits, target, complaint", [
-    (LOGITS[:, :1], TARGET, "two classes or more"), (LOGITS, TARGET[:1], "wanted"), (LOGITS, TARGET[0], "wanted"),
-    (LOGITS, TARGET[:, :, :, :2], "wanted"), (LOGITS, TARGET[:, None], "wanted"), (LOGITS[0], TARGET[:1], "wanted"),
-    (LOGITS, TARGET + 3, "labels from 3 to 3, wanted 0 to 2"), (LOGITS, TARGET.int() - 1, "from -1"),
-    (LOGITS[:0], TARGET[:0], "wanted"), (LOGITS[..., 0], TARGET[..., 0], "wanted"),
-    (LOGITS, torch.arange(128).reshape(2, 4, 4, 4) % 4, "labels from 0 to 3"),
-    (LOGITS, torch.arange(128).reshape(2, 4, 4, 4) % 4 - 1, "labels from -1 to 2")])
+@pytest.mark.parametrize(
+    "logits, target, complaint",
+    [
+        (LOGITS[:, :1], TARGET, "two classes or more"),
+        (LOGITS, TARGET[:1], "wanted"),
+        (LOGITS, TARGET[0], "wanted"),
+        (LOGITS, TARGET[:, :, :, :2], "wanted"),
+        (LOGITS, TARGET[:, None], "wanted"),
+        (LOGITS[0], TARGET[:1], "wanted"),
+        (LOGITS, TARGET + 3, "labels from 3 to 3, wanted 0 to 2"),
+        (LOGITS, TARGET.int() - 1, "from -1"),
+        (LOGITS[:0], TARGET[:0], "wanted"),
+        (LOGITS[..., 0], TARGET[..., 0], "wanted"),
+        (LOGITS, torch.arange(128).reshape(2, 4, 4, 4) % 4, "labels from 0 to 3"),
+        (LOGITS, torch.arange(128).reshape(2, 4, 4, 4) % 4 - 1, "labels from -1 to 2"),
+    ],
+)
 def test_what_does_not_fit_is_refused(logits, target, complaint):
     for loss in (soft_dice_loss, segmentation_loss):
         with pytest.raises(ValueError, match=complaint):

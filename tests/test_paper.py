@@ -12,7 +12,15 @@ import pytest
 from conftest import TINY
 
 from minikits import paper
-from minikits.paper import DEMO, PAPER, Recipe, code_departures, head_weights, recipe_from, run_departures
+from minikits.paper import (
+    DEMO,
+    PAPER,
+    Recipe,
+    code_departures,
+    head_weights,
+    recipe_from,
+    run_departures,
+)
 from minikits.resampling import resampled_shape, thick_axis
 
 SOURCE = Path(paper.__file__).read_text()
@@ -22,8 +30,12 @@ MARK = re.compile(r"\[(paper [\d.]+|paper fig\. 1|author #\d+|nnU-Net v1[^\]]*|o
 def test_strides_and_features_are_the_papers():
     assert PAPER.strides == ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     assert PAPER.features("plain") == (30, 60, 120, 240, 320, 320)
-    assert PAPER.features("residual") == PAPER.features("preactivation") == (24, 48, 96, 192, 320, 320)
-    bottleneck = [side // int(np.prod(strides)) for side, strides in zip(PAPER.patch, zip(*PAPER.strides))]
+    assert (
+        PAPER.features("residual") == PAPER.features("preactivation") == (24, 48, 96, 192, 320, 320)
+    )
+    bottleneck = [
+        side // int(np.prod(strides)) for side, strides in zip(PAPER.patch, zip(*PAPER.strides))
+    ]
     assert bottleneck == [5, 5, 5]
 
 
@@ -72,33 +84,55 @@ def test_median_shape_of_the_206_cases(kits19):
         return np.median([np.multiply(*g) / recipe.spacing_mm for g in kept.values()], axis=0)
 
     assert in_voxels(PAPER) == (127.5, 247, 247) and tuple(exact(PAPER).round()) == (127, 247, 247)
-    assert in_voxels(planned) == (127.5, 248, 248) and tuple(exact(planned).round()) == (128, 248, 248)
+    assert in_voxels(planned) == (127.5, 248, 248) and tuple(exact(planned).round()) == (
+        128,
+        248,
+        248,
+    )
     assert sum(thick_axis(spacing) is not None for _, spacing in kept.values()) == 141
 
 
 def test_recipe_survives_json():
     assert recipe_from(json.loads(json.dumps(dataclasses.asdict(DEMO)))) == DEMO
     assert recipe_from({}) == PAPER and not PAPER.departures()
-    imported = recipe_from({"stage_strides": [[1, 1, 1], [2, 2, 2], [1, 2, 2]], "residual_blocks": [1, 2, 2]})
-    assert imported.strides == ((1, 1, 1), (2, 2, 2), (1, 2, 2)) and imported.features("plain") == (30, 60, 120)
+    imported = recipe_from(
+        {"stage_strides": [[1, 1, 1], [2, 2, 2], [1, 2, 2]], "residual_blocks": [1, 2, 2]}
+    )
+    assert imported.strides == ((1, 1, 1), (2, 2, 2), (1, 2, 2)) and imported.features("plain") == (
+        30,
+        60,
+        120,
+    )
     assert recipe_from(json.loads(json.dumps(dataclasses.asdict(imported)))) == imported
     assert recipe_from({"epochs": 5}).departures() == ["epochs: 5 (paper: 1000)"]
 
 
-@pytest.mark.parametrize("values, complaint", [
-    ({"epoch": 5}, "no field"), ({"epochs": 2.5}, "expected the form"), ({"epochs": "many"}, "expected the form"),
-    ({"epochs": True}, "expected the form"), ({"patch": [80, 160]}, "expected the form"), ([1], "expected an object"),
-    ({"patch": [5, 5, 5]}, "1 stages of patch"),
-    ({"patch": [80.0, 160, 160]}, "expected the form"), ({"stage_strides": [[1, 1], [2, 2]]}, "expected the form"),
-    ({"stage_strides": [[1, 1, 1], [2, 2, 3]]}, "divide the patch"), ({"stage_strides": [[2, 2, 2]]}, "1, 1, 1. first"),
-    ({"residual_blocks": [1, 2]}, "6 stages of patch"), ({"residual_blocks": 3}, "expected the form"),
-])
+@pytest.mark.parametrize(
+    "values, complaint",
+    [
+        ({"epoch": 5}, "no field"),
+        ({"epochs": 2.5}, "expected the form"),
+        ({"epochs": "many"}, "expected the form"),
+        ({"epochs": True}, "expected the form"),
+        ({"patch": [80, 160]}, "expected the form"),
+        ([1], "expected an object"),
+        ({"patch": [5, 5, 5]}, "1 stages of patch"),
+        ({"patch": [80.0, 160, 160]}, "expected the form"),
+        ({"stage_strides": [[1, 1], [2, 2]]}, "expected the form"),
+        ({"stage_strides": [[1, 1, 1], [2, 2, 3]]}, "divide the patch"),
+        ({"stage_strides": [[2, 2, 2]]}, "1, 1, 1. first"),
+        ({"residual_blocks": [1, 2]}, "6 stages of patch"),
+        ({"residual_blocks": 3}, "expected the form"),
+    ],
+)
 def test_recipes_that_do_not_fit_are_refused(values, complaint):
     with pytest.raises(ValueError, match=complaint):
         recipe_from(values)
 
 
-@pytest.mark.parametrize("patch, stages", [((8, 8, 8), 2), ((7, 8, 5), 2), ((20, 48, 24), 4), ((1, 16, 16), 3)])
+@pytest.mark.parametrize(
+    "patch, stages", [((8, 8, 8), 2), ((7, 8, 5), 2), ((20, 48, 24), 4), ((1, 16, 16), 3)]
+)
 def test_any_patch_with_an_axis_to_halve_has_strides(patch, stages):
     strides = dataclasses.replace(PAPER, patch=patch).strides
     assert len(strides) == stages and strides[0] == (1, 1, 1)
@@ -107,18 +141,42 @@ def test_any_patch_with_an_axis_to_halve_has_strides(patch, stages):
 
 # what every field may be, both included; what is written here of a tuple holds for each of its numbers
 RANGES = {
-    "excluded_cases": (0, 99_999), "spacing_mm": (0.01, 1000), "window_hu": (-100_000, 100_000),
-    "mean_hu": (-100_000, 100_000), "sd_hu": (0.01, 100_000), "patch": (1, 10_000), "plain_features": (1, 100_000),
-    "residual_features": (1, 100_000), "max_features": (1, 100_000), "residual_blocks": (1, 99),
-    "stage_strides": (1, 10_000), "epochs": (1, 10_000_000), "batches_per_epoch": (1, 10_000_000),
-    "batch_size": (1, 100_000), "validation_batches": (0, 10_000_000), "foreground_share": (0, 1),
-    "learning_rate": (1e-12, 1000), "learning_rate_power": (0, 100), "momentum": (1e-6, 0.999999),
-    "weight_decay": (0, 1), "max_gradient_norm": (1e-12, 1e12), "rotation_probability": (0, 1),
-    "rotation_degrees": (0, 180), "scaling_probability": (0, 1), "scaling_range": (0.01, 100),
-    "noise_probability": (0, 1), "noise_sd": (0, 1000), "brightness_probability": (0, 1),
-    "brightness_range": (0.01, 1000), "contrast_probability": (0, 1), "contrast_range": (0.01, 1000),
-    "inverted_gamma_probability": (0, 1), "gamma_probability": (0, 1), "gamma_range": (0.01, 100),
-    "mirroring_probability": (0, 1)}
+    "excluded_cases": (0, 99_999),
+    "spacing_mm": (0.01, 1000),
+    "window_hu": (-100_000, 100_000),
+    "mean_hu": (-100_000, 100_000),
+    "sd_hu": (0.01, 100_000),
+    "patch": (1, 10_000),
+    "plain_features": (1, 100_000),
+    "residual_features": (1, 100_000),
+    "max_features": (1, 100_000),
+    "residual_blocks": (1, 99),
+    "stage_strides": (1, 10_000),
+    "epochs": (1, 10_000_000),
+    "batches_per_epoch": (1, 10_000_000),
+    "batch_size": (1, 100_000),
+    "validation_batches": (0, 10_000_000),
+    "foreground_share": (0, 1),
+    "learning_rate": (1e-12, 1000),
+    "learning_rate_power": (0, 100),
+    "momentum": (1e-6, 0.999999),
+    "weight_decay": (0, 1),
+    "max_gradient_norm": (1e-12, 1e12),
+    "rotation_probability": (0, 1),
+    "rotation_degrees": (0, 180),
+    "scaling_probability": (0, 1),
+    "scaling_range": (0.01, 100),
+    "noise_probability": (0, 1),
+    "noise_sd": (0, 1000),
+    "brightness_probability": (0, 1),
+    "brightness_range": (0.01, 1000),
+    "contrast_probability": (0, 1),
+    "contrast_range": (0.01, 1000),
+    "inverted_gamma_probability": (0, 1),
+    "gamma_probability": (0, 1),
+    "gamma_range": (0.01, 100),
+    "mirroring_probability": (0, 1),
+}
 FIELDS = {field.name: field.default for field in dataclasses.fields(Recipe)}
 ANY_LENGTH = {"excluded_cases", "residual_blocks", "stage_strides"}
 
@@ -173,9 +231,13 @@ def test_what_is_no_number_is_refused_with_its_field(name, value):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_ends_of_a_range_are_in_it(name):
-    together = {"patch": {"patch": (8, 8, 10_000)}, "stage_strides": {"stage_strides": ((1, 1, 1), (1, 1, 1))},
-                "window_hu": {"window_hu": (-100_000, 100_000), "sd_hu": 1000}, "mean_hu": {"sd_hu": 1000},
-                "sd_hu": {"mean_hu": 0, "window_hu": (-1, 1)}}
+    together = {
+        "patch": {"patch": (8, 8, 10_000)},
+        "stage_strides": {"stage_strides": ((1, 1, 1), (1, 1, 1))},
+        "window_hu": {"window_hu": (-100_000, 100_000), "sd_hu": 1000},
+        "mean_hu": {"sd_hu": 1000},
+        "sd_hu": {"mean_hu": 0, "window_hu": (-1, 1)},
+    }
     for end in RANGES[name]:
         values = dict(together.get(name, {}))
         if name in ("scaling_range", "contrast_range", "gamma_range"):
@@ -191,8 +253,10 @@ def test_the_ends_of_a_range_are_in_it(name):
         assert getattr(recipe_from(values), name) is not None
 
 
-@pytest.mark.parametrize("name", ["window_hu", "noise_sd", "brightness_range", "scaling_range", "contrast_range",
-                                  "gamma_range"])
+@pytest.mark.parametrize(
+    "name",
+    ["window_hu", "noise_sd", "brightness_range", "scaling_range", "contrast_range", "gamma_range"],
+)
 def test_a_range_has_its_lower_end_first(name):
     with pytest.raises(ValueError, match=f"{name} is .*, wanted the lower number first"):
         recipe_from({name: FIELDS[name][::-1]})
@@ -205,29 +269,47 @@ def test_what_is_drawn_on_either_side_of_one_has_one_inside(name, ends):
         recipe_from({name: ends})
 
 
-@pytest.mark.parametrize("values", [
-    {"window_hu": (5, 5)}, {"sd_hu": 0.05}, {"mean_hu": 100_000}, {"window_hu": (-79, 90_000)}])
+@pytest.mark.parametrize(
+    "values",
+    [{"window_hu": (5, 5)}, {"sd_hu": 0.05}, {"mean_hu": 100_000}, {"window_hu": (-79, 90_000)}],
+)
 def test_a_window_that_float16_cannot_keep_is_refused(values):
-    with pytest.raises(ValueError, match=r"window_hu is \(.*\), wanted two ends that differ and lie"):
+    with pytest.raises(
+        ValueError, match=r"window_hu is \(.*\), wanted two ends that differ and lie"
+    ):
         recipe_from(values)
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_whole_number_is_the_same_recipe_as_its_float(name):
     """In every way: as a value, as JSON, as what a prepared case is kept under."""
+
     def forms(recipe):
         return json.dumps(dataclasses.asdict(recipe)), repr(recipe)
 
     if is_of_floats(name):
-        whole = {"momentum": None, "learning_rate": 1, "max_gradient_norm": 12, "spacing_mm": [3, 2, 2],
-                 "window_hu": [-79, 304], "mean_hu": 101, "sd_hu": 77, "rotation_degrees": 30, "scaling_range": [1, 1],
-                 "noise_sd": [0, 1], "brightness_range": [1, 1], "contrast_range": [1, 1], "gamma_range": [1, 1]
-                 }.get(name, 1)
+        whole = {
+            "momentum": None,
+            "learning_rate": 1,
+            "max_gradient_norm": 12,
+            "spacing_mm": [3, 2, 2],
+            "window_hu": [-79, 304],
+            "mean_hu": 101,
+            "sd_hu": 77,
+            "rotation_degrees": 30,
+            "scaling_range": [1, 1],
+            "noise_sd": [0, 1],
+            "brightness_range": [1, 1],
+            "contrast_range": [1, 1],
+            "gamma_range": [1, 1],
+        }.get(name, 1)
         if whole is None:
             return  # no whole number is in its range
         as_float = [float(number) for number in whole] if isinstance(whole, list) else float(whole)
         assert forms(recipe_from({name: whole})) == forms(recipe_from({name: as_float}))
-        assert forms(dataclasses.replace(PAPER, **{name: whole})) == forms(recipe_from({name: as_float}))
+        assert forms(dataclasses.replace(PAPER, **{name: whole})) == forms(
+            recipe_from({name: as_float})
+        )
     else:
         number = FIELDS[name]
         if isinstance(number, int):
@@ -243,23 +325,43 @@ def test_the_papers_numbers_written_as_a_user_may_are_no_departure():
 
 def test_a_batch_without_foreground_patches_is_a_departure():
     assert recipe_from({"batch_size": 1}).departures() == [
-        "batch_size: 1 (paper: 2)", "patches centred on foreground: 0 of a batch's 1 (paper: 1 of 2)"]
+        "batch_size: 1 (paper: 2)",
+        "patches centred on foreground: 0 of a batch's 1 (paper: 1 of 2)",
+    ]
     assert recipe_from({"batch_size": 4, "foreground_share": 0.5}).departures() == [
-        "batch_size: 4 (paper: 2)", "foreground_share: 0.5 (paper: 0.33)"]
+        "batch_size: 4 (paper: 2)",
+        "foreground_share: 0.5 (paper: 0.33)",
+    ]
     assert recipe_from({"foreground_share": 0}).departures() == [
-        "foreground_share: 0.0 (paper: 0.33)", "patches centred on foreground: 0 of a batch's 2 (paper: 1 of 2)"]
+        "foreground_share: 0.0 (paper: 0.33)",
+        "patches centred on foreground: 0 of a batch's 2 (paper: 1 of 2)",
+    ]
 
 
-PAPERS_RUN = {"precision": "float32", "device": "cuda", "processes": 1, "fold": "0", "folds_file": None, "cases": 206}
+PAPERS_RUN = {
+    "precision": "float32",
+    "device": "cuda",
+    "processes": 1,
+    "fold": "0",
+    "folds_file": None,
+    "cases": 206,
+}
 
 
-@pytest.mark.parametrize("changes, line", [
-    ({"precision": "bfloat16"}, "number format while training: bfloat16 (paper: float32)"),
-    ({"device": "cpu"}, "device: cpu, which rounds otherwise (paper: one GPU)"),
-    ({"processes": 2}, "processes that share a batch: 2 (paper: 1)"),
-    ({"fold": "all"}, "fold: all, nothing is held out (paper: trained on four fifths)"),
-    ({"folds_file": "mine.json"}, "folds: those of mine.json (nnU-Net v1: five, shuffled with its seed)"),
-    ({"cases": 205}, "cases: 205 (paper: 206 of KiTS19)")])
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        ({"precision": "bfloat16"}, "number format while training: bfloat16 (paper: float32)"),
+        ({"device": "cpu"}, "device: cpu, which rounds otherwise (paper: one GPU)"),
+        ({"processes": 2}, "processes that share a batch: 2 (paper: 1)"),
+        ({"fold": "all"}, "fold: all, nothing is held out (paper: trained on four fifths)"),
+        (
+            {"folds_file": "mine.json"},
+            "folds: those of mine.json (nnU-Net v1: five, shuffled with its seed)",
+        ),
+        ({"cases": 205}, "cases: 205 (paper: 206 of KiTS19)"),
+    ],
+)
 def test_how_a_run_is_started_may_depart_too(changes, line):
     assert run_departures(**PAPERS_RUN) == []
     assert run_departures(**{**PAPERS_RUN, **changes}) == [line]
@@ -277,4 +379,6 @@ def test_the_page_on_the_paper_names_no_departure_that_the_log_does_not():
 
 def test_the_learning_rate_decays_by_the_recipes_power():
     recipe = replace(TINY, epochs=4, learning_rate=0.8, learning_rate_power=2.0)
-    assert [recipe.learning_rate_at(epoch) for epoch in range(4)] == pytest.approx([0.8, 0.45, 0.2, 0.05])
+    assert [recipe.learning_rate_at(epoch) for epoch in range(4)] == pytest.approx(
+        [0.8, 0.45, 0.2, 0.05]
+    )

@@ -36,7 +36,9 @@ def rows():
     """Every row of every table: {column: cell}."""
     columns = None
     for line in PAGE.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else None
+        cells = (
+            [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else None
+        )
         if cells and columns and not set(line) <= set("|-"):
             assert len(cells) == len(columns), line
             yield dict(zip(columns, cells))
@@ -53,10 +55,13 @@ def test_everything_quoted_is_of_a_known_kind():
     sources = "".join((ROOT / f"{name}.py").read_text() for name in SCRIPTS)
     makefile = (ROOT / "Makefile").read_text()
     for text in QUOTED:
-        known = (is_path(text) or any(kind.fullmatch(text) for kind in (CODE, TEST, STAGE))
-                 or (text.startswith("--") and f'"{text.split()[0]}"' in sources)
-                 or (text.startswith("make ") and f"\n{text.removeprefix('make ')}:" in makefile)
-                 or text in ("nnunet/", "nnunetv1", "minikits"))
+        known = (
+            is_path(text)
+            or any(kind.fullmatch(text) for kind in (CODE, TEST, STAGE))
+            or (text.startswith("--") and f'"{text.split()[0]}"' in sources)
+            or (text.startswith("make ") and f"\n{text.removeprefix('make ')}:" in makefile)
+            or text in ("nnunet/", "nnunetv1", "minikits")
+        )
         assert known, f"`{text}`: no code, test, stage, option, target or path"
 
 
@@ -76,7 +81,9 @@ def test_test_references_exist():
     assert len(references) > 50
     for file, name in (TEST.fullmatch(reference).groups() for reference in references):
         tree = ast.parse((ROOT / "tests" / file).read_text())
-        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (
+            f"{file}::{name}"
+        )
 
 
 def test_parity_stages_exist():
@@ -91,7 +98,9 @@ def test_parity_stages_exist():
 def test_no_number_is_missing_and_every_value_is_the_codes():
     values = dict(VALUE.findall(PAGE))
     assert values.keys() >= FIELDS, f"no value for {sorted(FIELDS - values.keys())}"
-    assert values.keys() >= CONSTANTS - {"PAPER", "DEMO", "TABLE_1"}, sorted(CONSTANTS - values.keys())
+    assert values.keys() >= CONSTANTS - {"PAPER", "DEMO", "TABLE_1"}, sorted(
+        CONSTANTS - values.keys()
+    )
     assert {"paper.PAPER", "paper.DEMO", "paper.TABLE_1"} <= set(QUOTED)
     for name, value in VALUE.findall(PAGE):
         assert ast.literal_eval(value) == getattr(PAPER if name in FIELDS else paper, name), name
@@ -100,7 +109,9 @@ def test_no_number_is_missing_and_every_value_is_the_codes():
 def test_table_1_is_the_codes():
     form = r"^\| ([\w-]+)[^|]*, cross-validation \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|"
     printed = re.findall(form, PAGE, re.MULTILINE)
-    assert {arch.replace("-", ""): tuple(map(float, dice)) for arch, *dice in printed} == paper.TABLE_1
+    assert {
+        arch.replace("-", ""): tuple(map(float, dice)) for arch, *dice in printed
+    } == paper.TABLE_1
 
 
 def test_every_row_has_its_code_its_witness_and_its_mark():

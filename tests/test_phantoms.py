@@ -38,13 +38,19 @@ def test_the_same_seed_gives_the_same_case():
 def test_kidneys_tumors_and_hounsfield_units_are_plausible(cases):
     tumors = 0
     for image, labels, spacing in cases:
-        millilitres = [np.count_nonzero(labels == value) * np.prod(spacing) / 1000 for value in (1, 2)]
+        millilitres = [
+            np.count_nonzero(labels == value) * np.prod(spacing) / 1000 for value in (1, 2)
+        ]
         assert 120 < millilitres[0] < 600 and millilitres[1] < 400
         tumors += millilitres[1] > 0
         assert image.dtype == np.int16 and image.min() < -900 and image.max() > 250
         assert 60 < image[labels == 1].mean() < 230
     assert tumors >= 6
-    assert len({spacing for _, _, spacing in cases}) == len({image.shape for image, _, _ in cases}) == 8
+    assert (
+        len({spacing for _, _, spacing in cases})
+        == len({image.shape for image, _, _ in cases})
+        == 8
+    )
 
 
 def test_no_threshold_solves_them(cases):
@@ -67,7 +73,9 @@ def test_real_labels_are_kept_and_the_body_is_built_around_them(kits19):
 
 
 def test_labels_without_foreground_give_a_body():
-    image, labels, _ = make_case(1, labels=np.zeros((8, 60, 60), np.uint8), spacing_mm=(5.0, 6.0, 6.0))
+    image, labels, _ = make_case(
+        1, labels=np.zeros((8, 60, 60), np.uint8), spacing_mm=(5.0, 6.0, 6.0)
+    )
     assert not labels.any() and image.max() > 100
 
 
@@ -114,10 +122,13 @@ def label_volume(folder, name="segmentation.nii.gz", value=1):
     write_image(folder / name, np.full((4, 5, 6), value, np.uint8), (6.0, 5.0, 5.0))
 
 
-@pytest.mark.parametrize(("option", "value", "wanted"), [
-    ("--cases", 0, "1 or more"), ("--cases", -1, "1 or more"), ("--seed", -1, "0 or more")])
+@pytest.mark.parametrize(
+    ("option", "value", "wanted"),
+    [("--cases", 0, "1 or more"), ("--cases", -1, "1 or more"), ("--seed", -1, "0 or more")],
+)
 def test_numbers_that_mean_nothing_are_refused_by_their_option(
-        tmp_path, monkeypatch, capsys, seeds, option, value, wanted):
+    tmp_path, monkeypatch, capsys, seeds, option, value, wanted
+):
     label_volume(tmp_path / "labels" / "case_00000")
     for more in ([], ["--labels", tmp_path / "labels"]):
         status, said = called(monkeypatch, capsys, "--out", tmp_path / "out", option, value, *more)
@@ -136,7 +147,8 @@ def test_as_many_cases_as_asked_each_of_its_own_seed(tmp_path, monkeypatch, caps
 
 
 def test_cases_of_one_seed_never_have_the_names_of_the_next_ones(
-        tmp_path, monkeypatch, capsys, seeds):
+    tmp_path, monkeypatch, capsys, seeds
+):
     monkeypatch.setattr(phantoms, "write_case", lambda folder, case: folder.mkdir(parents=True))
     assert called(monkeypatch, capsys, "--out", tmp_path, "--cases", 1000)[0] == 0
     assert len(list(tmp_path.iterdir())) == 1000
@@ -169,12 +181,17 @@ def test_label_volumes_are_never_written_over(tmp_path, monkeypatch, capsys, see
     before = (labels / "case_00000" / "segmentation.nii.gz").read_bytes()
     link.mkdir()
     (link / "case_00001").symlink_to(labels / "case_00001")
-    for out, given, name in ((labels, labels, "case_00000"), (link, labels, "case_00001"),
-                             (labels, link, "case_00001")):
+    for out, given, name in (
+        (labels, labels, "case_00000"),
+        (link, labels, "case_00001"),
+        (labels, link, "case_00001"),
+    ):
         status, said = called(monkeypatch, capsys, "--out", out, "--labels", given)
         assert status == 2
-        assert said == (f"phantoms: {out}: holds {name} of --labels, which would be written over; "
-                        "choose another --out\n")
+        assert said == (
+            f"phantoms: {out}: holds {name} of --labels, which would be written over; "
+            "choose another --out\n"
+        )
     assert not seeds and not (link / "case_00000").exists()
     assert (labels / "case_00000" / "segmentation.nii.gz").read_bytes() == before
     assert [path.name for path in (labels / "case_00000").iterdir()] == ["segmentation.nii.gz"]
@@ -184,8 +201,9 @@ def test_folders_without_label_volumes_are_refused(tmp_path, monkeypatch, capsys
     label_volume(tmp_path / "images" / "case_1", name="imaging.nii.gz")
     for folder in (tmp_path / "images", tmp_path / "absent"):
         status, said = called(monkeypatch, capsys, "--out", tmp_path / "out", "--labels", folder)
-        assert status == 2 and said == (f"phantoms: {folder}: no label volumes found, wanted "
-                                        "NAME/segmentation.nii.gz\n")
+        assert status == 2 and said == (
+            f"phantoms: {folder}: no label volumes found, wanted NAME/segmentation.nii.gz\n"
+        )
 
 
 def test_the_home_folder_is_meant_where_it_is_typed(tmp_path, monkeypatch, capsys, seeds):

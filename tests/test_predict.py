@@ -42,8 +42,17 @@ def put(path, arch="plain", fold="0", cases=((), ()), seed=0, **other):
     network = build_unet(arch, TINY)
     with torch.no_grad():
         network.heads[-1].weight.mul_(3)
-    content = dict(arch=arch, recipe=asdict(TINY), fold=fold, seed=seed, epoch=2, log=[], optimizer={},
-                   cases=dict(zip(("train", "validation"), map(list, cases))), network=network.state_dict())
+    content = dict(
+        arch=arch,
+        recipe=asdict(TINY),
+        fold=fold,
+        seed=seed,
+        epoch=2,
+        log=[],
+        optimizer={},
+        cases=dict(zip(("train", "validation"), map(list, cases))),
+        network=network.state_dict(),
+    )
     save_checkpoint(path, **content | other)
     return network.eval()
 
@@ -58,7 +67,9 @@ def put_scan(path, seed=0, spacing_mm=SPACING, shape=(10, 20, 24)):
 def here(monkeypatch):
     """predict.py in this process: here(*arguments, expect=0) gives its output, both streams. The folder is claimed for
     one run only, as if each had a process of its own."""
-    monkeypatch.setattr("minikits.masks.claim", lambda folder, doing: folder.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(
+        "minikits.masks.claim", lambda folder, doing: folder.mkdir(parents=True, exist_ok=True)
+    )
     monkeypatch.setattr("predict.claim_memory", lambda device, needed=0: 2.0**34)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     threads = torch.get_num_threads()
@@ -67,7 +78,11 @@ def here(monkeypatch):
     def run(*arguments, expect=0):
         monkeypatch.setattr("sys.argv", ["predict.py", *map(str, arguments)])
         said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as ended:
+        with (
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+            pytest.raises(SystemExit) as ended,
+        ):
             predict.main()
         assert (ended.value.code or 0) == expect, said.getvalue()
         return said.getvalue()
@@ -139,12 +154,30 @@ def test_cross_validation_takes_the_networks_that_did_not_see_the_case(runs, sma
                 wanted = wanted_mask([networks[arch, fold] for arch in archs], scan)
                 found = voxels_of(tmp_path / name / f"{id}.nii.gz")
                 assert np.array_equal(found, wanted) and len(np.unique(wanted)) == 3
-    printed = run_script("evaluate.py", "--pred", tmp_path / "plain", tmp_path / "ensemble", "--ref", small, "--out",
-                         tmp_path / "report")
-    assert "were trained on" not in printed and "97.34" in printed and "97.43" in printed and "(p " in printed
+    printed = run_script(
+        "evaluate.py",
+        "--pred",
+        tmp_path / "plain",
+        tmp_path / "ensemble",
+        "--ref",
+        small,
+        "--out",
+        tmp_path / "report",
+    )
+    assert (
+        "were trained on" not in printed
+        and "97.34" in printed
+        and "97.43" in printed
+        and "(p " in printed
+    )
     compared = json.loads((tmp_path / "report" / "comparison.json").read_text())
-    reference, mask = (read_labels(path).voxels for path in (
-        small / "phantom_3" / "segmentation.nii.gz", tmp_path / "plain" / "phantom_3.nii.gz"))
+    reference, mask = (
+        read_labels(path).voxels
+        for path in (
+            small / "phantom_3" / "segmentation.nii.gz",
+            tmp_path / "plain" / "phantom_3.nii.gz",
+        )
+    )
     assert f"{100 * kits_dice(mask, reference)[0]:.2f}" in printed
     assert sorted(compared["ranking"]) == ["ensemble", "plain"]
     assert (tmp_path / "report" / "plain" / "cases.csv").exists()
@@ -162,36 +195,70 @@ def labelled(tmp_path):
 
 def put_folds(run, folds, arch="plain"):
     """Networks of folds {name: (trained on, held out)}, each of its own seed."""
-    return {name: put(run / f"fold{name}" / "checkpoint.pt", arch, name, cases, seed)
-            for seed, (name, cases) in enumerate(folds.items())}
+    return {
+        name: put(run / f"fold{name}" / "checkpoint.pt", arch, name, cases, seed)
+        for seed, (name, cases) in enumerate(folds.items())
+    }
 
 
 def test_a_case_that_no_network_held_out_by_name_is_left_out(labelled, tmp_path, here):
     """c0 and c1 were held out; c2 was trained on; c3 and c4 are in no list, which does not say that they are unseen."""
-    networks = put_folds(tmp_path / "run", {"0": (["c1", "c2"], ["c0"]), "1": (["c0", "c2"], ["c1"])})
+    networks = put_folds(
+        tmp_path / "run", {"0": (["c1", "c2"], ["c0"]), "1": (["c0", "c2"], ["c1"])}
+    )
 
-    said = here("--cross-validation", "--in", labelled, "--out", tmp_path / "masks", *QUICK, "--model",
-                tmp_path / "run")
+    said = here(
+        "--cross-validation",
+        "--in",
+        labelled,
+        "--out",
+        tmp_path / "masks",
+        *QUICK,
+        "--model",
+        tmp_path / "run",
+    )
 
     assert "2 cases found, 3 left out" in said
     assert all(f"c{number} (held out from none of the networks)" in said for number in (2, 3, 4))
-    assert sorted(path.name for path in (tmp_path / "masks").glob("*.gz")) == ["c0.nii.gz", "c1.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "masks").glob("*.gz")) == [
+        "c0.nii.gz",
+        "c1.nii.gz",
+    ]
     for fold in "01":
         wanted = wanted_mask(networks[fold], labelled / f"c{fold}" / "imaging.nii.gz")
         assert np.array_equal(voxels_of(tmp_path / "masks" / f"c{fold}.nii.gz"), wanted)
 
 
-@pytest.mark.parametrize("folds, options", [
-    ({"0": (["x1"], ["x0"]), "1": (["x0"], ["x1"])}, ()),  # the training cases under other names
-    ({"all": (["c0", "c1", "c2", "c3", "c4"], [])}, ()),
-    ({"all": ([], [])}, ()),  # nothing is known of it
-    ({"0": (["c1"], ["c0"]), "all": ([], [])}, ("--folds", "all")),
-    ({"0": (["c0"], ["c0"])}, ())])  # both trained on and held out
-def test_cross_validation_without_a_held_out_case_is_refused(labelled, tmp_path, here, folds, options):
+@pytest.mark.parametrize(
+    "folds, options",
+    [
+        (
+            {"0": (["x1"], ["x0"]), "1": (["x0"], ["x1"])},
+            (),
+        ),  # the training cases under other names
+        ({"all": (["c0", "c1", "c2", "c3", "c4"], [])}, ()),
+        ({"all": ([], [])}, ()),  # nothing is known of it
+        ({"0": (["c1"], ["c0"]), "all": ([], [])}, ("--folds", "all")),
+        ({"0": (["c0"], ["c0"])}, ()),
+    ],
+)  # both trained on and held out
+def test_cross_validation_without_a_held_out_case_is_refused(
+    labelled, tmp_path, here, folds, options
+):
     put_folds(tmp_path / "run", folds)
 
-    said = here("--cross-validation", "--in", labelled, "--out", tmp_path / "masks", "--model", tmp_path / "run",
-                *options, *QUICK, expect=2)
+    said = here(
+        "--cross-validation",
+        "--in",
+        labelled,
+        "--out",
+        tmp_path / "masks",
+        "--model",
+        tmp_path / "run",
+        *options,
+        *QUICK,
+        expect=2,
+    )
 
     assert "nothing is left to cross-validate" in said and "5 left out" in said
     assert not (tmp_path / "masks").exists()
@@ -201,13 +268,25 @@ def test_cases_of_unequal_numbers_of_networks_are_refused(labelled, tmp_path, he
     both = {"0": (["c1"], ["c0"]), "1": (["c0"], ["c1"])}
     put_folds(tmp_path / "plain", both)
     put_folds(tmp_path / "residual", {"0": both["0"]}, "residual")
-    arguments = ("--cross-validation", "--in", labelled, "--out", tmp_path / "masks", *QUICK, "--model",
-                 tmp_path / "plain", tmp_path / "residual")
+    arguments = (
+        "--cross-validation",
+        "--in",
+        labelled,
+        "--out",
+        tmp_path / "masks",
+        *QUICK,
+        "--model",
+        tmp_path / "plain",
+        tmp_path / "residual",
+    )
 
     (tmp_path / "residual" / "fold1").mkdir()  # it was only begun
     said = here(*arguments, expect=2)
 
-    assert "1 cases were held out by 2 networks each (plain, residual), but 1 by others: c1 by 1 (plain); name" in said
+    assert (
+        "1 cases were held out by 2 networks each (plain, residual), but 1 by others: c1 by 1 (plain); name"
+        in said
+    )
     assert not (tmp_path / "masks").exists()
     assert "1 case found" in here(*arguments, "--folds", 0)
 
@@ -217,10 +296,23 @@ def test_cases_of_networks_of_different_architectures_are_refused(labelled, tmp_
     put_folds(tmp_path / "plain", {"0": (["c1"], ["c0"])})
     put_folds(tmp_path / "residual", {"1": (["c0"], ["c1"])}, "residual")
 
-    said = here("--cross-validation", "--in", labelled, "--out", tmp_path / "masks", *QUICK, "--model",
-                tmp_path / "plain", tmp_path / "residual", expect=2)
+    said = here(
+        "--cross-validation",
+        "--in",
+        labelled,
+        "--out",
+        tmp_path / "masks",
+        *QUICK,
+        "--model",
+        tmp_path / "plain",
+        tmp_path / "residual",
+        expect=2,
+    )
 
-    assert "1 cases were held out by 1 networks each (plain), but 1 by others: c1 by 1 (residual); name" in said
+    assert (
+        "1 cases were held out by 1 networks each (plain), but 1 by others: c1 by 1 (residual); name"
+        in said
+    )
 
 
 def test_a_name_too_long_for_a_mask_is_left_out_and_the_others_go_on(run, tmp_path, here):
@@ -236,7 +328,16 @@ def test_a_name_too_long_for_a_mask_is_left_out_and_the_others_go_on(run, tmp_pa
 def test_labels_beside_images_are_no_place_for_masks(run, tmp_path, here):
     put_scan(tmp_path / "in" / "images" / "a.nii.gz")
 
-    said = here("--in", tmp_path / "in", "--out", tmp_path / "in" / "labels", "--model", run[0], *QUICK, expect=2)
+    said = here(
+        "--in",
+        tmp_path / "in",
+        "--out",
+        tmp_path / "in" / "labels",
+        "--model",
+        run[0],
+        *QUICK,
+        expect=2,
+    )
 
     assert "scans or labels lie there" in said and not (tmp_path / "in" / "labels").exists()
 
@@ -282,22 +383,39 @@ def test_trained_on_is_what_the_networks_behind_the_masks_saw(labelled, tmp_path
     here(*given, tmp_path / "crossed", "--cross-validation")
     here(*given, tmp_path / "one", "--cross-validation", "--folds", 0)
 
-    told = {name: json.loads((tmp_path / name / "prediction.json").read_text()) for name in ("all", "crossed", "one")}
-    assert told["all"]["trained_on"] == ["c0", "c1", "c2", "far"] and not told["all"]["cross_validation"]
+    told = {
+        name: json.loads((tmp_path / name / "prediction.json").read_text())
+        for name in ("all", "crossed", "one")
+    }
+    assert (
+        told["all"]["trained_on"] == ["c0", "c1", "c2", "far"]
+        and not told["all"]["cross_validation"]
+    )
     assert told["crossed"]["trained_on"] == ["c2", "far"] and told["crossed"]["cross_validation"]
     assert told["one"]["trained_on"] == ["c1", "c2"]
     assert told["all"]["scans"]["c0.nii.gz"]["networks"] == [0, 1]
     assert told["crossed"]["scans"]["c1.nii.gz"]["networks"] == [1]
     assert [network["held_out"] for network in told["crossed"]["networks"]] == [["c0"], ["c1"]]
-    assert [network["trained_on"] for network in told["crossed"]["networks"]] == [["c1", "c2"], ["c0", "c2", "far"]]
+    assert [network["trained_on"] for network in told["crossed"]["networks"]] == [
+        ["c1", "c2"],
+        ["c0", "c2", "far"],
+    ]
 
 
 def test_cross_validation_by_parts_is_one(labelled, tmp_path, here):
     """A case predicted earlier is held out still: its id is not among those trained on."""
     put_folds(tmp_path / "run", {"0": (["c1"], ["c0"]), "1": (["c0"], ["c1"])})
     for id in ("c0", "c1"):
-        here("--cross-validation", "--in", labelled / id, "--out", tmp_path / "masks", *QUICK, "--model",
-             tmp_path / "run")
+        here(
+            "--cross-validation",
+            "--in",
+            labelled / id,
+            "--out",
+            tmp_path / "masks",
+            *QUICK,
+            "--model",
+            tmp_path / "run",
+        )
 
     told = json.loads((tmp_path / "masks" / "prediction.json").read_text())
     assert told["trained_on"] == [] and sorted(told["scans"]) == ["c0.nii.gz", "c1.nii.gz"]
@@ -317,8 +435,21 @@ def folders(paths):
 
 
 def test_folds_are_numbered_folders_in_their_order(tmp_path):
-    touch(tmp_path, "fold10", "fold2", "fold0", "fold0_old", "fold0.bak", "fold01", "fold", "folds", "old", "fold-1",
-          "fold1 copy", "FOLD3")
+    touch(
+        tmp_path,
+        "fold10",
+        "fold2",
+        "fold0",
+        "fold0_old",
+        "fold0.bak",
+        "fold01",
+        "fold",
+        "folds",
+        "old",
+        "fold-1",
+        "fold1 copy",
+        "FOLD3",
+    )
     (tmp_path / "fold4").mkdir()  # without a checkpoint yet
     assert folders(find_checkpoints(tmp_path)) == ["fold0", "fold2", "fold10"]
 
@@ -345,11 +476,25 @@ def test_a_fold_named_twice_is_refused(tmp_path):
         find_checkpoints(tmp_path, ["1", "2", "1"])
 
 
-@pytest.mark.parametrize("text, fold", [("0", "0"), ("05", "5"), ("17", "17"), ("all", "all"), ("-1", None),
-                                        ("ALL", None), ("1.0", None), ("", None), ("0_old", None)])
+@pytest.mark.parametrize(
+    "text, fold",
+    [
+        ("0", "0"),
+        ("05", "5"),
+        ("17", "17"),
+        ("all", "all"),
+        ("-1", None),
+        ("ALL", None),
+        ("1.0", None),
+        ("", None),
+        ("0_old", None),
+    ],
+)
 def test_folds_as_typed(text, fold):
     if fold is None:
-        with pytest.raises(predict.argparse.ArgumentTypeError, match="wanted a fold's number, 0 or more, or all"):
+        with pytest.raises(
+            predict.argparse.ArgumentTypeError, match="wanted a fold's number, 0 or more, or all"
+        ):
             predict.fold_name(text)
     else:
         assert predict.fold_name(text) == fold
@@ -358,9 +503,23 @@ def test_folds_as_typed(text, fold):
 def test_any_fold_can_be_chosen_and_no_other_is_taken(scans, tmp_path, here):
     networks = put_folds(tmp_path / "run", {"0": ((), ()), "11": ((), ()), "all": ((), ())})
     for fold in ("11", "all"):
-        here("--in", scans / "a.nii.gz", "--out", tmp_path / fold, "--model", tmp_path / "run", "--folds", fold, *QUICK)
-        assert np.array_equal(voxels_of(tmp_path / fold / "a.nii.gz"), wanted_mask(networks[fold], scans / "a.nii.gz"))
-    assert "choose with --folds" in here("--in", scans, "--out", tmp_path / "no", "--model", tmp_path / "run", expect=2)
+        here(
+            "--in",
+            scans / "a.nii.gz",
+            "--out",
+            tmp_path / fold,
+            "--model",
+            tmp_path / "run",
+            "--folds",
+            fold,
+            *QUICK,
+        )
+        assert np.array_equal(
+            voxels_of(tmp_path / fold / "a.nii.gz"), wanted_mask(networks[fold], scans / "a.nii.gz")
+        )
+    assert "choose with --folds" in here(
+        "--in", scans, "--out", tmp_path / "no", "--model", tmp_path / "run", expect=2
+    )
 
 
 def by_link(run):
@@ -372,12 +531,26 @@ def by_copy(run):
     return shutil.copytree(run, run.parent / "copy")
 
 
-@pytest.mark.parametrize("again", [lambda run: run, lambda run: run / ".." / run.name, lambda run: run / "fold0",
-                                   by_link, by_copy])
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda run: run,
+        lambda run: run / ".." / run.name,
+        lambda run: run / "fold0",
+        by_link,
+        by_copy,
+    ],
+)
 def test_a_network_that_comes_twice_is_refused(scans, run, tmp_path, here, again):
     model, _ = run
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", model, again(model), *QUICK, expect=2)
-    assert "the same network as" in said and "would count twice" in said and not (tmp_path / "masks").exists()
+    said = here(
+        "--in", scans, "--out", tmp_path / "masks", "--model", model, again(model), *QUICK, expect=2
+    )
+    assert (
+        "the same network as" in said
+        and "would count twice" in said
+        and not (tmp_path / "masks").exists()
+    )
 
 
 def test_a_copy_that_is_no_fold_is_named_and_not_averaged(scans, tmp_path, here):
@@ -385,7 +558,9 @@ def test_a_copy_that_is_no_fold_is_named_and_not_averaged(scans, tmp_path, here)
     put(tmp_path / "run" / "fold0_old" / "checkpoint.pt", seed=5)
     said = here("--in", scans, "--out", tmp_path / "masks", "--model", tmp_path / "run", *QUICK)
     assert "left out, since they are no folds: fold0_old" in said
-    assert np.array_equal(voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(network, scans / "b.nii.gz"))
+    assert np.array_equal(
+        voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(network, scans / "b.nii.gz")
+    )
 
 
 def test_a_network_that_was_stopped_early_is_named(scans, tmp_path, here):
@@ -393,11 +568,24 @@ def test_a_network_that_was_stopped_early_is_named(scans, tmp_path, here):
     put(tmp_path / "run" / "fold0" / "checkpoint.pt", recipe=asdict(recipe), epoch=22)
     put(tmp_path / "run" / "fold1" / "checkpoint.pt", fold="1", seed=1)
     put(tmp_path / "imported" / "fold0" / "checkpoint.pt", fold="imported", seed=2, epoch=1)
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", tmp_path / "run", tmp_path / "imported", *QUICK)
+    said = here(
+        "--in",
+        scans,
+        "--out",
+        tmp_path / "masks",
+        "--model",
+        tmp_path / "run",
+        tmp_path / "imported",
+        *QUICK,
+    )
     assert said.count("warning:") - said.count("CT in HU") == 1
     assert "its training was stopped after 22 of 1000 epochs" in said
     told = json.loads((tmp_path / "masks" / "prediction.json").read_text())["networks"]
-    assert [(network["epoch"], network["epochs"]) for network in told] == [(22, 1000), (2, 2), (1, None)]
+    assert [(network["epoch"], network["epochs"]) for network in told] == [
+        (22, 1000),
+        (2, 2),
+        (1, None),
+    ]
 
 
 def test_a_fold_in_another_folds_folder_is_named(tmp_path):
@@ -426,10 +614,24 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, strange):
 # --- what the options reach ---------------------------------------------------------------------------------------
 
 
-def test_probabilities_open_with_other_tools_and_are_those_of_the_networks(runs, small, tmp_path, here):
+def test_probabilities_open_with_other_tools_and_are_those_of_the_networks(
+    runs, small, tmp_path, here
+):
     out, networks, _ = runs
     scan = small / "phantom_2" / "imaging.nii.gz"
-    here("--in", scan, "--out", tmp_path, *QUICK, "--probabilities", "--model", out / "plain", "--folds", 1, 2)
+    here(
+        "--in",
+        scan,
+        "--out",
+        tmp_path,
+        *QUICK,
+        "--probabilities",
+        "--model",
+        out / "plain",
+        "--folds",
+        1,
+        2,
+    )
     volume = read_volume(scan)
     both = [networks["plain", fold] for fold in (1, 2)]
     wanted = predict_probabilities(both, prepare_image(volume, TINY), TINY, False)
@@ -468,37 +670,76 @@ def test_probabilities_that_lack_are_made_later(scans, run, tmp_path, here):
 
 @pytest.mark.parametrize("name, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_the_precision_asked_for_is_the_one_used_and_told(scans, run, tmp_path, here, name, dtype):
-    here("--in", scans / "a.nii.gz", "--out", tmp_path / "masks", "--model", run[0], *QUICK, "--probabilities",
-         "--precision", name)
+    here(
+        "--in",
+        scans / "a.nii.gz",
+        "--out",
+        tmp_path / "masks",
+        "--model",
+        run[0],
+        *QUICK,
+        "--probabilities",
+        "--precision",
+        name,
+    )
 
-    assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["precision"] == str(dtype)[6:]
+    assert (
+        json.loads((tmp_path / "masks" / "prediction.json").read_text())["precision"]
+        == str(dtype)[6:]
+    )
     volume = read_volume(scans / "a.nii.gz")
     close = {}
     for tried in (torch.float32, torch.bfloat16):
-        wanted = predict_probabilities([run[1]], prepare_image(volume, TINY), TINY, False, precision=tried)[1]
-        native = np.rint(255 * resample(wanted, volume.voxels.shape, label_orders(volume.spacing_mm)))
-        found = nib.load(tmp_path / "masks" / "probabilities" / "a_kidney.nii.gz").dataobj.get_unscaled()
-        close[tried] = np.abs(read_volume(tmp_path / "masks" / "probabilities" / "a_kidney.nii.gz").voxels * 255
-                              - native).mean()
+        wanted = predict_probabilities(
+            [run[1]], prepare_image(volume, TINY), TINY, False, precision=tried
+        )[1]
+        native = np.rint(
+            255 * resample(wanted, volume.voxels.shape, label_orders(volume.spacing_mm))
+        )
+        found = nib.load(
+            tmp_path / "masks" / "probabilities" / "a_kidney.nii.gz"
+        ).dataobj.get_unscaled()
+        close[tried] = np.abs(
+            read_volume(tmp_path / "masks" / "probabilities" / "a_kidney.nii.gz").voxels * 255
+            - native
+        ).mean()
         assert found.dtype == np.uint8
     assert close[dtype] < 0.01 < max(close.values())
 
 
 def test_auto_tells_what_it_took(scans, run, tmp_path, here, monkeypatch):
     monkeypatch.setattr("predict.pick_precision", lambda name, device: torch.bfloat16)
-    here("--in", scans / "a.nii.gz", "--out", tmp_path / "masks", "--model", run[0], "--no-mirroring")
-    assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["precision"] == "bfloat16"
+    here(
+        "--in", scans / "a.nii.gz", "--out", tmp_path / "masks", "--model", run[0], "--no-mirroring"
+    )
+    assert (
+        json.loads((tmp_path / "masks" / "prediction.json").read_text())["precision"] == "bfloat16"
+    )
 
 
 def test_mirroring_is_left_out_where_asked(scans, run, tmp_path, here):
-    given = ("--in", scans / "a.nii.gz", "--model", run[0], "--precision", "fp32", "--device", "cpu", "--out")
+    given = (
+        "--in",
+        scans / "a.nii.gz",
+        "--model",
+        run[0],
+        "--precision",
+        "fp32",
+        "--device",
+        "cpu",
+        "--out",
+    )
     here(*given, tmp_path / "eight")
     here(*given, tmp_path / "one", "--no-mirroring")
     for name, mirroring in (("eight", True), ("one", False)):
         wanted = wanted_mask(run[1], scans / "a.nii.gz", mirroring=mirroring)
         assert np.array_equal(voxels_of(tmp_path / name / "a.nii.gz"), wanted)
-        assert json.loads((tmp_path / name / "prediction.json").read_text())["mirroring"] is mirroring
-    assert not np.array_equal(voxels_of(tmp_path / "one" / "a.nii.gz"), voxels_of(tmp_path / "eight" / "a.nii.gz"))
+        assert (
+            json.loads((tmp_path / name / "prediction.json").read_text())["mirroring"] is mirroring
+        )
+    assert not np.array_equal(
+        voxels_of(tmp_path / "one" / "a.nii.gz"), voxels_of(tmp_path / "eight" / "a.nii.gz")
+    )
 
 
 def put_two_frames(path):
@@ -531,11 +772,31 @@ def test_the_affine_asked_for_reaches_the_reader(run, tmp_path, here, form):
 
 def test_a_spacing_that_is_assumed_reaches_the_reader(run, tmp_path, here):
     scan = put_scan(tmp_path / "scan.nii.gz")
-    here("--in", scan, "--out", tmp_path / "masks", "--model", run[0], *QUICK, "--assume-spacing", 5, 4, 3)
+    here(
+        "--in",
+        scan,
+        "--out",
+        tmp_path / "masks",
+        "--model",
+        run[0],
+        *QUICK,
+        "--assume-spacing",
+        5,
+        4,
+        3,
+    )
 
-    assert np.allclose(nib.affines.voxel_sizes(nib.load(tmp_path / "masks" / "scan.nii.gz").affine), [5, 4, 3])
-    assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["assume_spacing"] == [5, 4, 3]
-    wanted = predict_volume([run[1]], read_volume(scan, assume_spacing=(5, 4, 3)), TINY, mirroring=False)
+    assert np.allclose(
+        nib.affines.voxel_sizes(nib.load(tmp_path / "masks" / "scan.nii.gz").affine), [5, 4, 3]
+    )
+    assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["assume_spacing"] == [
+        5,
+        4,
+        3,
+    ]
+    wanted = predict_volume(
+        [run[1]], read_volume(scan, assume_spacing=(5, 4, 3)), TINY, mirroring=False
+    )
     assert np.array_equal(voxels_of(tmp_path / "masks" / "scan.nii.gz"), wanted)
 
 
@@ -553,25 +814,61 @@ def test_a_mask_of_another_reading_does_not_stay_unsaid(scans, run, tmp_path, he
     assert here(*given, *option).count("3 of 3 scans have a mask already") == 1
 
 
-@pytest.mark.parametrize("typed", [("0", "1", "1"), ("1", "nan", "1"), ("1", "1", "-3"), ("inf", "1", "1"),
-                                   ("1e400", "1", "1"), ("1", "x", "1"), ("100", "1", "1"), ("1", "0.01", "1")])
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("0", "1", "1"),
+        ("1", "nan", "1"),
+        ("1", "1", "-3"),
+        ("inf", "1", "1"),
+        ("1e400", "1", "1"),
+        ("1", "x", "1"),
+        ("100", "1", "1"),
+        ("1", "0.01", "1"),
+    ],
+)
 def test_a_spacing_that_is_none_is_refused_by_what_is_wrong(scans, run, tmp_path, here, typed):
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], "--assume-spacing", *typed, expect=2)
+    said = here(
+        "--in",
+        scans,
+        "--out",
+        tmp_path / "masks",
+        "--model",
+        run[0],
+        "--assume-spacing",
+        *typed,
+        expect=2,
+    )
     line = said.splitlines()[-1]
     wrong = next(text for text in typed if text != "1")
-    assert line == (f"predict.py: error: argument --assume-spacing: {wrong}: wanted a length in mm, more than 0.01 and "
-                    "less than 100")
+    assert line == (
+        f"predict.py: error: argument --assume-spacing: {wrong}: wanted a length in mm, more than 0.01 and "
+        "less than 100"
+    )
 
 
 @pytest.mark.parametrize("typed", ["0", "-1", "1.5", "all"])
 def test_a_number_of_voxels_that_is_none_is_refused(scans, run, tmp_path, here, typed):
-    said = here("--in", scans, "--out", tmp_path / "m", "--model", run[0], f"--max-voxels={typed}", expect=2)
+    said = here(
+        "--in", scans, "--out", tmp_path / "m", "--model", run[0], f"--max-voxels={typed}", expect=2
+    )
     assert f"argument --max-voxels: {typed}: wanted a number of voxels, 1 or more" in said
 
 
 def test_the_limit_of_voxels_reaches_the_reader(scans, run, tmp_path, here):
     put_scan(scans / "large.nii.gz", shape=(10, 20, 25))
-    said = here("--in", scans, "--out", tmp_path / "m", "--model", run[0], *QUICK, "--max-voxels", 4800, expect=2)
+    said = here(
+        "--in",
+        scans,
+        "--out",
+        tmp_path / "m",
+        "--model",
+        run[0],
+        *QUICK,
+        "--max-voxels",
+        4800,
+        expect=2,
+    )
     assert "large.nii.gz: shape (10, 20, 25) found, more than 4800 voxels" in said
     assert sorted(bytes_of(tmp_path / "m")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
@@ -580,7 +877,9 @@ def test_volumes_are_those_of_the_voxels_also_where_they_are_sheared(run, tmp_pa
     """A gantry tilted by 0.4 rad: a voxel has the determinant's volume, not the product of its sides."""
     scan = tmp_path / "scan.nii.gz"
     voxels = np.random.default_rng(0).integers(-400, 500, (10, 20, 24)).astype(np.int16)
-    affine = np.array([[0, 0, -5.5, 7], [6 * np.sin(0.4), -5.5, 0, 5], [-6 * np.cos(0.4), 0, 0, 2], [0, 0, 0, 1]])
+    affine = np.array(
+        [[0, 0, -5.5, 7], [6 * np.sin(0.4), -5.5, 0, 5], [-6 * np.cos(0.4), 0, 0, 2], [0, 0, 0, 1]]
+    )
     nib.Nifti1Image(voxels, affine).to_filename(scan)
 
     said = here("--in", scan, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
@@ -604,8 +903,14 @@ def test_a_tilde_is_the_home_folder(scans, run, tmp_path, here, monkeypatch):
 
 def test_float32_is_exact_whatever_was_set_before():
     backends = torch.backends
-    parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul,
-             backends.mkldnn.conv, backends.mkldnn.rnn]
+    parts = [
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.rnn,
+    ]
 
     def short_by_old_switches():
         torch.set_float32_matmul_precision("medium")
@@ -626,7 +931,11 @@ def test_float32_is_exact_whatever_was_set_before():
 def test_predicting_and_training_make_float32_exact(scans, run, tmp_path, here):
     torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
     here("--in", scans / "a.nii.gz", "--out", tmp_path / "masks", "--model", run[0], *QUICK)
-    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert (
+        torch.backends.cudnn.conv.fp32_precision
+        == torch.backends.cuda.matmul.fp32_precision
+        == "ieee"
+    )
 
 
 # --- whose masks stay ---------------------------------------------------------------------------------------------
@@ -638,21 +947,40 @@ def test_masks_of_other_networks_or_options_are_not_mixed_in(scans, tmp_path, he
     first = ("--folds", 0, "--no-mirroring", "--precision", "fp32")
     here(*given, *first, "--in", scans / "a.nii.gz")
     before = bytes_of(tmp_path / "masks"), (tmp_path / "masks" / "prediction.json").read_bytes()
-    for others, said in ((("--folds", 1, *first[2:]), "networks"), (("--folds", 0, *first[3:]), "mirroring False, now"),
-                         ((*first[:4], "bf16"), "precision float32, now bfloat16")):
+    for others, said in (
+        (("--folds", 1, *first[2:]), "networks"),
+        (("--folds", 0, *first[3:]), "mirroring False, now"),
+        ((*first[:4], "bf16"), "precision float32, now bfloat16"),
+    ):
         for more in (("--in", scans), ("--in", scans / "b.nii.gz", "--overwrite")):
             refusal = here(*given, *others, *more, expect=2)
             assert "the masks here are of other networks or options" in refusal and said in refusal
-    assert before == (bytes_of(tmp_path / "masks"), (tmp_path / "masks" / "prediction.json").read_bytes())
+    assert before == (
+        bytes_of(tmp_path / "masks"),
+        (tmp_path / "masks" / "prediction.json").read_bytes(),
+    )
     here(*given, "--folds", 1, *first[2:], "--in", scans / "a.nii.gz", "--overwrite")
-    assert "1 of 1 scans have a mask already" in here(*given, "--folds", 1, *first[2:], "--in", scans / "a.nii.gz")
+    assert "1 of 1 scans have a mask already" in here(
+        *given, "--folds", 1, *first[2:], "--in", scans / "a.nii.gz"
+    )
     assert bytes_of(tmp_path / "masks") != before[0]
 
 
-def test_stale_masks_are_gone_before_prediction_json_names_other_networks(scans, tmp_path, here, monkeypatch):
+def test_stale_masks_are_gone_before_prediction_json_names_other_networks(
+    scans, tmp_path, here, monkeypatch
+):
     """Killed at the first scan, the folder holds no mask, and no probabilities, of the networks before."""
     put_folds(tmp_path / "run", {"0": ((), ()), "1": ((), ())})
-    given = ("--in", scans, "--out", tmp_path / "masks", "--model", tmp_path / "run", *QUICK, "--probabilities")
+    given = (
+        "--in",
+        scans,
+        "--out",
+        tmp_path / "masks",
+        "--model",
+        tmp_path / "run",
+        *QUICK,
+        "--probabilities",
+    )
     here(*given, "--folds", 0)
     assert len(bytes_of(tmp_path / "masks")) == 9
     there = []
@@ -665,10 +993,15 @@ def test_stale_masks_are_gone_before_prediction_json_names_other_networks(scans,
     with pytest.raises(KeyboardInterrupt):
         here(*given, "--folds", 1, "--overwrite")
     assert there[0] == [] and not bytes_of(tmp_path / "masks")
-    assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["networks"][0]["fold"] == "1"
+    assert (
+        json.loads((tmp_path / "masks" / "prediction.json").read_text())["networks"][0]["fold"]
+        == "1"
+    )
 
 
-def test_overwriting_keeps_a_mask_until_the_new_one_is_there(scans, run, tmp_path, here, monkeypatch):
+def test_overwriting_keeps_a_mask_until_the_new_one_is_there(
+    scans, run, tmp_path, here, monkeypatch
+):
     given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
     here(*given)
     before = bytes_of(tmp_path / "masks")
@@ -678,7 +1011,9 @@ def test_overwriting_keeps_a_mask_until_the_new_one_is_there(scans, run, tmp_pat
 
     monkeypatch.setattr("predict.write_labels", full)
     said = here(*given, "--overwrite", expect=2)
-    assert said.count("a.nii.gz cannot be written ([Errno 28] No space left on device)") == 2  # twice
+    assert (
+        said.count("a.nii.gz cannot be written ([Errno 28] No space left on device)") == 2
+    )  # twice
     assert bytes_of(tmp_path / "masks") == before
 
 
@@ -689,10 +1024,23 @@ def lay_labels(out, name):
 
 
 @pytest.mark.parametrize("more", [(), ("--overwrite",)])
-@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "other.nii.gz", "A.NII.GZ", "probabilities/a_kidney.nii.gz",
-                                  "case_00000/imaging.nii.gz", "x/segmentation.nii", "labels/z.nii.gz",
-                                  "images/z_0000.nii.gz"])
-def test_scans_and_labels_in_the_folder_for_masks_are_never_touched(scans, run, tmp_path, here, name, more):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.nii.gz",
+        "a.nii",
+        "other.nii.gz",
+        "A.NII.GZ",
+        "probabilities/a_kidney.nii.gz",
+        "case_00000/imaging.nii.gz",
+        "x/segmentation.nii",
+        "labels/z.nii.gz",
+        "images/z_0000.nii.gz",
+    ],
+)
+def test_scans_and_labels_in_the_folder_for_masks_are_never_touched(
+    scans, run, tmp_path, here, name, more
+):
     laid = lay_labels(tmp_path / "labels", name)
     before = laid.read_bytes()
     given = ("--in", scans, "--out", tmp_path / "labels", "--model", run[0], *QUICK, *more)
@@ -714,21 +1062,52 @@ def test_labels_beside_masks_are_seen_too(scans, run, tmp_path, here, name):
 
 
 def test_masks_do_not_go_where_the_inputs_lie(labelled, scans, run, tmp_path, here):
-    for source, out in ((scans, scans), (labelled, labelled), (labelled, labelled / "c0"), (scans / "a.nii.gz", scans)):
-        said = here("--in", source, "--out", out, "--model", run[0], *QUICK, "--overwrite", expect=2)
-        assert f"{out}: scans or labels lie there; choose another folder for the masks with --out" in said
+    for source, out in (
+        (scans, scans),
+        (labelled, labelled),
+        (labelled, labelled / "c0"),
+        (scans / "a.nii.gz", scans),
+    ):
+        said = here(
+            "--in", source, "--out", out, "--model", run[0], *QUICK, "--overwrite", expect=2
+        )
+        assert (
+            f"{out}: scans or labels lie there; choose another folder for the masks with --out"
+            in said
+        )
     file = run[0] / "fold0" / "checkpoint.pt"
-    assert f"{file}: is no folder" in here("--in", scans, "--out", file, "--model", run[0], expect=2)
+    assert f"{file}: is no folder" in here(
+        "--in", scans, "--out", file, "--model", run[0], expect=2
+    )
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", '{"trained_on": null}', '{"netw', "", "[" * 100_000,
-                                     '{"networks": [], "mirroring": 1, "precision": 1, "cross_validation": 1, '
-                                     '"affine": 1, "assume_spacing": 1, "scans": {"a.nii.gz": {"scan": 5}}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1, 2]",
+        '{"trained_on": null}',
+        '{"netw',
+        "",
+        "[" * 100_000,
+        '{"networks": [], "mirroring": 1, "precision": 1, "cross_validation": 1, '
+        '"affine": 1, "assume_spacing": 1, "scans": {"a.nii.gz": {"scan": 5}}}',
+    ],
+)
 def test_a_prediction_json_of_another_tool_stays(scans, run, tmp_path, here, content):
     path = tmp_path / "masks" / "prediction.json"
     path.parent.mkdir()
     path.write_text(content)
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, "--overwrite", expect=2)
+    said = here(
+        "--in",
+        scans,
+        "--out",
+        tmp_path / "masks",
+        "--model",
+        run[0],
+        *QUICK,
+        "--overwrite",
+        expect=2,
+    )
     assert str(path) in said and "move it away, or choose another folder with --out" in said
     assert path.read_text() == content and [*path.parent.iterdir()] == [path]
 
@@ -740,9 +1119,16 @@ def test_a_scan_that_was_replaced_is_predicted_again(scans, run, tmp_path, here)
 
     said = here(*given)
 
-    assert "2 of 3 scans have a mask already" in said and "b.nii.gz was replaced since; predicted again" in said
-    assert np.array_equal(voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(run[1], scans / "b.nii.gz"))
-    assert not (tmp_path / "masks" / "probabilities" / "b_kidney.nii.gz").exists()  # they were of the old one
+    assert (
+        "2 of 3 scans have a mask already" in said
+        and "b.nii.gz was replaced since; predicted again" in said
+    )
+    assert np.array_equal(
+        voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(run[1], scans / "b.nii.gz")
+    )
+    assert not (
+        tmp_path / "masks" / "probabilities" / "b_kidney.nii.gz"
+    ).exists()  # they were of the old one
     assert (tmp_path / "masks" / "probabilities" / "a_kidney.nii.gz").exists()
     assert "3 of 3 scans have a mask already" in here(*given)
 
@@ -760,7 +1146,9 @@ def test_a_scan_of_the_same_size_that_was_replaced_is_seen(scans, run, tmp_path,
     said = here(*given)
 
     assert "1 of 2 scans have a mask already" in said and "a.nii was replaced since" in said
-    assert np.array_equal(voxels_of(tmp_path / "masks" / "a.nii.gz"), wanted_mask(run[1], plain / "a.nii"))
+    assert np.array_equal(
+        voxels_of(tmp_path / "masks" / "a.nii.gz"), wanted_mask(run[1], plain / "a.nii")
+    )
 
 
 def test_masks_that_were_copied_elsewhere_are_still_known(scans, run, tmp_path, here):
@@ -771,12 +1159,16 @@ def test_masks_that_were_copied_elsewhere_are_still_known(scans, run, tmp_path, 
     assert "3 of 3 scans have a mask already" in said and "changed" not in said
 
 
-def test_a_mask_that_was_deleted_is_made_again_and_one_that_was_changed_stays(scans, run, tmp_path, here):
+def test_a_mask_that_was_deleted_is_made_again_and_one_that_was_changed_stays(
+    scans, run, tmp_path, here
+):
     given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
     here(*given)
     made = bytes_of(tmp_path / "masks")
     (tmp_path / "masks" / "a.nii.gz").unlink()
-    shutil.copy(tmp_path / "masks" / "c.nii.gz", tmp_path / "masks" / "b.nii.gz")  # somebody's correction
+    shutil.copy(
+        tmp_path / "masks" / "c.nii.gz", tmp_path / "masks" / "b.nii.gz"
+    )  # somebody's correction
 
     said = here(*given, "--probabilities")
 
@@ -787,10 +1179,14 @@ def test_a_mask_that_was_deleted_is_made_again_and_one_that_was_changed_stays(sc
     assert "b.nii.gz: was changed" in here(*given)  # still
     put_scan(scans / "b.nii.gz", seed=9)
     said = here(*given, expect=2)
-    assert "was replaced since its mask was made" in said and "--overwrite predicts it again" in said
+    assert (
+        "was replaced since its mask was made" in said and "--overwrite predicts it again" in said
+    )
     assert bytes_of(tmp_path / "masks")["b.nii.gz"] == made["c.nii.gz"]
     here(*given, "--overwrite")
-    assert np.array_equal(voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(run[1], scans / "b.nii.gz"))
+    assert np.array_equal(
+        voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(run[1], scans / "b.nii.gz")
+    )
 
 
 def test_a_scan_that_changes_while_it_is_read_is_named(scans, run, tmp_path, here, monkeypatch):
@@ -815,7 +1211,9 @@ def test_a_second_process_with_the_same_folder_is_refused(scans, run, tmp_path, 
 
 
 def test_a_folder_that_cannot_be_kept_is_said(scans, run, tmp_path, here, monkeypatch):
-    monkeypatch.setattr("minikits.masks.claim", lambda out, doing: out.mkdir() or f"{out}: has no locks")
+    monkeypatch.setattr(
+        "minikits.masks.claim", lambda out, doing: out.mkdir() or f"{out}: has no locks"
+    )
     said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
     assert "warning: " in said and "has no locks" in said
 
@@ -828,7 +1226,10 @@ def test_what_looks_like_a_scan_is_predicted_or_named(scans, run, tmp_path, here
     (scans / "e.nii.gz").mkdir()
     (scans / "f.nii.gz").symlink_to(tmp_path / "nothing")
     said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
-    assert "4 cases found, 2 left out: e.nii.gz (a folder" in said and "f.nii.gz (a link to nothing)" in said
+    assert (
+        "4 cases found, 2 left out: e.nii.gz (a folder" in said
+        and "f.nii.gz (a link to nothing)" in said
+    )
     assert sorted(bytes_of(tmp_path / "masks")) == ["D.nii.gz", "a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
 
@@ -843,15 +1244,27 @@ def test_labels_without_an_image_are_named(labelled, run, tmp_path, here):
     assert "no scan found, only labels" in said
 
 
-TORCH_SAYS = ["[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
-              "allocate 8589934592 bytes. Error code 12 (Cannot allocate memory)",
-              "DefaultCPUAllocator: not enough memory: you tried to allocate 8589934592 bytes.", "std::bad_alloc",
-              "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"]
+TORCH_SAYS = [
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+    "allocate 8589934592 bytes. Error code 12 (Cannot allocate memory)",
+    "DefaultCPUAllocator: not enough memory: you tried to allocate 8589934592 bytes.",
+    "std::bad_alloc",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+]
 
 
-@pytest.mark.parametrize("error", [*map(RuntimeError, TORCH_SAYS), MemoryError(), MemoryError("Unable to allocate 8"),
-                                   torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB.")])
-def test_memory_that_is_not_given_is_one_scans_failure(scans, run, tmp_path, here, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error",
+    [
+        *map(RuntimeError, TORCH_SAYS),
+        MemoryError(),
+        MemoryError("Unable to allocate 8"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 GiB."),
+    ],
+)
+def test_memory_that_is_not_given_is_one_scans_failure(
+    scans, run, tmp_path, here, monkeypatch, error
+):
     def short(networks, image, *others, **options):
         if image.shape[0] == 11:
             raise error
@@ -865,7 +1278,9 @@ def test_memory_that_is_not_given_is_one_scans_failure(scans, run, tmp_path, her
     assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "c.nii.gz"]
 
 
-def test_a_scan_without_memory_beside_another_is_tried_alone(scans, run, tmp_path, here, monkeypatch):
+def test_a_scan_without_memory_beside_another_is_tried_alone(
+    scans, run, tmp_path, here, monkeypatch
+):
     tried = []
 
     def short(networks, image, *others, **options):
@@ -877,11 +1292,16 @@ def test_a_scan_without_memory_beside_another_is_tried_alone(scans, run, tmp_pat
     monkeypatch.setattr("predict.predict_probabilities", short)
     put_scan(scans / "a.nii.gz", shape=(11, 20, 24))
     said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
-    assert "a: no memory beside another scan; tried alone at the end" in said and "(3 of 3, 0 s left)" in said
+    assert (
+        "a: no memory beside another scan; tried alone at the end" in said
+        and "(3 of 3, 0 s left)" in said
+    )
     assert tried[-1] == 11 and len(tried) == 4 and len(bytes_of(tmp_path / "masks")) == 3
 
 
-def test_an_error_that_is_not_about_memory_is_no_scans_failure(scans, run, tmp_path, here, monkeypatch):
+def test_an_error_that_is_not_about_memory_is_no_scans_failure(
+    scans, run, tmp_path, here, monkeypatch
+):
     def broken(*arguments, **options):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -890,30 +1310,43 @@ def test_an_error_that_is_not_about_memory_is_no_scans_failure(scans, run, tmp_p
         here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
 
 
-def test_a_scan_that_is_huge_at_the_networks_spacing_is_named_before_it_takes_memory(scans, run, tmp_path, here):
+def test_a_scan_that_is_huge_at_the_networks_spacing_is_named_before_it_takes_memory(
+    scans, run, tmp_path, here
+):
     """60 voxels of 90 mm, three times: a header that is wrong, most likely."""
     put_scan(scans / "big.nii.gz", spacing_mm=(90.0, 90.0, 90.0), shape=(60, 60, 60))
     said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
-    assert "big.nii.gz: shape (60, 60, 60) of 90 x 90 x 90 mm would have shape (675, 900, 900)" in said
+    assert (
+        "big.nii.gz: shape (60, 60, 60) of 90 x 90 x 90 mm would have shape (675, 900, 900)" in said
+    )
     assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
 
-def test_a_scan_that_the_device_has_no_memory_for_is_named_before_it_is_tried(scans, run, tmp_path, here, monkeypatch):
+def test_a_scan_that_the_device_has_no_memory_for_is_named_before_it_is_tried(
+    scans, run, tmp_path, here, monkeypatch
+):
     """36 bytes a voxel: 16 x 32 x 32 of the patch fit, 32 slices do not."""
     monkeypatch.setattr("predict.claim_memory", lambda device, needed=0: 36.0 * 16 * 32 * 32)
     put_scan(scans / "long.nii.gz", shape=(32, 20, 24))
     said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
-    assert "long.nii.gz: has shape (32, 20, 24) at the networks' spacing, which takes 0.0 GiB; device cpu has" in said
+    assert (
+        "long.nii.gz: has shape (32, 20, 24) at the networks' spacing, which takes 0.0 GiB; device cpu has"
+        in said
+    )
     assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
 
 @pytest.mark.parametrize("whole, asked", [(2.0**40, True), (1000.0, False)])
-def test_memory_is_kept_for_what_a_window_and_a_scan_need(runs, tmp_path, monkeypatch, whole, asked):
+def test_memory_is_kept_for_what_a_window_and_a_scan_need(
+    runs, tmp_path, monkeypatch, whole, asked
+):
     """Nothing is asked for that is not there: each scan that is too large is named."""
     members, recipe, _ = predict.load_networks([runs[0] / "plain", runs[0] / "residual"], ["0"])
     scans = [predict.Scan("a", put_scan(tmp_path / "a.nii"), tmp_path / "m.nii.gz", (0,))]
     calls = []
-    monkeypatch.setattr("predict.claim_memory", lambda device, needed=0: calls.append(needed) or whole)
+    monkeypatch.setattr(
+        "predict.claim_memory", lambda device, needed=0: calls.append(needed) or whole
+    )
 
     found = predict.keep_memory(torch.device("cpu"), members, recipe, torch.float32, scans)
 
@@ -933,7 +1366,9 @@ def test_a_damaged_scan_stops_no_other(scans, run, tmp_path, here):
 # --- how it is stopped, and what it says --------------------------------------------------------------------------
 
 
-def test_a_signal_ends_it_between_windows_with_nothing_half_written(scans, run, tmp_path, here, monkeypatch):
+def test_a_signal_ends_it_between_windows_with_nothing_half_written(
+    scans, run, tmp_path, here, monkeypatch
+):
     watch = predict.watch
 
     def told_meanwhile(what, stop):
@@ -942,14 +1377,19 @@ def test_a_signal_ends_it_between_windows_with_nothing_half_written(scans, run, 
             while not stop:  # the main thread notes it
                 time.sleep(0.01)
             watch(what, stop)(done, of)
+
         return on_window
 
     given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
     monkeypatch.setattr("predict.watch", told_meanwhile)
-    monkeypatch.setattr("predict.ThreadPoolExecutor", lambda threads: ThreadPoolExecutor(1))  # a second signal kills
+    monkeypatch.setattr(
+        "predict.ThreadPoolExecutor", lambda threads: ThreadPoolExecutor(1)
+    )  # a second signal kills
     said = here(*given, expect=128 + signal.SIGTERM)
 
-    assert said.splitlines()[-1] == "predict.py: stopped; run it again for the masks that are missing"
+    assert (
+        said.splitlines()[-1] == "predict.py: stopped; run it again for the masks that are missing"
+    )
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["prediction.json"]
     monkeypatch.setattr("predict.watch", watch)
     assert "have a mask" not in here(*given)
@@ -961,8 +1401,12 @@ def test_stopped_or_killed_and_started_again(runs, phantoms, tmp_path, here, num
     out, networks, _ = runs
     masks = tmp_path / "masks"
     arguments = ("--in", phantoms, "--out", masks, "--model", out / "plain", "--folds", 0, *QUICK)
-    process = subprocess.Popen([sys.executable, "predict.py", *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        [sys.executable, "predict.py", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     while not [*masks.glob("*.nii.gz")] and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
@@ -971,34 +1415,50 @@ def test_stopped_or_killed_and_started_again(runs, phantoms, tmp_path, here, num
 
     assert "Traceback" not in said
     if number == signal.SIGTERM:  # it may have been done already
-        assert process.returncode == 0 or (process.returncode == 143 and "predict.py: stopped" in said)
+        assert process.returncode == 0 or (
+            process.returncode == 143 and "predict.py: stopped" in said
+        )
         assert not [path for path in masks.iterdir() if path.name.startswith(".")]
     assert "of 6 scans have a mask already" in here(*arguments)
     assert len(bytes_of(masks)) == 6
     for id in ("phantom_0", "phantom_5"):
         wanted = wanted_mask(networks["plain", 0], phantoms / id / "imaging.nii.gz")
-        assert (voxels_of(masks / f"{id}.nii.gz") != wanted).mean() < 1e-4  # threads may round otherwise
+        assert (
+            voxels_of(masks / f"{id}.nii.gz") != wanted
+        ).mean() < 1e-4  # threads may round otherwise
 
 
 def test_processes_share_the_scans_and_a_failure_stops_no_other(scans, run, tmp_path, here):
     (scans / "bad.nii.gz").write_bytes(b"<html>" * 100_000)  # the largest, so that it fails first
     arguments = ("--in", scans, *QUICK, "--model", run[0])
 
-    printed = run_script(*TORCHRUN, 2, "predict.py", *arguments, "--out", tmp_path / "two", expect=1)
+    printed = run_script(
+        *TORCHRUN, 2, "predict.py", *arguments, "--out", tmp_path / "two", expect=1
+    )
 
     here(*arguments, "--out", tmp_path / "one", expect=2)
     assert "bad.nii.gz: starts with" in printed and printed.count(" ml, tumor ") == 3
     assert printed.count("4 cases found") == 1
-    assert len(bytes_of(tmp_path / "two")) == 3 and bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
-    told = [json.loads((tmp_path / name / "prediction.json").read_text())["scans"] for name in ("one", "two")]
-    sums = [[entry["mask"] and entry["mask"]["sha256"] for entry in entries.values()] for entries in told]
+    assert len(bytes_of(tmp_path / "two")) == 3 and bytes_of(tmp_path / "one") == bytes_of(
+        tmp_path / "two"
+    )
+    told = [
+        json.loads((tmp_path / name / "prediction.json").read_text())["scans"]
+        for name in ("one", "two")
+    ]
+    sums = [
+        [entry["mask"] and entry["mask"]["sha256"] for entry in entries.values()]
+        for entries in told
+    ]
     assert sums[0] == sums[1] and sums[0].count(None) == 1  # each process's are kept
 
 
 def test_the_first_process_decides_for_all(monkeypatch):
     """What it decides, or refuses, the others are told; it alone says why."""
     sent = []
-    monkeypatch.setattr("predict.distributed.broadcast_object_list", lambda answer: sent.append(list(answer)))
+    monkeypatch.setattr(
+        "predict.distributed.broadcast_object_list", lambda answer: sent.append(list(answer))
+    )
     refused = pytest.raises(ValueError, match="mixed")
 
     assert predict.decided_by_first(0, 2, lambda: "plan") == "plan" and sent == [["plan"]]
@@ -1009,7 +1469,9 @@ def test_the_first_process_decides_for_all(monkeypatch):
         predict.decided_by_first(1, 2, lambda: pytest.fail("only the first decides"))
     assert ended.value.code == 2
 
-    monkeypatch.setattr("predict.distributed.broadcast_object_list", lambda answer: answer.__setitem__(0, "plan"))
+    monkeypatch.setattr(
+        "predict.distributed.broadcast_object_list", lambda answer: answer.__setitem__(0, "plan")
+    )
     assert predict.decided_by_first(1, 2, lambda: pytest.fail("only the first decides")) == "plan"
 
 
@@ -1038,10 +1500,16 @@ def test_messages_that_nobody_reads_or_that_cannot_be_shown_end_nothing(monkeypa
 
 def test_a_stream_that_is_closed_from_the_start_keeps_its_number():
     """Else the first file that is opened would be standard output, and take the messages."""
-    child = ("from minikits.files import forgiving_output\nimport os, sys\nforgiving_output()\nprint('lost')\n"
-             "opened = os.open('README.md', os.O_RDONLY)\nsys.stderr.write(f'{opened} {sys.stdout.isatty()}')")
-    done = subprocess.run(["bash", "-c", '"$0" -c "$1" >&- <&-', sys.executable, child], cwd=ROOT, capture_output=True,
-                          text=True)
+    child = (
+        "from minikits.files import forgiving_output\nimport os, sys\nforgiving_output()\nprint('lost')\n"
+        "opened = os.open('README.md', os.O_RDONLY)\nsys.stderr.write(f'{opened} {sys.stdout.isatty()}')"
+    )
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" >&- <&-', sys.executable, child],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and done.stderr == "3 False"  # 0 and 1 are taken
 
 
@@ -1050,11 +1518,17 @@ def test_names_that_cannot_be_shown_and_a_closed_output_cost_no_mask(run, tmp_pa
     for seed, name in enumerate((b"a\xfc.nii.gz", "grün.nii.gz".encode(), b"plain.nii.gz")):
         put_scan(tmp_path / "scan.nii.gz", seed)
         os.makedirs(tmp_path / "scans", exist_ok=True)
-        os.rename(os.fsencode(tmp_path / "scan.nii.gz"), os.fsencode(tmp_path / "scans") + b"/" + name)
+        os.rename(
+            os.fsencode(tmp_path / "scan.nii.gz"), os.fsencode(tmp_path / "scans") + b"/" + name
+        )
     command = '"$0" predict.py --in "$1" --out "$2" --model "$3" --no-mirroring >&-'
-    done = subprocess.run(["bash", "-c", command, sys.executable, tmp_path / "scans", tmp_path / "masks", run[0]],
-                          cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, tmp_path / "scans", tmp_path / "masks", run[0]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    )
     assert done.returncode == 0 and not done.stderr
     assert len(bytes_of(tmp_path / "masks")) == 3
 
@@ -1062,7 +1536,10 @@ def test_names_that_cannot_be_shown_and_a_closed_output_cost_no_mask(run, tmp_pa
 def test_networks_that_wait_beside_the_device_give_the_same(generator):
     """Here on the CPU both: what is moved comes back, and nothing changes."""
     torch.manual_seed(0)
-    networks, image = [build_unet(arch, TINY).eval() for arch in ("plain", "residual")], torch.randn(16, 40, 33)
+    networks, image = (
+        [build_unet(arch, TINY).eval() for arch in ("plain", "residual")],
+        torch.randn(16, 40, 33),
+    )
     here = predict_probabilities(networks, image, TINY, False)
     moved = predict_probabilities(networks, image, TINY, False, device=torch.device("cpu"))
     single = sum(predict_probabilities([network], image, TINY, False) for network in networks) / 2
@@ -1082,15 +1559,24 @@ def test_probabilities_of_thick_slices_are_brought_back_as_labels_are(run, tmp_p
         assert np.abs(found - native).max() < 0.5 / 255 + 1e-5
 
 
-@pytest.mark.parametrize("field, value", [
-    ("spacing_mm", (8.0, 6.0, 5.0)), ("window_hu", (-80.0, 304.0)), ("mean_hu", 100.0), ("sd_hu", 77.0),
-    ("patch", (16, 32, 16))])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("spacing_mm", (8.0, 6.0, 5.0)),
+        ("window_hu", (-80.0, 304.0)),
+        ("mean_hu", 100.0),
+        ("sd_hu", 77.0),
+        ("patch", (16, 32, 16)),
+    ],
+)
 def test_networks_that_see_images_differently_are_not_averaged(tmp_path, field, value):
     put(tmp_path / "fold0" / "checkpoint.pt")
     recipe = dataclasses.replace(TINY, **{field: value})
     network = build_unet("plain", recipe)
     put(tmp_path / "fold1" / "checkpoint.pt", recipe=asdict(recipe), network=network.state_dict())
-    with pytest.raises(ValueError, match=rf"fold1/checkpoint\.pt: {field} is .* in the first; average"):
+    with pytest.raises(
+        ValueError, match=rf"fold1/checkpoint\.pt: {field} is .* in the first; average"
+    ):
         predict.load_networks([tmp_path], None)
 
 
@@ -1098,18 +1584,41 @@ def test_cross_validation_leaves_out_what_the_networks_recipe_does(phantoms, tmp
     """Not the paper's list, where a recipe has another."""
     for seed, name in enumerate(("case_00002", "case_00023")):
         put_scan(tmp_path / "cases" / name / "imaging.nii.gz", seed)
-        write_image(tmp_path / "cases" / name / "segmentation.nii.gz", np.ones((10, 20, 24), np.uint8), SPACING)
+        write_image(
+            tmp_path / "cases" / name / "segmentation.nii.gz",
+            np.ones((10, 20, 24), np.uint8),
+            SPACING,
+        )
     recipe = dataclasses.replace(TINY, excluded_cases=(2,))
-    put(tmp_path / "run" / "fold0" / "checkpoint.pt", cases=([], ["case_00002", "case_00023"]), recipe=asdict(recipe))
-    said = here("--cross-validation", "--in", tmp_path / "cases", "--out", tmp_path / "masks", *QUICK, "--model",
-                tmp_path / "run")
+    put(
+        tmp_path / "run" / "fold0" / "checkpoint.pt",
+        cases=([], ["case_00002", "case_00023"]),
+        recipe=asdict(recipe),
+    )
+    said = here(
+        "--cross-validation",
+        "--in",
+        tmp_path / "cases",
+        "--out",
+        tmp_path / "masks",
+        *QUICK,
+        "--model",
+        tmp_path / "run",
+    )
     assert "1 case found, 1 left out: case_00002 (one of the recipe's excluded_cases)" in said
     assert [path.name for path in (tmp_path / "masks").glob("*.gz")] == ["prediction_00023.nii.gz"]
 
 
 def test_doubts_about_a_scan_are_said(scans, run, tmp_path, here):
-    said = here("--in", put_scan(tmp_path / "few.nii.gz", shape=(4, 20, 24)), "--out", tmp_path / "masks", *QUICK,
-                "--model", run[0])
+    said = here(
+        "--in",
+        put_scan(tmp_path / "few.nii.gz", shape=(4, 20, 24)),
+        "--out",
+        tmp_path / "masks",
+        *QUICK,
+        "--model",
+        run[0],
+    )
     assert f"warning: {tmp_path / 'few.nii.gz'}: covers 32 mm along Z" in said
 
 

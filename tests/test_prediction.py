@@ -49,7 +49,9 @@ class Ramp(torch.nn.Module):
 
     def forward(self, x):
         logits = torch.zeros(len(x), 3, *x.shape[2:])
-        logits[:, 1] += torch.arange(8.0).reshape([-1 if axis == self.axis else 1 for axis in range(3)]) / 4
+        logits[:, 1] += (
+            torch.arange(8.0).reshape([-1 if axis == self.axis else 1 for axis in range(3)]) / 4
+        )
         return logits
 
 
@@ -97,7 +99,10 @@ def kidney(logit):
 
 def test_windows_of_a_median_case():
     assert [window_starts(n, p) for n, p in zip((128, 248, 248), (80, 160, 160))] == [
-        [0, 24, 48], [0, 44, 88], [0, 44, 88]]
+        [0, 24, 48],
+        [0, 44, 88],
+        [0, 44, 88],
+    ]
 
 
 @given(st.integers(1, 300), st.integers(4, 100))
@@ -106,7 +111,9 @@ def test_windows_cover_an_axis_evenly(size, patch):
     starts = window_starts(size, patch)
     assert starts[0] == 0 and starts[-1] == max(0, size - patch)
     steps = np.diff(starts)
-    assert (steps > 0).all() and (len(steps) == 0 or (steps.max() - steps.min() <= 1 and steps.max() <= patch / 2 + 1))
+    assert (steps > 0).all() and (
+        len(steps) == 0 or (steps.max() - steps.min() <= 1 and steps.max() <= patch / 2 + 1)
+    )
 
 
 @pytest.mark.parametrize("patch", [(80, 160, 160), (16, 24, 9)])
@@ -115,7 +122,9 @@ def test_importance_map_is_a_gaussian(patch):
     point[tuple(side // 2 for side in patch)] = 1
     wanted = gaussian_filter(point, [side / 8 for side in patch], mode="constant", truncate=8)
     found = importance_map(patch).numpy()
-    assert np.abs(found - wanted / wanted.max()).max() < 1e-6 and found.min() > 0 and found.max() == 1
+    assert (
+        np.abs(found - wanted / wanted.max()).max() < 1e-6 and found.min() > 0 and found.max() == 1
+    )
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (5, 8, 3), (20, 9, 31), (3, 30, 8)])
@@ -139,7 +148,9 @@ def test_mirroring_averages_the_eight_flips():
     image = torch.zeros(8, 8, 8)
     sided = predict_probabilities([LeftHanded()], image, SMALL, mirroring=False)
     even = predict_probabilities([LeftHanded()], image, SMALL)
-    assert torch.allclose(even, (sided + sided.flip(3)) / 2, atol=1e-6) and not torch.allclose(even, sided)
+    assert torch.allclose(even, (sided + sided.flip(3)) / 2, atol=1e-6) and not torch.allclose(
+        even, sided
+    )
 
 
 def test_weighted_windows_by_hand():
@@ -150,8 +161,8 @@ def test_weighted_windows_by_hand():
     left = LeftHanded()(torch.zeros(1, 1, 8, 8, 8)).softmax(1)[0, 1, 4, 4].numpy()
     total, weights = np.zeros(12), np.zeros(12)
     for start in (0, 4):
-        total[start:start + 8] += weight * left
-        weights[start:start + 8] += weight
+        total[start : start + 8] += weight * left
+        weights[start : start + 8] += weight
     assert np.allclose(found, total / weights, atol=1e-5)
 
 
@@ -162,7 +173,9 @@ def test_a_real_network_in_either_mode_and_small_volumes(generator):
     seen = []
     training = predict_probabilities([network], image, TINY, on_window=lambda *n: seen.append(n))
     evaluating = predict_probabilities([network.eval()], image, TINY)
-    assert torch.allclose(training, evaluating) and torch.allclose(training.sum(0), torch.ones(image.shape), atol=1e-5)
+    assert torch.allclose(training, evaluating) and torch.allclose(
+        training.sum(0), torch.ones(image.shape), atol=1e-5
+    )
     assert seen[-1] == (4, 4) and seen == sorted(seen)
 
 
@@ -268,7 +281,9 @@ def test_memory_of_a_scan_by_hand():
 
 def test_memory_of_a_window_is_about_what_was_measured():
     """Peaks of the paper's plain network on a CPU: 1.7 GiB in bfloat16, 2.7 in float32."""
-    short, exact = (window_bytes("plain", PAPER, dtype) / 2**30 for dtype in (torch.bfloat16, torch.float32))
+    short, exact = (
+        window_bytes("plain", PAPER, dtype) / 2**30 for dtype in (torch.bfloat16, torch.float32)
+    )
     assert exact == 2 * short
     assert 1.3 < short < 2.1 and 2.3 < exact < 3.5
 
@@ -297,6 +312,7 @@ def test_logits_of_half_precision_become_probabilities_in_float32(generator):
 
 def test_windows_by_hand_of_odd_sizes_and_patches():
     from minikits.prediction import window_starts
+
     assert window_starts(15, 8) == [0, 4, 7]  # at 3.5, half to even
     assert window_starts(19, 8) == [0, 4, 7, 11]  # at 3.67 and 7.33
     assert window_starts(10, 5) == [0, 2, 5]  # half a patch is 2.5: two steps are enough

@@ -29,7 +29,12 @@ from minikits.resampling import (
 )
 from minikits.volumes import Volume
 
-SHAPES = [((20, 31, 17), (33, 20, 40)), ((9, 12, 5), (4, 30, 5)), ((1, 4, 50), (3, 2, 17)), ((40, 8, 9), (7, 8, 9))]
+SHAPES = [
+    ((20, 31, 17), (33, 20, 40)),
+    ((9, 12, 5), (4, 30, 5)),
+    ((1, 4, 50), (3, 2, 17)),
+    ((40, 8, 9), (7, 8, 9)),
+]
 
 
 def volume_of(voxels, spacing_mm):
@@ -40,16 +45,35 @@ def volume_of(voxels, spacing_mm):
 @pytest.mark.parametrize("shape, new_shape", SHAPES)
 def test_equals_scikit_image(shape, new_shape, order):
     values = np.random.default_rng(0).uniform(-1000, 1000, shape).astype(np.float32)
-    wanted = resize(values.astype(np.float64), new_shape, order, mode="edge", anti_aliasing=False, preserve_range=True,
-                    clip=False)
+    wanted = resize(
+        values.astype(np.float64),
+        new_shape,
+        order,
+        mode="edge",
+        anti_aliasing=False,
+        preserve_range=True,
+        clip=False,
+    )
     assert np.abs(resample(values, new_shape, order) - wanted).max() <= 1e-4 * np.ptp(values)
 
 
 def test_orders_per_axis():
     """Separate z: each slice by scikit-image, then the nearest slice."""
     values = np.random.default_rng(1).normal(0, 100, (6, 20, 22)).astype(np.float32)
-    planes = np.stack([resize(plane, (13, 30), 3, mode="edge", anti_aliasing=False, preserve_range=True, clip=False)
-                       for plane in values.astype(np.float64)])
+    planes = np.stack(
+        [
+            resize(
+                plane,
+                (13, 30),
+                3,
+                mode="edge",
+                anti_aliasing=False,
+                preserve_range=True,
+                clip=False,
+            )
+            for plane in values.astype(np.float64)
+        ]
+    )
     nearest = [int((z + 0.5) * 6 / 10) for z in range(10)]
     assert np.abs(resample(values, (10, 13, 30), (0, 3, 3)) - planes[nearest]).max() < 0.01
 
@@ -79,7 +103,9 @@ def test_unknown_order_is_refused():
 
 def labels_everywhere(labels, shape, order):
     """The witness: masks resampled over the whole volume, the largest wins, a tie to the nearest voxel's label."""
-    masks = np.stack([resample((labels == value).astype(np.float32), shape, order) for value in range(3)])
+    masks = np.stack(
+        [resample((labels == value).astype(np.float32), shape, order) for value in range(3)]
+    )
     nearest = resample(labels, shape, 0)
     tied = np.take_along_axis(masks, nearest[None].astype(int), 0)[0] >= masks.max(0) - 1e-5
     return np.where(tied, nearest, masks.argmax(0))
@@ -90,7 +116,9 @@ def labels_everywhere(labels, shape, order):
 def test_labels_equal_the_witness(shape, new_shape, order):
     labels = np.random.default_rng(3).choice(3, p=[0.8, 0.15, 0.05], size=shape).astype(np.uint8)
     labels[: shape[0] // 3] = 0
-    assert np.array_equal(resample_labels(labels, new_shape, order), labels_everywhere(labels, new_shape, order))
+    assert np.array_equal(
+        resample_labels(labels, new_shape, order), labels_everywhere(labels, new_shape, order)
+    )
 
 
 def test_where_three_labels_meet_no_voxel_falls_to_none_of_them():
@@ -111,7 +139,9 @@ def test_probabilities_back_equal_the_witness(spacing, orders):
     shape = (23, 30, 19)
     wanted = np.stack([resample(p.numpy(), shape, orders) for p in probabilities]).argmax(0)
     found = labels_on_native_grid(probabilities, volume_of(np.zeros(shape), spacing))
-    assert found.dtype == np.uint8 and np.mean(found != wanted) < 1e-3  # float rounding of near ties
+    assert (
+        found.dtype == np.uint8 and np.mean(found != wanted) < 1e-3
+    )  # float rounding of near ties
     assert (wanted > 0).any() and (wanted == 0).any()
 
 
@@ -126,14 +156,24 @@ def test_labels_go_down_and_come_back():
     ball = ((z - 31.5) ** 2 + (y - 47) ** 2 + (x - 50) ** 2 < 24**2).astype(np.uint8)
     volume = volume_of(ball, (1.0, 1.0, 1.0))
     down = prepare_labels(volume, PAPER)
-    back = labels_on_native_grid(torch.nn.functional.one_hot(torch.from_numpy(down).long(), 3).permute(3, 0, 1, 2),
-                                 volume)
+    back = labels_on_native_grid(
+        torch.nn.functional.one_hot(torch.from_numpy(down).long(), 3).permute(3, 0, 1, 2), volume
+    )
     assert 2 * np.sum(ball & back) / (ball.sum() + back.sum()) > 0.96
     assert down.shape == (20, 59, 59)
 
 
-@pytest.mark.parametrize("spacing, axis", [
-    ((5, 1, 1), 0), ((3, 1, 1), None), ((3.01, 1, 1), 0), ((1, 5, 1), 1), ((5, 5, 1), None), ((1, 1, 1), None)])
+@pytest.mark.parametrize(
+    "spacing, axis",
+    [
+        ((5, 1, 1), 0),
+        ((3, 1, 1), None),
+        ((3.01, 1, 1), 0),
+        ((1, 5, 1), 1),
+        ((5, 5, 1), None),
+        ((1, 1, 1), None),
+    ],
+)
 def test_thick_axis(spacing, axis):
     assert thick_axis(spacing) == axis
 
@@ -150,16 +190,38 @@ def test_image_is_clipped_to_its_range_and_normalised(spacing, low, high, target
     """Where z is thick, to each slice's own range: the reference implementation resizes slice by slice.
     The slices' ranges grow, so that each has its own; the spline swings over them where voxels become smaller."""
     recipe = dataclasses.replace(PAPER, spacing_mm=target)
-    voxels = np.random.default_rng(5).integers(low, high, (12, 40, 40)) * np.linspace(0.2, 1, 12)[:, None, None]
+    voxels = (
+        np.random.default_rng(5).integers(low, high, (12, 40, 40))
+        * np.linspace(0.2, 1, 12)[:, None, None]
+    )
     voxels = voxels.astype(np.int16)
     volume = volume_of(voxels, spacing)
     shape = resampled_shape(voxels.shape, spacing, recipe)
     if spacing[0] < 3:
-        wanted = resize(voxels.astype(float), shape, 3, mode="edge", anti_aliasing=False, preserve_range=True,
-                        clip=True)
+        wanted = resize(
+            voxels.astype(float),
+            shape,
+            3,
+            mode="edge",
+            anti_aliasing=False,
+            preserve_range=True,
+            clip=True,
+        )
     else:
-        planes = np.stack([resize(plane.astype(float), shape[1:], 3, mode="edge", anti_aliasing=False,
-                                  preserve_range=True, clip=True) for plane in voxels])
+        planes = np.stack(
+            [
+                resize(
+                    plane.astype(float),
+                    shape[1:],
+                    3,
+                    mode="edge",
+                    anti_aliasing=False,
+                    preserve_range=True,
+                    clip=True,
+                )
+                for plane in voxels
+            ]
+        )
         wanted = planes[[int((z + 0.5) * 12 / shape[0]) for z in range(shape[0])]]
     wanted = (np.clip(wanted, -79, 304) - 101) / 76.9
     found = prepare_image(volume, recipe)
@@ -184,7 +246,10 @@ def test_centres_of_voxels_by_hand():
 @pytest.mark.parametrize("size, new_size", [(40, 61), (40, 13), (5, 9), (2, 3), (100, 37)])
 def test_a_cubic_row_is_scipys_spline(size, new_size):
     """Column by column, to the rounding of float32: the samples replicated at the ends are enough."""
-    columns = [zoom(column, new_size / size, order=3, mode="nearest", grid_mode=True) for column in np.eye(size)]
+    columns = [
+        zoom(column, new_size / size, order=3, mode="nearest", grid_mode=True)
+        for column in np.eye(size)
+    ]
     assert np.abs(axis_matrix(size, new_size, 3).numpy() - np.stack(columns, axis=1)).max() < 4e-7
 
 
@@ -192,7 +257,10 @@ def test_an_image_is_cubic_and_label_masks_are_linear():
     """Along an edge the cubic spline swings over, a linear one does not."""
     voxels = np.zeros((4, 4, 24), dtype=np.int16)
     voxels[:, :, 12:] = 100
-    voxels[0, 0, 0], voxels[0, 0, 23] = -50, 300  # so that the scan's range clips nothing of the swing
+    voxels[0, 0, 0], voxels[0, 0, 23] = (
+        -50,
+        300,
+    )  # so that the scan's range clips nothing of the swing
     recipe = dataclasses.replace(PAPER, spacing_mm=(1.0, 1.0, 0.45), mean_hu=0.0, sd_hu=1.0)
     row = prepare_image(volume_of(voxels, (1.0, 1.0, 1.0)), recipe)[2, 2]
     assert row.max() > 105 and row.min() < -5
@@ -208,7 +276,9 @@ def test_axes_are_treated_alike(order, spacing):
     voxels = random.integers(-50, 200, (7, 20, 18)).astype(np.int16)
     labels = random.choice(3, p=[0.7, 0.2, 0.1], size=(7, 20, 18)).astype(np.uint8)
     recipe = dataclasses.replace(PAPER, spacing_mm=(3.2, 1.7, 1.5))
-    turned = dataclasses.replace(recipe, spacing_mm=tuple(recipe.spacing_mm[axis] for axis in order))
+    turned = dataclasses.replace(
+        recipe, spacing_mm=tuple(recipe.spacing_mm[axis] for axis in order)
+    )
     turned_spacing = tuple(spacing[axis] for axis in order)
 
     image = prepare_image(volume_of(voxels, spacing), recipe)
@@ -222,8 +292,10 @@ def test_axes_are_treated_alike(order, spacing):
     probabilities = np.eye(3, dtype=np.float32)[small].transpose(3, 0, 1, 2)
     probabilities += 0.01 * random.random(probabilities.shape, dtype=np.float32)
     back = labels_on_native_grid(probabilities, volume_of(voxels, spacing))
-    other = labels_on_native_grid(probabilities.transpose(0, *(1 + axis for axis in order)),
-                                  volume_of(voxels.transpose(order), turned_spacing))
+    other = labels_on_native_grid(
+        probabilities.transpose(0, *(1 + axis for axis in order)),
+        volume_of(voxels.transpose(order), turned_spacing),
+    )
     assert np.mean(other != back.transpose(order)) < 1e-3  # rounding of near ties
 
 
@@ -239,9 +311,11 @@ def test_labels_of_thick_slices_are_each_those_of_one_slice(axis):
     labels = np.random.default_rng(11).choice(3, size=(4, 8, 9)).astype(np.uint8)
     spacing, target = [1.0] * 3, [0.7] * 3
     spacing[axis], target[axis] = 6.0, 1.5
-    small = prepare_labels(volume_of(np.moveaxis(labels, 0, axis), tuple(spacing)),
-                           dataclasses.replace(PAPER, spacing_mm=tuple(target)))
-    each = np.concatenate([resample_labels(labels[z:z + 1], (1, 11, 13), 1) for z in range(4)])
+    small = prepare_labels(
+        volume_of(np.moveaxis(labels, 0, axis), tuple(spacing)),
+        dataclasses.replace(PAPER, spacing_mm=tuple(target)),
+    )
+    each = np.concatenate([resample_labels(labels[z : z + 1], (1, 11, 13), 1) for z in range(4)])
     assert np.array_equal(np.moveaxis(small, axis, 0), each.repeat(4, axis=0))
 
 
@@ -253,17 +327,27 @@ def test_a_mask_lies_in_memory_as_the_scan_does():
 
 
 def test_each_axis_has_its_own_length():
-    assert resampled_shape((10, 20, 30), (3.0, 2.0, 1.0), dataclasses.replace(PAPER, spacing_mm=(1.5, 1.0, 2.0))) == (
-        20, 40, 15)
+    assert resampled_shape(
+        (10, 20, 30), (3.0, 2.0, 1.0), dataclasses.replace(PAPER, spacing_mm=(1.5, 1.0, 2.0))
+    ) == (20, 40, 15)
     assert resampled_shape((1, 1, 1), (0.1, 0.1, 9.0), PAPER) == (1, 1, 6)
 
 
 def test_a_tie_of_labels_goes_to_the_nearest_voxel_and_one_of_probabilities_to_the_lower_class():
     """Three voxels made two: half a voxel of the middle one in each. Two made three: the middle is a tie."""
     labels = np.array([2, 1], dtype=np.uint8).reshape(1, 1, 2)
-    assert resample_labels(labels, (1, 1, 3), 1).flatten().tolist() == [2, 1, 1]  # 1 is the nearest: the upper
+    assert resample_labels(labels, (1, 1, 3), 1).flatten().tolist() == [
+        2,
+        1,
+        1,
+    ]  # 1 is the nearest: the upper
     assert resample_labels(labels[..., ::-1], (1, 1, 3), 1).flatten().tolist() == [1, 2, 2]
-    for pair, wanted in (((0, 1), [0, 0, 1]), ((2, 1), [2, 1, 1]), ((1, 2), [1, 1, 2]), ((2, 0), [2, 0, 0])):
+    for pair, wanted in (
+        ((0, 1), [0, 0, 1]),
+        ((2, 1), [2, 1, 1]),
+        ((1, 2), [1, 1, 2]),
+        ((2, 0), [2, 0, 0]),
+    ):
         probabilities = np.eye(3)[list(pair)].T.reshape(3, 1, 1, 2)
         native = labels_on_native_grid(probabilities, volume_of(np.zeros((1, 1, 3)), (1, 1, 1)))
         assert native.flatten().tolist() == wanted
@@ -279,66 +363,116 @@ def test_work_in_slabs_gives_the_same(monkeypatch, rows, slab):
     native = volume_of(np.zeros((20, 9, 25)), (1.0, 1.0, 1.0))
 
     def everything():
-        return [resample(values, (20, 9, 25), 3), resample(values, (5, 30, 17), (0, 1, 3)),
-                resample_labels(labels, (20, 9, 25), 1), labels_on_native_grid(probabilities, native)]
+        return [
+            resample(values, (20, 9, 25), 3),
+            resample(values, (5, 30, 17), (0, 1, 3)),
+            resample_labels(labels, (20, 9, 25), 1),
+            labels_on_native_grid(probabilities, native),
+        ]
 
     wanted = everything()
     monkeypatch.setattr(resampling, "ROWS_AT_ONCE", rows)
     monkeypatch.setattr(resampling, "SLAB_VOXELS", slab)
     for found, whole in zip(everything(), wanted):
         assert found.dtype == whole.dtype
-        assert np.allclose(found, whole, atol=1e-3) if found.dtype == np.float32 else np.array_equal(found, whole)
+        assert (
+            np.allclose(found, whole, atol=1e-3)
+            if found.dtype == np.float32
+            else np.array_equal(found, whole)
+        )
 
 
-@pytest.mark.parametrize("order", [np.int64(1), np.int32(1), np.array(1), 1.0, (np.int64(1), 1, np.uint8(1)),
-                                   [1, 1, 1], np.array([1, 1, 1])])
+@pytest.mark.parametrize(
+    "order",
+    [
+        np.int64(1),
+        np.int32(1),
+        np.array(1),
+        1.0,
+        (np.int64(1), 1, np.uint8(1)),
+        [1, 1, 1],
+        np.array([1, 1, 1]),
+    ],
+)
 def test_orders_may_be_numpys(order):
     values = np.random.default_rng(8).normal(0, 100, (4, 5, 6))
     labels = (values > 50).astype(np.uint8)
     assert np.array_equal(resample(values, (6, 5, 3), order), resample(values, (6, 5, 3), 1))
-    assert np.array_equal(resample_labels(labels, (6, 5, 3), order), resample_labels(labels, (6, 5, 3), 1))
+    assert np.array_equal(
+        resample_labels(labels, (6, 5, 3), order), resample_labels(labels, (6, 5, 3), 1)
+    )
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int64, np.float16, np.float32, np.float64,
-                                   bool, ">i2", ">f4"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        np.int8,
+        np.uint8,
+        np.int16,
+        np.uint16,
+        np.int64,
+        np.float16,
+        np.float32,
+        np.float64,
+        bool,
+        ">i2",
+        ">f4",
+    ],
+)
 def test_values_of_any_type(dtype):
     values = np.random.default_rng(9).integers(0, 2, (4, 5, 6)).astype(dtype)
     nearest = resample(values, (6, 3, 6), 0)
-    assert nearest.dtype == values.dtype and np.array_equal(nearest, resample(values.astype(float), (6, 3, 6), 0))
+    assert nearest.dtype == values.dtype and np.array_equal(
+        nearest, resample(values.astype(float), (6, 3, 6), 0)
+    )
     for order in (1, 3, (0, 1, 1)):
         found = resample(values, (6, 3, 6), order)
-        assert found.dtype == np.float32 and np.array_equal(found, resample(values.astype(float), (6, 3, 6), order))
+        assert found.dtype == np.float32 and np.array_equal(
+            found, resample(values.astype(float), (6, 3, 6), order)
+        )
     assert resample(values, (4, 5, 6), 3).dtype == np.float32
-    assert np.array_equal(resample_labels(values, (6, 3, 6), 1), resample_labels(values.astype(np.uint8), (6, 3, 6), 1))
+    assert np.array_equal(
+        resample_labels(values, (6, 3, 6), 1),
+        resample_labels(values.astype(np.uint8), (6, 3, 6), 1),
+    )
 
 
 VALUES = np.zeros((3, 4, 5), dtype=np.float32)
 
 
-@pytest.mark.parametrize("call, complaint", [
-    (lambda: resample(VALUES, (3, 4, 5), 2), "order 2"),
-    (lambda: resample(VALUES, (3, 4, 6), (0, 1, 2)), "order"),
-    (lambda: resample(VALUES, (3, 4, 6), (1, 1)), "shape|broadcast"),
-    (lambda: resample(VALUES, (3, 4, 6), -1), "order -1"),
-    (lambda: resample(VALUES, (3, 4, 6), None), "order None"),
-    (lambda: resample(VALUES, (3, 4), 1), "at least one voxel"),
-    (lambda: resample(VALUES, (3, 4, 0), 1), "at least one voxel"),
-    (lambda: resample(VALUES, (3, 4, -5), 0), "at least one voxel"),
-    (lambda: resample(VALUES[0], (3, 4, 5), 1), "at least one voxel"),
-    (lambda: resample(VALUES[:0], (3, 4, 5), 1), "at least one voxel"),
-    (lambda: axis_matrix(0, 3, 1), "at least one"),
-    (lambda: axis_matrix(3, 0, 1), "at least one"),
-    (lambda: resample_labels(VALUES + 3, (3, 4, 6), 1), "labels from 3"),
-    (lambda: resample_labels(VALUES.astype(np.int16) - 1, (3, 4, 6), 1), "labels from -1"),
-    (lambda: resample_labels(VALUES.astype(np.int16) + 256, (3, 4, 6), 1), "labels from 256"),
-    (lambda: resample_labels(VALUES + 0.5, (3, 4, 6), 1), "whole numbers"),
-    (lambda: resample_labels(VALUES + np.nan, (3, 4, 6), 1), "whole numbers"),
-    (lambda: resample_labels(VALUES[:0], (3, 4, 6), 1), "at least one voxel"),
-    (lambda: resample_labels(VALUES, (3, 4, 6), 2), "order 2"),
-    (lambda: resample_labels(VALUES, (3, 4), 1), "at least one voxel"),
-    (lambda: labels_on_native_grid(np.zeros((3, 4, 5)), volume_of(VALUES, (1, 1, 1))), "at least one voxel"),
-    (lambda: labels_on_native_grid(np.zeros((3, 4, 5, 0)), volume_of(VALUES, (1, 1, 1))), "at least one voxel"),
-])
+@pytest.mark.parametrize(
+    "call, complaint",
+    [
+        (lambda: resample(VALUES, (3, 4, 5), 2), "order 2"),
+        (lambda: resample(VALUES, (3, 4, 6), (0, 1, 2)), "order"),
+        (lambda: resample(VALUES, (3, 4, 6), (1, 1)), "shape|broadcast"),
+        (lambda: resample(VALUES, (3, 4, 6), -1), "order -1"),
+        (lambda: resample(VALUES, (3, 4, 6), None), "order None"),
+        (lambda: resample(VALUES, (3, 4), 1), "at least one voxel"),
+        (lambda: resample(VALUES, (3, 4, 0), 1), "at least one voxel"),
+        (lambda: resample(VALUES, (3, 4, -5), 0), "at least one voxel"),
+        (lambda: resample(VALUES[0], (3, 4, 5), 1), "at least one voxel"),
+        (lambda: resample(VALUES[:0], (3, 4, 5), 1), "at least one voxel"),
+        (lambda: axis_matrix(0, 3, 1), "at least one"),
+        (lambda: axis_matrix(3, 0, 1), "at least one"),
+        (lambda: resample_labels(VALUES + 3, (3, 4, 6), 1), "labels from 3"),
+        (lambda: resample_labels(VALUES.astype(np.int16) - 1, (3, 4, 6), 1), "labels from -1"),
+        (lambda: resample_labels(VALUES.astype(np.int16) + 256, (3, 4, 6), 1), "labels from 256"),
+        (lambda: resample_labels(VALUES + 0.5, (3, 4, 6), 1), "whole numbers"),
+        (lambda: resample_labels(VALUES + np.nan, (3, 4, 6), 1), "whole numbers"),
+        (lambda: resample_labels(VALUES[:0], (3, 4, 6), 1), "at least one voxel"),
+        (lambda: resample_labels(VALUES, (3, 4, 6), 2), "order 2"),
+        (lambda: resample_labels(VALUES, (3, 4), 1), "at least one voxel"),
+        (
+            lambda: labels_on_native_grid(np.zeros((3, 4, 5)), volume_of(VALUES, (1, 1, 1))),
+            "at least one voxel",
+        ),
+        (
+            lambda: labels_on_native_grid(np.zeros((3, 4, 5, 0)), volume_of(VALUES, (1, 1, 1))),
+            "at least one voxel",
+        ),
+    ],
+)
 def test_what_cannot_be_resampled_is_refused(call, complaint):
     with pytest.raises(ValueError, match=complaint):
         call()
@@ -356,6 +490,7 @@ def test_probabilities_that_are_not_finite_are_refused(broken):
 def test_images_are_clipped_to_the_recipes_window():
     from minikits.resampling import prepare_image
     from minikits.volumes import Volume
+
     voxels = np.linspace(-300, 400, 60, dtype=np.float32).reshape(3, 4, 5)
     volume = Volume(Path("scan.nii"), voxels, (8.0, 6.0, 6.0), np.eye(4), None)
     image = prepare_image(volume, replace(TINY, window_hu=(-50.0, 350.0)))

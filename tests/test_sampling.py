@@ -22,7 +22,9 @@ def case_of(shape, voxels=(), tumor=(), id="a"):
         for place in places:
             labels[place] = value
     image = torch.arange(labels.numel(), dtype=torch.float32).reshape(shape)
-    return PreparedCase(id, image, labels, tuple(np.flatnonzero(labels.numpy() == value) for value in (1, 2)))
+    return PreparedCase(
+        id, image, labels, tuple(np.flatnonzero(labels.numpy() == value) for value in (1, 2))
+    )
 
 
 def starts(case, patch, forced, count=2000):
@@ -45,7 +47,9 @@ def test_forced_patches_are_centred_clamped_low_and_overhang_high():
 
 
 def test_forced_classes_are_equally_likely_however_large():
-    case = case_of((20, 20, 20), [(10, y, x) for y in range(3, 9) for x in range(3, 9)], [(15, 15, 15)])
+    case = case_of(
+        (20, 20, 20), [(10, y, x) for y in range(3, 9) for x in range(3, 9)], [(15, 15, 15)]
+    )
     tumors = sum(start == (13, 12, 12) for start in starts(case, (4, 6, 6), True))
     assert 900 < tumors < 1100  # 2000 draws: 4.5 standard deviations
 
@@ -57,7 +61,9 @@ def test_without_foreground_a_forced_patch_is_uniform():
 def test_a_small_case_lies_in_the_middle_of_its_patch():
     case = case_of((5, 20, 3), [(4, 10, 2)])
     assert set(starts(case, (11, 20, 7), False, 50)) == {(-3, 0, -2)}
-    assert set(starts(case, (10, 20, 8), False, 200)) == {(z, 0, x) for z in (-3, -2) for x in (-3, -2)}
+    assert set(starts(case, (10, 20, 8), False, 200)) == {
+        (z, 0, x) for z in (-3, -2) for x in (-3, -2)
+    }
     assert set(starts(case, (10, 20, 8), True, 20)) == {(-1, 0, -2)}
 
 
@@ -65,7 +71,11 @@ def test_batches_pad_with_zero_and_background():
     recipe = dataclasses.replace(TINY, patch=(8, 8, 8))
     case = case_of((4, 8, 8), [(z, y, x) for z in range(4) for y in range(8) for x in range(8)])
     image, target = draw_batch([case], recipe, 0, 0, augmented=False)
-    assert image.shape == (2, 1, 8, 8, 8) and target.shape == (2, 8, 8, 8) and image.dtype == torch.float32
+    assert (
+        image.shape == (2, 1, 8, 8, 8)
+        and target.shape == (2, 8, 8, 8)
+        and image.dtype == torch.float32
+    )
     assert torch.equal(image[0, 0, 2:6], case.image) and (target[0, 2:6] == 1).all()
     assert not image[0, 0, :2].any() and not image[0, 0, 6:].any() and not target[0, :2].any()
 
@@ -107,14 +117,20 @@ def test_fetching_ahead_keeps_the_order_and_passes_errors_on():
 
 UNLIKELY = 1e-4  # a right draw falls below it once in ten thousand tests
 STILL = dataclasses.replace(
-    TINY, patch=(8, 8, 8), **{field.name: 0.0 for field in dataclasses.fields(TINY)
-                              if field.name.endswith("_probability")})  # augmented, by nothing
+    TINY,
+    patch=(8, 8, 8),
+    **{
+        field.name: 0.0 for field in dataclasses.fields(TINY) if field.name.endswith("_probability")
+    },
+)  # augmented, by nothing
 
 
 def numbered_cases(count, shape=(8, 8, 8)):
     """Cases whose image is their number."""
-    return [dataclasses.replace(case_of(shape, id=str(number)), image=torch.full(shape, float(number)))
-            for number in range(count)]
+    return [
+        dataclasses.replace(case_of(shape, id=str(number)), image=torch.full(shape, float(number)))
+        for number in range(count)
+    ]
 
 
 @pytest.mark.parametrize("augmented", [True, False])
@@ -125,30 +141,44 @@ def test_cases_are_drawn_uniformly_the_first_and_the_last_too(augmented):
     for iteration in range(1000):
         image, _ = draw_batch(cases, STILL, 0, iteration, augmented=augmented)
         pairs[tuple(int(sample[0, 4, 4, 4]) for sample in image)] += 1
-    assert chisquare([pairs[one, other] for one in range(5) for other in range(5)]).pvalue > UNLIKELY
+    assert (
+        chisquare([pairs[one, other] for one in range(5) for other in range(5)]).pvalue > UNLIKELY
+    )
 
 
-@pytest.mark.parametrize("batch_size, forced", [(1, 0), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2), (7, 2), (8, 3)])
+@pytest.mark.parametrize(
+    "batch_size, forced", [(1, 0), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2), (7, 2), (8, 3)]
+)
 @pytest.mark.parametrize("augmented", [True, False])
 def test_the_last_third_of_a_batch_is_forced_to_foreground(batch_size, forced, augmented):
     """As nnU-Net v1 rounds it: none of one, one of two. A patch of 512 of 64,000 voxels rarely meets the one voxel."""
     recipe = dataclasses.replace(STILL, batch_size=batch_size)
     case = case_of((40, 40, 40), [(23, 17, 20)])
-    met = torch.stack([draw_batch([case], recipe, 0, iteration, augmented=augmented)[1].flatten(1).any(dim=1)
-                       for iteration in range(12)])
+    met = torch.stack(
+        [
+            draw_batch([case], recipe, 0, iteration, augmented=augmented)[1].flatten(1).any(dim=1)
+            for iteration in range(12)
+        ]
+    )
     assert met.all(dim=0).tolist() == [False] * (batch_size - forced) + [True] * forced
 
 
 def test_the_share_of_foreground_is_the_recipes():
     for share, forced in ((0.0, 0), (0.5, 2), (1.0, 4)):
-        assert dataclasses.replace(PAPER, batch_size=4, foreground_share=share).foreground_samples == forced
+        assert (
+            dataclasses.replace(PAPER, batch_size=4, foreground_share=share).foreground_samples
+            == forced
+        )
 
 
 def test_forced_voxels_are_drawn_uniformly_the_first_and_the_last_too():
     voxels = [(5, 9, 11), (6, 9, 11), (6, 10, 12), (9, 13, 8), (12, 12, 12)]
     drawn = collections.Counter(starts(case_of((20, 20, 20), voxels), (4, 6, 6), True))
     wanted = [(z - 2, y - 3, x - 3) for z, y, x in voxels]
-    assert set(drawn) == set(wanted) and chisquare([drawn[start] for start in wanted]).pvalue > UNLIKELY
+    assert (
+        set(drawn) == set(wanted)
+        and chisquare([drawn[start] for start in wanted]).pvalue > UNLIKELY
+    )
 
 
 @pytest.mark.parametrize("kidney, tumor", [([(10, 10, 10)], []), ([], [(10, 10, 10)])])
@@ -160,8 +190,18 @@ def test_forced_patches_of_odd_size_are_centred_too():
     assert set(starts(case_of((20, 20, 20), [(10, 11, 12)]), (5, 7, 3), True, 5)) == {(8, 8, 11)}
 
 
-@pytest.mark.parametrize("size, patch, wanted", [(5, 5, {0}), (6, 5, {0, 1}), (4, 5, {0, -1}), (3, 5, {-1}),
-                                                 (2, 5, {-1, -2}), (1, 4, {-1, -2}), (7, 4, {0, 1, 2, 3})])
+@pytest.mark.parametrize(
+    "size, patch, wanted",
+    [
+        (5, 5, {0}),
+        (6, 5, {0, 1}),
+        (4, 5, {0, -1}),
+        (3, 5, {-1}),
+        (2, 5, {-1, -2}),
+        (1, 4, {-1, -2}),
+        (7, 4, {0, 1, 2, 3}),
+    ],
+)
 def test_starts_on_each_axis(size, patch, wanted):
     """Inside where the case is at least as large as the patch; else in the middle, of which an odd rest has two."""
     for axis in range(3):
@@ -180,21 +220,38 @@ def test_starts_on_two_axes_are_drawn_apart():
 def test_every_part_of_the_key_changes_the_patch():
     """Also whether it is augmented, although here nothing else comes of that."""
     case = case_of((60, 70, 80))
-    keys = [(seed, iteration, augmented) for seed in (0, 1) for iteration in (0, 1, 2) for augmented in (True, False)]
-    firsts = [int(image[0, 0, 0, 0]) for seed, iteration, augmented in keys
-              for image in draw_batch([case], STILL, seed, iteration, augmented=augmented)[0]]
+    keys = [
+        (seed, iteration, augmented)
+        for seed in (0, 1)
+        for iteration in (0, 1, 2)
+        for augmented in (True, False)
+    ]
+    firsts = [
+        int(image[0, 0, 0, 0])
+        for seed, iteration, augmented in keys
+        for image in draw_batch([case], STILL, seed, iteration, augmented=augmented)[0]
+    ]
     assert len(set(firsts)) == len(keys) * 2
 
 
 def test_validation_patches_are_cut_and_training_patches_are_augmented():
-    everything = dataclasses.replace(TINY, patch=(8, 8, 8), **{
-        field.name: 1.0 for field in dataclasses.fields(TINY) if field.name.endswith("_probability")})
+    everything = dataclasses.replace(
+        TINY,
+        patch=(8, 8, 8),
+        **{
+            field.name: 1.0
+            for field in dataclasses.fields(TINY)
+            if field.name.endswith("_probability")
+        },
+    )
     case = case_of((20, 20, 20), [(10, 10, 10)])
     image, target = draw_batch([case], everything, 0, 0, augmented=False)
     for number in range(2):
         start = np.unravel_index(int(image[number, 0, 0, 0, 0]), (20, 20, 20))
         box = tuple(slice(first, first + 8) for first in start)
-        assert torch.equal(image[number, 0], case.image[box]) and torch.equal(target[number], case.labels[box])
+        assert torch.equal(image[number, 0], case.image[box]) and torch.equal(
+            target[number], case.labels[box]
+        )
     trained, _ = draw_batch([case], everything, 0, 0)
     assert not torch.equal(trained, trained.round())  # the case's image are whole numbers
 
@@ -202,7 +259,9 @@ def test_validation_patches_are_cut_and_training_patches_are_augmented():
 def test_one_stream_serves_case_start_and_augmentation_in_that_order():
     """None begins anew: a case's patches would lie where its number says, and be turned accordingly."""
     cases = [case_of((12, 34, 36), [(10, 20, 20)], [(5, 6, 7)], id=str(i)) for i in range(4)]
-    cases = [dataclasses.replace(case, image=case.image + 20_000 * i) for i, case in enumerate(cases)]
+    cases = [
+        dataclasses.replace(case, image=case.image + 20_000 * i) for i, case in enumerate(cases)
+    ]
     for iteration, augmented in ((0, True), (1, True), (2, True), (3, False), (4, False)):
         image, target = draw_batch(cases, TINY, 5, iteration, augmented=augmented)
         for sample in range(2):
@@ -210,10 +269,14 @@ def test_one_stream_serves_case_start_and_augmentation_in_that_order():
             case = cases[int(torch.randint(4, (), generator=stream))]
             start = draw_start(case, TINY.patch, stream, forced=sample == 1)
             if augmented:
-                wanted = augment(case.image, case.labels, TINY, stream, start=start, patch=TINY.patch)
+                wanted = augment(
+                    case.image, case.labels, TINY, stream, start=start, patch=TINY.patch
+                )
             else:
                 wanted = cut(case.image, start, TINY.patch), cut(case.labels, start, TINY.patch)
-            assert torch.equal(image[sample, 0], wanted[0]) and torch.equal(target[sample], wanted[1])
+            assert torch.equal(image[sample, 0], wanted[0]) and torch.equal(
+                target[sample], wanted[1]
+            )
 
 
 @pytest.mark.parametrize("augmented", [True, False])
@@ -239,8 +302,12 @@ def test_some_samples_of_a_batch_are_the_batchs():
 def test_draws_do_not_depend_on_the_cases_beside_the_drawn_one_nor_on_how_they_are_kept():
     """In half precision, in another order of memory: the same patch of the same case."""
     case = case_of((20, 40, 40), [(10, 20, 20)])
-    case = dataclasses.replace(case, image=torch.randn(20, 40, 40, generator=generator_for(1)).half())
-    other = dataclasses.replace(case, image=case.image.float().permute(2, 1, 0).contiguous().permute(2, 1, 0))
+    case = dataclasses.replace(
+        case, image=torch.randn(20, 40, 40, generator=generator_for(1)).half()
+    )
+    other = dataclasses.replace(
+        case, image=case.image.float().permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    )
     assert not other.image.is_contiguous()
     for iteration in range(10):
         one, two = (draw_batch([each] * 3, TINY, 0, iteration) for each in (case, other))
@@ -257,9 +324,16 @@ def test_draws_do_not_depend_on_where_the_cases_lie():
         assert (one[1] != two[1].cpu()).float().mean() < 1e-3
 
 
-@pytest.mark.parametrize("samples, complaint", [(range(0), "some of 0 to 1"), ([], "some of 0 to 1"),
-                                                ([2], "some of 0 to 1"), ([0, -1], "some of 0 to 1"),
-                                                ([0, 2], "some of 0 to 1")])
+@pytest.mark.parametrize(
+    "samples, complaint",
+    [
+        (range(0), "some of 0 to 1"),
+        ([], "some of 0 to 1"),
+        ([2], "some of 0 to 1"),
+        ([0, -1], "some of 0 to 1"),
+        ([0, 2], "some of 0 to 1"),
+    ],
+)
 def test_samples_that_a_batch_has_not_are_refused(samples, complaint):
     with pytest.raises(ValueError, match=complaint):
         draw_batch(numbered_cases(2), STILL, 0, 0, samples=samples)
@@ -271,7 +345,9 @@ def test_cases_that_cannot_be_drawn_from_are_refused():
     case = case_of((8, 8, 8))
     for augmented in (True, False):
         with pytest.raises(ValueError, match="same shape"):
-            draw_batch([dataclasses.replace(case, image=case.image[:7])], STILL, 0, 0, augmented=augmented)
+            draw_batch(
+                [dataclasses.replace(case, image=case.image[:7])], STILL, 0, 0, augmented=augmented
+            )
     for shape, patch in (((8, 8, 8), (8, 8)), ((8, 8, 8), (8, 0, 8)), ((8, 8, 0), (8, 8, 8))):
         with pytest.raises(ValueError, match="a: patch"):
             draw_start(case_of(shape), patch, generator_for(0), forced=False)

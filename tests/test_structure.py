@@ -34,26 +34,34 @@ def imports(path):
 
 
 def functions(path):
-    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    return [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
+    ]
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.stem)
 def test_modules_import_only_what_they_may(path):
-    ours = {name.removeprefix("minikits.") for name in imports(path) if name.startswith("minikits.")}
+    ours = {
+        name.removeprefix("minikits.") for name in imports(path) if name.startswith("minikits.")
+    }
     assert ours <= MAY_IMPORT.get(path.stem, set()) | {"paper"}
     assert not {name for name in imports(path) if name in ("train", "predict", "evaluate")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_three_dependencies(path):
-    others = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"minikits"}
+    others = (
+        {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"minikits"}
+    )
     allowed = {"torch", "numpy", "nibabel"} | ({"matplotlib"} if path in SCRIPTS else set())
     assert others <= allowed
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=lambda path: path.stem)
 def test_only_these_touch_files(path):
-    touches = re.search(r"\bopen\(|np\.load|np\.save|torch\.load|torch\.save|write_text\(|mkdir\(", path.read_text())
+    touches = re.search(
+        r"\bopen\(|np\.load|np\.save|torch\.load|torch\.save|write_text\(|mkdir\(", path.read_text()
+    )
     assert not touches or path.stem in TOUCH_FILES
 
 
@@ -78,7 +86,15 @@ def test_public_functions_say_what_they_do(path):
 def test_nothing_happens_on_import():
     for path in FILES:
         for node in ast.parse(path.read_text()).body:
-            calm = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Expr)
+            calm = (
+                ast.Import,
+                ast.ImportFrom,
+                ast.FunctionDef,
+                ast.ClassDef,
+                ast.Assign,
+                ast.AnnAssign,
+                ast.Expr,
+            )
             guarded = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
             assert guarded or isinstance(node, calm), f"{path.name}:{node.lineno}"
 

@@ -27,7 +27,9 @@ from minikits.training import Progress
 from minikits.unet import build_unet
 from minikits.volumes import read_labels, write_image
 
-SMALL = replace(TINY, patch=(8, 16, 16), epochs=2, batches_per_epoch=4, validation_batches=2, learning_rate=0.02)
+SMALL = replace(
+    TINY, patch=(8, 16, 16), epochs=2, batches_per_epoch=4, validation_batches=2, learning_rate=0.02
+)
 
 
 @pytest.fixture
@@ -58,8 +60,21 @@ def options(train, data, out, *more, recipe=SMALL):
     out.mkdir(exist_ok=True)
     path = out / "recipe.json"
     path.write_text(json.dumps(asdict(recipe)))
-    given = ["--arch", "plain", "--data", data, "--out", out, "--recipe", path, "--device", "cpu",
-             "--precision", "fp32", *more]
+    given = [
+        "--arch",
+        "plain",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--recipe",
+        path,
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        *more,
+    ]
     return train.command_line().parse_args([str(word) for word in given])
 
 
@@ -98,7 +113,9 @@ def undisturbed(phantoms, prepared, tmp_path_factory):
             return draw_batch(cases, recipe, seed, iteration, augmented=augmented, samples=samples)
 
         patch.setattr(train, "draw_batch", draw)
-        patch.setattr(train, "print", lambda *words, **_: printed.append(" ".join(words)), raising=False)
+        patch.setattr(
+            train, "print", lambda *words, **_: printed.append(" ".join(words)), raising=False
+        )
         shutil.copytree(prepared, out / "prepared")
         stopped = train.train(options(train, phantoms, out, "--seed", 3), [])
     assert stopped is None
@@ -113,10 +130,14 @@ def test_each_batch_of_the_training_cases_is_drawn_once(undisturbed, phantoms):
     scoring = [each for each in drawn if not each[3]]
 
     assert training == [(train_ids, 3, iteration, True) for iteration in range(8)]
-    assert scoring == [(validation_ids, 3, iteration, False) for iteration in (0, 1, 0, 1)]  # each epoch the same
+    assert scoring == [
+        (validation_ids, 3, iteration, False) for iteration in (0, 1, 0, 1)
+    ]  # each epoch the same
 
 
-def test_a_process_draws_its_share_of_a_batch(train, group_of_one, phantoms, out, monkeypatch, capsys):
+def test_a_process_draws_its_share_of_a_batch(
+    train, group_of_one, phantoms, out, monkeypatch, capsys
+):
     """The second of two: it says nothing and writes nothing, the first does."""
     drawn, real = [], draw_batch
 
@@ -139,10 +160,19 @@ def test_a_run_is_continued_as_the_same_alone(train, undisturbed, phantoms):
     *_, out = undisturbed
     before = (out / "plain" / "fold0" / "checkpoint.pt").read_bytes()
     for more, recipe, complaint in (
-            (["--seed", 3], SMALL, "this run exists; go on with --resume, or choose another --out"),
-            (["--seed", 4, "--resume"], SMALL, "was trained with another seed"),
-            (["--seed", 3, "--resume"], replace(SMALL, weight_decay=0.1), "was trained with another recipe"),
-            (["--seed", 3, "--resume", "--folds", out / "split.json"], SMALL, "was trained with another cases")):
+        (["--seed", 3], SMALL, "this run exists; go on with --resume, or choose another --out"),
+        (["--seed", 4, "--resume"], SMALL, "was trained with another seed"),
+        (
+            ["--seed", 3, "--resume"],
+            replace(SMALL, weight_decay=0.1),
+            "was trained with another recipe",
+        ),
+        (
+            ["--seed", 3, "--resume", "--folds", out / "split.json"],
+            SMALL,
+            "was trained with another cases",
+        ),
+    ):
         names = sorted(path.name for path in phantoms.iterdir())
         (out / "split.json").write_text(json.dumps([{"train": names[:2], "val": names[2:]}]))
         with pytest.raises(ValueError, match=f"checkpoint.pt: {complaint}"):
@@ -161,16 +191,21 @@ def test_the_initial_weights_are_those_of_the_seed(train, tmp_path):
     torch.manual_seed(3)
     wanted = build_unet("plain", SMALL).state_dict()
 
-    assert all(torch.equal(value, fresh[0][name]) and torch.equal(value, fresh[1][name])
-               for name, value in wanted.items())
+    assert all(
+        torch.equal(value, fresh[0][name]) and torch.equal(value, fresh[1][name])
+        for name, value in wanted.items()
+    )
     assert not torch.equal(wanted["heads.1.weight"], fresh[2]["heads.1.weight"])
 
 
 def test_patch_dice_is_that_of_the_held_out_patches(undisturbed, phantoms, prepared):
     _, checkpoint, *_ = undisturbed
     network = load_network(checkpoint, "checkpoint").eval()
-    held_out = [case for case in prepare(phantoms, prepared, SMALL)
-                if case.id in checkpoint["cases"]["validation"]]
+    held_out = [
+        case
+        for case in prepare(phantoms, prepared, SMALL)
+        if case.id in checkpoint["cases"]["validation"]
+    ]
 
     predictions, targets = [], []
     for iteration in range(2):
@@ -199,8 +234,11 @@ def test_a_checkpoint_holds_all_that_a_run_is(undisturbed, phantoms, prepared):
     assert checkpoint["environment"]["processes"] == 1
     momentum = checkpoint["optimizer"]["state"]
     shapes = [tuple(momentum[number]["momentum_buffer"].shape) for number in sorted(momentum)]
-    trained = [tuple(value.shape) for name, value in build_unet("plain", SMALL).named_parameters()
-               if name != "heads.0.weight"]
+    trained = [
+        tuple(value.shape)
+        for name, value in build_unet("plain", SMALL).named_parameters()
+        if name != "heads.0.weight"
+    ]
     assert shapes == trained
 
     rows = list(csv.DictReader((out / "plain" / "fold0" / "log.csv").open()))
@@ -208,8 +246,16 @@ def test_a_checkpoint_holds_all_that_a_run_is(undisturbed, phantoms, prepared):
     assert [float(row["learning_rate"]) for row in rows] == [0.02, pytest.approx(0.02 * 0.5**0.9)]
     for row, kept in zip(rows, checkpoint["log"], strict=True):
         assert {name: float(value) for name, value in row.items()} == kept
-    assert set(rows[0]) == {"epoch", "loss", "learning_rate", "seconds_computing", "seconds_waiting",
-                            "patch_dice_kidney", "patch_dice_tumor", "seconds_scoring"}
+    assert set(rows[0]) == {
+        "epoch",
+        "loss",
+        "learning_rate",
+        "seconds_computing",
+        "seconds_waiting",
+        "patch_dice_kidney",
+        "patch_dice_tumor",
+        "seconds_scoring",
+    }
 
 
 def test_the_log_says_what_was_found_and_every_departure(undisturbed):
@@ -219,19 +265,32 @@ def test_the_log_says_what_was_found_and_every_departure(undisturbed):
 
     assert printed[0] == "6 cases found"
     assert told["recipe"] == SMALL.departures() and told["code"]
-    assert told["run"] == ["device: cpu, which rounds otherwise (paper: one GPU)", "cases: 6 (paper: 206 of KiTS19)"]
+    assert told["run"] == [
+        "device: cpu, which rounds otherwise (paper: one GPU)",
+        "cases: 6 (paper: 206 of KiTS19)",
+    ]
     for kind, lines in told.items():
         assert f"{kind}: {len(lines)} departures from the paper" in printed
         assert all(f"  {line}" in printed for line in lines)
-    assert "plain U-Net, fold 0, seed 3: " in log and " weights, patch 8x16x16, 2 epochs of 4 batches of 2" in log
+    assert (
+        "plain U-Net, fold 0, seed 3: " in log
+        and " weights, patch 8x16x16, 2 epochs of 4 batches of 2" in log
+    )
     assert f"into {out / 'plain' / 'fold0'}" in log and "4 to train on, 2 held out" in log
     assert "epoch 2 of 2" in log and "0:00:00 left" in log
 
 
-@pytest.mark.parametrize("when, batch", [
-    (lambda iteration, augmented: augmented and iteration == 2, 2),
-    (lambda iteration, augmented: not augmented, 4)], ids=["training", "scoring"])
-def test_stopped_and_resumed_equals_undisturbed(train, undisturbed, phantoms, out, monkeypatch, capsys, when, batch):
+@pytest.mark.parametrize(
+    "when, batch",
+    [
+        (lambda iteration, augmented: augmented and iteration == 2, 2),
+        (lambda iteration, augmented: not augmented, 4),
+    ],
+    ids=["training", "scoring"],
+)
+def test_stopped_and_resumed_equals_undisturbed(
+    train, undisturbed, phantoms, out, monkeypatch, capsys, when, batch
+):
     noted = told_by(monkeypatch, train, when)
     assert train.train(options(train, phantoms, out, "--seed", 3), noted) == signal.SIGTERM
     stopped = checkpoint_of(out)
@@ -245,7 +304,9 @@ def test_stopped_and_resumed_equals_undisturbed(train, undisturbed, phantoms, ou
     resumed = checkpoint_of(out)
     assert same_weights(undisturbed[1], resumed)
     for name in ("loss", "learning_rate", "patch_dice_kidney", "patch_dice_tumor"):
-        assert [row[name] for row in resumed["log"]] == [row[name] for row in undisturbed[1]["log"]], name
+        assert [row[name] for row in resumed["log"]] == [
+            row[name] for row in undisturbed[1]["log"]
+        ], name
 
 
 def test_stopped_while_cases_are_prepared(train, phantoms, tmp_path, monkeypatch, capsys):
@@ -271,13 +332,16 @@ def test_stopped_while_cases_are_prepared(train, phantoms, tmp_path, monkeypatch
 @pytest.fixture
 def group_of_one(tmp_path):
     """torch.distributed as torchrun sets it up, with this process alone."""
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
     yield
     distributed.destroy_process_group()
 
 
 def test_processes_that_share_a_run_stop_within_an_epoch_of_few_batches(
-        train, group_of_one, phantoms, out, monkeypatch):
+    train, group_of_one, phantoms, out, monkeypatch
+):
     """They ask each other every tenth batch only, and an epoch has four: so at its end too."""
     noted = told_by(monkeypatch, train, lambda iteration, augmented: iteration == 1)
     recipe = replace(SMALL, epochs=50)
@@ -288,7 +352,9 @@ def test_processes_that_share_a_run_stop_within_an_epoch_of_few_batches(
 
 def test_processes_ask_each_other_every_tenth_batch_of_the_run(group_of_one, monkeypatch):
     asked = []
-    monkeypatch.setattr(devices, "mean_of_processes", lambda value, device: asked.append(value) or value)
+    monkeypatch.setattr(
+        devices, "mean_of_processes", lambda value, device: asked.append(value) or value
+    )
     noted = []
     stop = devices.Stop(noted, torch.device("cpu"))
     answers = [stop.due() for _ in range(25)]
@@ -330,18 +396,35 @@ def test_signals_are_noted_once_each_and_then_act_as_ever(ctrl_c_interrupts):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("error, status, said", [
-    (KeyboardInterrupt(), 130, "train.py: stopped; --resume goes on\n"),
-    (ValueError("no such thing"), 2, "train.py: no such thing\n"),
-    (OSError("disk"), 2, "train.py: disk\n"),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
-                  "to allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"), 2,
-     "train.py: out of memory: the computer did not give 3.0 GiB more; a recipe with a smaller patch needs less\n"),
-    (MemoryError(), 2,
-     "train.py: out of memory: the computer gives no more; a recipe with a smaller patch needs less\n"),
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0"), 2,
-     "train.py: CUDA out of memory; a recipe with a smaller patch needs less\n")],
-    ids=["interrupted", "refused", "system", "cpu_memory", "python_memory", "gpu_memory"])
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        (KeyboardInterrupt(), 130, "train.py: stopped; --resume goes on\n"),
+        (ValueError("no such thing"), 2, "train.py: no such thing\n"),
+        (OSError("disk"), 2, "train.py: disk\n"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. "
+                "DefaultCPUAllocator: can't allocate memory: you tried to "
+                "allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            2,
+            "train.py: out of memory: the computer did not give 3.0 GiB more; "
+            "a recipe with a smaller patch needs less\n",
+        ),
+        (
+            MemoryError(),
+            2,
+            "train.py: out of memory: the computer gives no more; a recipe with a smaller patch needs less\n",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0"),
+            2,
+            "train.py: CUDA out of memory; a recipe with a smaller patch needs less\n",
+        ),
+    ],
+    ids=["interrupted", "refused", "system", "cpu_memory", "python_memory", "gpu_memory"],
+)
 def test_an_end_before_the_end_is_one_line(train, monkeypatch, capsys, error, status, said):
     def fail(*_):
         raise error
@@ -366,8 +449,13 @@ def test_an_error_of_the_program_is_not_hidden(train, monkeypatch):
 def test_memory_that_is_not_given_is_known_as_such():
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**50)
-    assert devices.is_out_of_memory(refused.value) and not devices.is_out_of_memory(RuntimeError("shape"))
-    assert devices.what_memory_lacked(refused.value) == "out of memory: the computer did not give 4194304.0 GiB more"
+    assert devices.is_out_of_memory(refused.value) and not devices.is_out_of_memory(
+        RuntimeError("shape")
+    )
+    assert (
+        devices.what_memory_lacked(refused.value)
+        == "out of memory: the computer did not give 4194304.0 GiB more"
+    )
 
 
 @pytest.mark.parametrize("given", ["-1", "4294967296", "1.5", "many"])
@@ -386,8 +474,12 @@ def test_the_largest_seed_gives_weights_of_its_own(train):
 
 
 def test_all_cases_and_a_split_contradict_each_other(train, phantoms, tmp_path):
-    arguments = options(train, phantoms, tmp_path, "--fold", "all", "--folds", tmp_path / "folds.json")
-    with pytest.raises(ValueError, match=r"--fold all trains on every case, --folds .* on some; give one of them"):
+    arguments = options(
+        train, phantoms, tmp_path, "--fold", "all", "--folds", tmp_path / "folds.json"
+    )
+    with pytest.raises(
+        ValueError, match=r"--fold all trains on every case, --folds .* on some; give one of them"
+    ):
         train.train(arguments, [])
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.json"}
 
@@ -398,30 +490,48 @@ def test_a_split_that_names_excluded_cases_is_used_without_them(train, phantoms,
         (tmp_path / "data" / name).mkdir(parents=True)
         for file in (phantoms / f"phantom_{number}").iterdir():
             (tmp_path / "data" / name / file.name).symlink_to(file)
-    split = [{"train": ["case_00000", "case_00023", "case_00001"], "val": ["case_00002", "case_00068"]}]
+    split = [
+        {"train": ["case_00000", "case_00023", "case_00001"], "val": ["case_00002", "case_00068"]}
+    ]
     (tmp_path / "splits_final.json").write_text(json.dumps(split))
     said = []
 
-    arguments = options(train, tmp_path / "data", tmp_path, "--folds", tmp_path / "splits_final.json")
-    assert train.split(arguments, SMALL, said.append) == (["case_00000", "case_00001"], ["case_00002"])
+    arguments = options(
+        train, tmp_path / "data", tmp_path, "--folds", tmp_path / "splits_final.json"
+    )
+    assert train.split(arguments, SMALL, said.append) == (
+        ["case_00000", "case_00001"],
+        ["case_00002"],
+    )
     assert said[0].startswith("3 cases found, 1 left out: case_00023")
-    assert said[1] == (f"{tmp_path / 'splits_final.json'}: case_00023, case_00068 left out: "
-                       "excluded_cases of the recipe")
+    assert said[1] == (
+        f"{tmp_path / 'splits_final.json'}: case_00023, case_00068 left out: "
+        "excluded_cases of the recipe"
+    )
 
     split[0]["train"].append("case_00300")
     (tmp_path / "splits_final.json").write_text(json.dumps(split))
     with pytest.raises(ValueError, match=r"splits_final\.json: \['case_00300'\] in a fold"):
         train.split(arguments, SMALL)
-    with pytest.raises(ValueError, match=r"\['case_00023', 'case_00068'"):  # a recipe that leaves none out
-        train.read_folds(tmp_path / "splits_final.json", ["case_00000", "case_00001", "case_00002", "case_00300"],
-                         replace(SMALL, excluded_cases=()))
+    with pytest.raises(
+        ValueError, match=r"\['case_00023', 'case_00068'"
+    ):  # a recipe that leaves none out
+        train.read_folds(
+            tmp_path / "splits_final.json",
+            ["case_00000", "case_00001", "case_00002", "case_00300"],
+            replace(SMALL, excluded_cases=()),
+        )
 
 
 def test_a_folders_name_is_no_command(train, tmp_path):
     folder = tmp_path / '$(touch pwned)"; touch pwned; "'
     folder.mkdir()
     before = {*tmp_path.iterdir()}
-    assert train.revision(folder) == "unknown" and {*tmp_path.iterdir()} == before and not os.path.exists("pwned")
+    assert (
+        train.revision(folder) == "unknown"
+        and {*tmp_path.iterdir()} == before
+        and not os.path.exists("pwned")
+    )
 
 
 def test_the_revision_is_gits_and_unknown_without_git(train, monkeypatch, tmp_path):
@@ -442,7 +552,9 @@ def relabel(data, name):
     write_image(path, labels, reference.spacing_mm)
 
 
-def test_resuming_on_other_labels_is_refused_and_names_the_cases(train, phantoms, tmp_path, monkeypatch, capsys):
+def test_resuming_on_other_labels_is_refused_and_names_the_cases(
+    train, phantoms, tmp_path, monkeypatch, capsys
+):
     data = copied(phantoms, tmp_path)
     out = tmp_path / "runs"
     noted = told_by(monkeypatch, train, lambda iteration, augmented: iteration == 1)
@@ -453,7 +565,10 @@ def test_resuming_on_other_labels_is_refused_and_names_the_cases(train, phantoms
     weights = checkpoint_of(out)
 
     relabel(data, changed)
-    with pytest.raises(ValueError, match=rf"checkpoint.pt: was trained on another image or other labels of {changed};"):
+    with pytest.raises(
+        ValueError,
+        match=rf"checkpoint.pt: was trained on another image or other labels of {changed};",
+    ):
         train.train(options(train, data, out, "--resume"), [])
     assert same_weights(checkpoint_of(out), weights)
 
@@ -485,17 +600,23 @@ def test_a_frame_that_is_refused_may_be_chosen(train, phantoms, tmp_path):
 
 def test_a_spacing_may_be_assumed(train, phantoms, out, tmp_path):
     recipe = replace(SMALL, epochs=1, batches_per_epoch=1)
-    arguments = options(train, phantoms, tmp_path / "runs", "--assume-spacing", 12, 11, 11, recipe=recipe)
+    arguments = options(
+        train, phantoms, tmp_path / "runs", "--assume-spacing", 12, 11, 11, recipe=recipe
+    )
     train.train(arguments, [])
     wide = prepare(phantoms, tmp_path / "wide", recipe, assume_spacing=(12.0, 11.0, 11.0))
-    assert checkpoint_of(tmp_path / "runs")["checksums"] == {case.id: case.checksum for case in wide}
+    assert checkpoint_of(tmp_path / "runs")["checksums"] == {
+        case.id: case.checksum for case in wide
+    }
     given = prepare(phantoms, out / "prepared", recipe)
     assert [case.checksum for case in given] != [case.checksum for case in wide]
     told = checkpoint_of(tmp_path / "runs")["departures"]["run"]
     assert "spacing of the files: [12.0, 11.0, 11.0] mm, whatever they say" in told
 
 
-def test_a_log_or_curve_that_cannot_be_written_is_a_warning(train, phantoms, out, monkeypatch, capsys):
+def test_a_log_or_curve_that_cannot_be_written_is_a_warning(
+    train, phantoms, out, monkeypatch, capsys
+):
     run = out / "plain" / "fold0"
     (run / "log.csv").mkdir(parents=True)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # its import fails
@@ -510,12 +631,16 @@ def test_a_log_or_curve_that_cannot_be_written_is_a_warning(train, phantoms, out
 
 def test_the_checkpoint_comes_before_the_log(train, phantoms, out, monkeypatch):
     seen = []
-    monkeypatch.setattr(train, "report", lambda run, log, recipe: seen.append(checkpoint_of(out)["epoch"]))
+    monkeypatch.setattr(
+        train, "report", lambda run, log, recipe: seen.append(checkpoint_of(out)["epoch"])
+    )
     train.train(options(train, phantoms, out), [])
     assert seen == [1, 2]
 
 
-def test_weights_that_are_not_finite_do_not_replace_the_last_checkpoint(train, phantoms, out, monkeypatch):
+def test_weights_that_are_not_finite_do_not_replace_the_last_checkpoint(
+    train, phantoms, out, monkeypatch
+):
     real = train.train_epoch
 
     def spoilt(model, draw, optimizer, recipe, progress, **named):
@@ -526,14 +651,24 @@ def test_weights_that_are_not_finite_do_not_replace_the_last_checkpoint(train, p
         return row
 
     monkeypatch.setattr(train, "train_epoch", spoilt)
-    with pytest.raises(ValueError, match="epoch 2: weights are NaN or infinite, so the last checkpoint is kept"):
+    with pytest.raises(
+        ValueError, match="epoch 2: weights are NaN or infinite, so the last checkpoint is kept"
+    ):
         train.train(options(train, phantoms, out), [])
     assert checkpoint_of(out)["epoch"] == 1
 
 
 def test_time_left_counts_computing_waiting_and_scoring(train, tmp_path, capsys):
-    row = {"epoch": 2, "loss": 1.0, "learning_rate": 0.1, "seconds_computing": 10.0, "seconds_waiting": 2.0,
-           "patch_dice_kidney": 0.5, "patch_dice_tumor": 0.25, "seconds_scoring": 3.0}
+    row = {
+        "epoch": 2,
+        "loss": 1.0,
+        "learning_rate": 0.1,
+        "seconds_computing": 10.0,
+        "seconds_waiting": 2.0,
+        "patch_dice_kidney": 0.5,
+        "patch_dice_tumor": 0.25,
+        "seconds_scoring": 3.0,
+    }
     train.report(tmp_path, [row], replace(TINY, epochs=6))
     assert "10.0 s computing, 2.0 s waiting, 0:01:00 left" in capsys.readouterr().out
 
@@ -543,7 +678,9 @@ def test_departures_of_a_run_survive_its_resuming(train, undisturbed, phantoms, 
     _, checkpoint, *_ = undisturbed
     line = "number format while training: bfloat16 (paper: float32)"
     earlier = {"departures": {"run": [line, *checkpoint["departures"]["run"]]}}
-    told = train.departures(options(train, phantoms, tmp_path), SMALL, checkpoint, torch.device("cpu"), earlier)
+    told = train.departures(
+        options(train, phantoms, tmp_path), SMALL, checkpoint, torch.device("cpu"), earlier
+    )
     assert told["run"] == [*checkpoint["departures"]["run"], line]
 
 
@@ -571,7 +708,9 @@ def test_each_fold_is_its_own_and_all_holds_nothing_out(train, phantoms, tmp_pat
     assert train.split(options(train, phantoms, tmp_path, "--fold", "all"), SMALL) == (ids, [])
 
 
-def test_a_resumed_run_keeps_its_rows_and_what_it_departed_by(train, undisturbed, phantoms, out, monkeypatch):
+def test_a_resumed_run_keeps_its_rows_and_what_it_departed_by(
+    train, undisturbed, phantoms, out, monkeypatch
+):
     """Stopped in the second epoch, by a run that had another number format once."""
     noted = told_by(monkeypatch, train, lambda iteration, augmented: augmented and iteration == 6)
     train.train(options(train, phantoms, out, "--seed", 3), noted)
@@ -580,7 +719,9 @@ def test_a_resumed_run_keeps_its_rows_and_what_it_departed_by(train, undisturbed
     line = "number format while training: bfloat16 (paper: float32)"
     stopped["departures"]["run"].append(line)
     del stopped["format"]
-    save_checkpoint(out / "plain" / "fold0" / "checkpoint.pt", **stopped | {"recipe": asdict(SMALL)})
+    save_checkpoint(
+        out / "plain" / "fold0" / "checkpoint.pt", **stopped | {"recipe": asdict(SMALL)}
+    )
 
     assert train.train(options(train, phantoms, out, "--seed", 3, "--resume"), []) is None
 
@@ -592,21 +733,30 @@ def test_a_resumed_run_keeps_its_rows_and_what_it_departed_by(train, undisturbed
 def test_departures_and_environment_are_those_of_the_run(train, phantoms, tmp_path):
     cpu, split = torch.device("cpu"), tmp_path / "split.json"
     surroundings = train.environment(cpu, torch.bfloat16, 2, 3 * 2**30)
-    assert (surroundings["precision"], surroundings["processes"], surroundings["step_gib"]) == ("bfloat16", 2, 3.0)
+    assert (surroundings["precision"], surroundings["processes"], surroundings["step_gib"]) == (
+        "bfloat16",
+        2,
+        3.0,
+    )
 
     about = {"environment": surroundings, "cases": {"train": ["a", "b"], "validation": ["c"]}}
-    told = train.departures(options(train, phantoms, tmp_path, "--folds", split), SMALL, about, cpu, {})
+    told = train.departures(
+        options(train, phantoms, tmp_path, "--folds", split), SMALL, about, cpu, {}
+    )
 
     assert told["run"] == [
         "number format while training: bfloat16 (paper: float32)",
         "device: cpu, which rounds otherwise (paper: one GPU)",
         "processes that share a batch: 2 (paper: 1)",
         f"folds: those of {split} (nnU-Net v1: five, shuffled with its seed)",
-        "cases: 3 (paper: 206 of KiTS19)"]
+        "cases: 3 (paper: 206 of KiTS19)",
+    ]
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_held_out_patches_are_scored_in_the_precision_of_the_training(train, phantoms, prepared, precision):
+def test_held_out_patches_are_scored_in_the_precision_of_the_training(
+    train, phantoms, prepared, precision
+):
     network, seen = build_unet("plain", SMALL), set()
     for module in network.modules():
         if isinstance(module, torch.nn.Conv3d):
@@ -625,6 +775,7 @@ def test_a_recipe_is_chosen_by_its_name_or_its_file(train, tmp_path, monkeypatch
 def test_seconds_waiting_are_those_of_drawing_and_computing_the_rest(monkeypatch):
     """A clock that moves by hand: a batch takes 10 s to compute, the first 3 s to be drawn."""
     from minikits import training
+
     now = [100.0]
     monkeypatch.setattr(training, "monotonic", lambda: now[0])
 
@@ -640,7 +791,9 @@ def test_seconds_waiting_are_those_of_drawing_and_computing_the_rest(monkeypatch
     monkeypatch.setattr(training, "fetch_ahead", batches)
     monkeypatch.setattr(training, "training_step", step)
     network = build_unet("plain", SMALL)
-    row = training.train_epoch(network, lambda i: (None, None), training.sgd(network, SMALL), SMALL, Progress())
+    row = training.train_epoch(
+        network, lambda i: (None, None), training.sgd(network, SMALL), SMALL, Progress()
+    )
     assert (row["seconds_computing"], row["seconds_waiting"]) == (40, 12)
 
 
@@ -663,4 +816,6 @@ def test_the_copy_of_another_folds_run_is_not_continued(train, undisturbed, phan
     for path, more in (("plain/fold1", ["--fold", 1]), ("residual/fold0", ["--arch", "residual"])):
         shutil.copytree(run / "plain" / "fold0", out / path)
         with pytest.raises(ValueError, match=r"was trained with another (fold|arch)"):
-            train.train(options(train, phantoms, out, "--seed", 3, "--resume", *more, recipe=recipe), [])
+            train.train(
+                options(train, phantoms, out, "--seed", 3, "--resume", *more, recipe=recipe), []
+            )

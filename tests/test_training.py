@@ -27,7 +27,17 @@ def whole(phantoms, tmp_path_factory):
     """(arguments that train into `out`, out, checkpoint) of a run that nobody disturbs."""
     out = tmp_path_factory.mktemp("whole")
     (out / "recipe.json").write_text(json.dumps(asdict(RECIPE)))
-    arguments = ["train.py", "--arch", "plain", "--fold", "all", "--data", phantoms, "--recipe", out / "recipe.json"]
+    arguments = [
+        "train.py",
+        "--arch",
+        "plain",
+        "--fold",
+        "all",
+        "--data",
+        phantoms,
+        "--recipe",
+        out / "recipe.json",
+    ]
     run_script(*arguments, "--out", out, env=TWO_THREADS)
     return arguments, out, load_checkpoint(out / "plain" / "foldall" / "checkpoint.pt")
 
@@ -37,8 +47,14 @@ def test_stopped_within_an_epoch_and_resumed_to_the_bit(whole, tmp_path, number,
     arguments, _, undisturbed = whole
     command = [sys.executable, *map(str, arguments), "--out", str(tmp_path)]
     # the signal comes once the loop runs: a batch of this network takes longer than this test's polling
-    process = subprocess.Popen(command, cwd=ROOT, env=TWO_THREADS, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=TWO_THREADS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     checkpoint = tmp_path / "plain" / "foldall" / "checkpoint.pt"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -50,7 +66,10 @@ def test_stopped_within_an_epoch_and_resumed_to_the_bit(whole, tmp_path, number,
     printed = run_script(*arguments, "--out", tmp_path, "--resume", env=TWO_THREADS)
     assert f"resumed after epoch 1, batch {stopped['batch']} of the next" in printed
     resumed = load_checkpoint(checkpoint)
-    assert all(torch.equal(value, resumed["network"][name]) for name, value in undisturbed["network"].items())
+    assert all(
+        torch.equal(value, resumed["network"][name])
+        for name, value in undisturbed["network"].items()
+    )
     assert [row["loss"] for row in resumed["log"]] == [row["loss"] for row in undisturbed["log"]]
 
 
@@ -58,31 +77,38 @@ def test_two_processes_with_a_sample_each_equal_one_with_two(whole, tmp_path):
     """20 steps, gloo, in float64: rounding grows a thousandfold over such steps of momentum 0.99."""
     arguments, _, _ = whole
     script = tmp_path / "double.py"
-    script.write_text("import sys, torch\n"
-                      f"sys.path.insert(0, {str(ROOT)!r})\n"
-                      "torch.set_default_dtype(torch.float64)\n"
-                      "import train\n"
-                      "single = train.draw_batch\n"
-                      "def double(*given, **named):\n"
-                      "    image, target = single(*given, **named)\n"
-                      "    return image.double(), target\n"
-                      "train.draw_batch = double\n"
-                      "train.main()\n")
+    script.write_text(
+        "import sys, torch\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "torch.set_default_dtype(torch.float64)\n"
+        "import train\n"
+        "single = train.draw_batch\n"
+        "def double(*given, **named):\n"
+        "    image, target = single(*given, **named)\n"
+        "    return image.double(), target\n"
+        "train.draw_batch = double\n"
+        "train.main()\n"
+    )
     run_script(script, *arguments[1:], "--out", tmp_path / "one")
-    run_script(*TORCHRUN, 2, script, *arguments[1:],
-               "--out", tmp_path / "two")
-    one, two = (load_checkpoint(tmp_path / n / "plain" / "foldall" / "checkpoint.pt") for n in ("one", "two"))
+    run_script(*TORCHRUN, 2, script, *arguments[1:], "--out", tmp_path / "two")
+    one, two = (
+        load_checkpoint(tmp_path / n / "plain" / "foldall" / "checkpoint.pt")
+        for n in ("one", "two")
+    )
     assert two["environment"]["processes"] == 2 and [row["epoch"] for row in two["log"]] == [1, 2]
     for name, value in one["network"].items():
-        assert value.dtype == torch.float64 and (value - two["network"][name]).abs().max() < 1e-10, name
-    assert [row["loss"] for row in two["log"]] == pytest.approx([row["loss"] for row in one["log"]], abs=1e-10)
+        assert (
+            value.dtype == torch.float64 and (value - two["network"][name]).abs().max() < 1e-10
+        ), name
+    assert [row["loss"] for row in two["log"]] == pytest.approx(
+        [row["loss"] for row in one["log"]], abs=1e-10
+    )
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(whole, monkeypatch):
     arguments, _, _ = whole
     monkeypatch.setenv("LOCAL_RANK", "0")
-    said = run_script(*TORCHRUN, 3, *arguments, "--out",
-                      "nowhere", expect=1)
+    said = run_script(*TORCHRUN, 3, *arguments, "--out", "nowhere", expect=1)
     assert "batch_size 2, wanted a multiple of the 3 processes" in said
 
 
@@ -92,28 +118,45 @@ def test_shares_of_a_batch_are_its_samples(phantoms, tmp_path):
     image, target = draw_batch(cases, recipe, 0, 5)
     for rank in range(4):
         part, labels = draw_batch(cases, recipe, 0, 5, samples=range(rank, 4, 4))
-        assert torch.equal(part, image[rank:rank + 1]) and torch.equal(labels, target[rank:rank + 1])
+        assert torch.equal(part, image[rank : rank + 1]) and torch.equal(
+            labels, target[rank : rank + 1]
+        )
 
 
 def test_a_split_of_ones_own(phantoms, tmp_path, monkeypatch):
     ids = sorted(path.name for path in phantoms.iterdir())
     (tmp_path / "tiny.json").write_text(json.dumps(asdict(TINY)))
-    arguments = ["train.py", "--arch", "plain", "--data", phantoms, "--recipe", tmp_path / "tiny.json"]
+    arguments = [
+        "train.py",
+        "--arch",
+        "plain",
+        "--data",
+        phantoms,
+        "--recipe",
+        tmp_path / "tiny.json",
+    ]
     arguments += ["--out", tmp_path]
 
     def written(content):
         (tmp_path / "folds.json").write_text(json.dumps(content))
         return [*arguments, "--folds", tmp_path / "folds.json"]
 
-    run_script(*written([{"train": ids[:1], "val": ids[1:]}, {"train": ids[:4], "validation": ids[5:]}]), "--fold", 1)
+    run_script(
+        *written([{"train": ids[:1], "val": ids[1:]}, {"train": ids[:4], "validation": ids[5:]}]),
+        "--fold",
+        1,
+    )
     checkpoint = load_checkpoint(tmp_path / "plain" / "fold1" / "checkpoint.pt")
     assert checkpoint["cases"] == {"train": ids[:4], "validation": ids[5:]}
     monkeypatch.syspath_prepend(ROOT)
     read_folds = importlib.import_module("train").read_folds
-    for content, complaint in (({"train": ids}, "wanted a JSON list"), ([{"train": ids}], "wanted a JSON list"),
-                               ([{"train": ids, "val": ["case_9"]}], r"\['case_9'\] in a fold"),
-                               ([{"train": ids, "val": ids[:1]}], f"'{ids[0]}'.* in a fold"),
-                               ([{"train": [], "val": ids}], "nothing to train on")):
+    for content, complaint in (
+        ({"train": ids}, "wanted a JSON list"),
+        ([{"train": ids}], "wanted a JSON list"),
+        ([{"train": ids, "val": ["case_9"]}], r"\['case_9'\] in a fold"),
+        ([{"train": ids, "val": ids[:1]}], f"'{ids[0]}'.* in a fold"),
+        ([{"train": [], "val": ids}], "nothing to train on"),
+    ):
         with pytest.raises(ValueError, match=complaint):
             read_folds(written(content)[-1], ids, TINY)
     said = run_script(*arguments, "--fold", 7, expect=2)
@@ -149,25 +192,52 @@ print(json.dumps([wanted, 1024 * (peaks[1] - peaks[0])]))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak memory is read where Linux has it")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak memory is read where Linux has it"
+)
 @pytest.mark.parametrize("arch", ["plain", "residual", "preactivation"])
 def test_the_memory_of_a_step_is_known_before(arch):
-    recipe = asdict(replace(TINY, patch=(48, 64, 64), plain_features=12, residual_features=12, max_features=48))
-    known, measured = json.loads(run_script("-c", MEASURE.format(root=str(ROOT), recipe=recipe, arch=arch)))
-    assert 0.65 * measured < known < 1.4 * measured, (known, measured)  # at this size fragments of the heap count
+    recipe = asdict(
+        replace(TINY, patch=(48, 64, 64), plain_features=12, residual_features=12, max_features=48)
+    )
+    known, measured = json.loads(
+        run_script("-c", MEASURE.format(root=str(ROOT), recipe=recipe, arch=arch))
+    )
+    assert 0.65 * measured < known < 1.4 * measured, (
+        known,
+        measured,
+    )  # at this size fragments of the heap count
 
 
-def test_a_step_that_would_not_fit_is_refused_before_the_first_batch(phantoms, tmp_path, monkeypatch, capsys):
+def test_a_step_that_would_not_fit_is_refused_before_the_first_batch(
+    phantoms, tmp_path, monkeypatch, capsys
+):
     monkeypatch.syspath_prepend(ROOT)
     train = importlib.import_module("train")
     monkeypatch.setattr(devices.os, "sysconf", lambda name: 2**15)
-    monkeypatch.setattr(sys, "argv", ["train.py", "--data", str(phantoms), "--out", str(tmp_path / "runs"),
-                                      "--precision", "fp32"])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "train.py",
+            "--data",
+            str(phantoms),
+            "--out",
+            str(tmp_path / "runs"),
+            "--precision",
+            "fp32",
+        ],
+    )
     with pytest.raises(SystemExit) as stop:
         train.main()
-    assert stop.value.code == 2 and not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert stop.value.code == 2 and not [
+        path for path in (tmp_path / "runs").rglob("*") if path.is_file()
+    ]
     said = capsys.readouterr().err
-    assert "has 1.0 GiB of memory, a training step wants about 11.4; a recipe with a smaller patch" in said
+    assert (
+        "has 1.0 GiB of memory, a training step wants about 11.4; a recipe with a smaller patch"
+        in said
+    )
 
 
 def test_cases_go_where_there_is_room(phantoms, tmp_path, monkeypatch):
@@ -198,8 +268,12 @@ print(*faults)
 """
 
 
-@pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="only glibc is told to")
+@pytest.mark.skipif(
+    "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", ()), reason="only glibc is told to"
+)
 @pytest.mark.parametrize("share, kept", [(0.4, True), (0.6, False), (0, False)])
 def test_memory_that_was_freed_is_used_again_where_there_is_room(share, kept):
     first, *later = map(int, run_script("-c", FAULTS.format(share=share)).split())
-    assert first > 10 and (max(later) < 10 if kept else min(later) > 10)  # of 16,384 pages, or 32 huge ones and more
+    assert first > 10 and (
+        max(later) < 10 if kept else min(later) > 10
+    )  # of 16,384 pages, or 32 huge ones and more

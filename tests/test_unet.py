@@ -14,7 +14,9 @@ from minikits.paper import ARCHITECTURES, PAPER
 from minikits.unet import PreactivationBlock, ResidualBlock, build_unet
 
 # strides (1, 1, 1), (1, 2, 2), (2, 2, 2); blocks 1, 2, 3; two heads
-SMALL = dataclasses.replace(TINY, patch=(8, 16, 16), plain_features=4, residual_features=3, max_features=7)
+SMALL = dataclasses.replace(
+    TINY, patch=(8, 16, 16), plain_features=4, residual_features=3, max_features=7
+)
 STRIDES = [(1, 1, 1), (1, 2, 2), (2, 2, 2)]
 
 # counted on nnU-Net v1's own classes
@@ -35,7 +37,12 @@ def test_five_heads_at_the_papers_resolutions(arch):
         logits = network(torch.empty(2, 1, *PAPER.patch))
         finest = network.eval()(torch.empty(2, 1, *PAPER.patch))
     assert [tuple(head.shape) for head in logits] == [
-        (2, 3, 80, 160, 160), (2, 3, 80, 80, 80), (2, 3, 40, 40, 40), (2, 3, 20, 20, 20), (2, 3, 10, 10, 10)]
+        (2, 3, 80, 160, 160),
+        (2, 3, 80, 80, 80),
+        (2, 3, 40, 40, 40),
+        (2, 3, 20, 20, 20),
+        (2, 3, 10, 10, 10),
+    ]
     assert finest.shape == logits[0].shape
 
 
@@ -57,9 +64,17 @@ def test_residual_blocks_by_hand(generator):
     for stride, features in (((1, 1, 1), 4), ((1, 2, 2), 6)):
         block = ResidualBlock(4, features, stride)
         one, two = block.body[0], block.body[3]
-        y = F.conv3d(F.relu(F.instance_norm(F.conv3d(x, one.weight, None, stride, 1))), two.weight, None, 1, 1)
+        y = F.conv3d(
+            F.relu(F.instance_norm(F.conv3d(x, one.weight, None, stride, 1))),
+            two.weight,
+            None,
+            1,
+            1,
+        )
         y = F.instance_norm(y)
-        skip = x if features == 4 else F.instance_norm(F.conv3d(x, block.skip[0].weight, None, stride))
+        skip = (
+            x if features == 4 else F.instance_norm(F.conv3d(x, block.skip[0].weight, None, stride))
+        )
         assert torch.allclose(block(x), F.relu(y + skip), atol=1e-5)
 
 
@@ -69,7 +84,13 @@ def test_preactivation_blocks_by_hand(generator):
         block = PreactivationBlock(4, features, stride)
         one, two = block.body[0], block.body[3]
         active = F.relu(F.instance_norm(x))
-        y = F.conv3d(F.relu(F.instance_norm(F.conv3d(active, one.weight, None, stride, 1))), two.weight, None, 1, 1)
+        y = F.conv3d(
+            F.relu(F.instance_norm(F.conv3d(active, one.weight, None, stride, 1))),
+            two.weight,
+            None,
+            1,
+            1,
+        )
         skip = x if features == 4 else F.conv3d(active, block.skip.weight, None, stride)
         assert torch.allclose(block(x), y + skip, atol=1e-5)
 
@@ -78,8 +99,13 @@ def test_preactivation_blocks_by_hand(generator):
 def test_initial_weights(arch):
     """Kaiming normal, fan in, for a slope of 0.01: variance 2 / (1.0001 fan in); biases 0."""
     torch.manual_seed(0)
-    for name, module in build_unet(arch, dataclasses.replace(PAPER, patch=(16, 32, 32))).named_modules():
-        if isinstance(module, (torch.nn.Conv3d, torch.nn.ConvTranspose3d)) and module.weight.numel() > 20_000:
+    for name, module in build_unet(
+        arch, dataclasses.replace(PAPER, patch=(16, 32, 32))
+    ).named_modules():
+        if (
+            isinstance(module, (torch.nn.Conv3d, torch.nn.ConvTranspose3d))
+            and module.weight.numel() > 20_000
+        ):
             fan_in = module.weight[0].numel()
             assert module.weight.var().item() == pytest.approx(2 / 1.0001 / fan_in, rel=0.05), name
         if getattr(module, "bias", None) is not None:
@@ -92,6 +118,7 @@ def test_unknown_architecture():
 
 
 # The three networks by hand, from figure 1 and what nnU-Net v1 does: torch's functions on the networks' weights.
+
 
 class Weights:
     """The weights of a part of a network in the order they were made, taken one after the other."""
@@ -204,8 +231,14 @@ def decoded_by_hand(network, x, passed):
     return logits
 
 
-@pytest.mark.parametrize("arch, by_hand", [("plain", plain_by_hand), ("residual", residual_by_hand),
-                                           ("preactivation", preactivation_by_hand)])
+@pytest.mark.parametrize(
+    "arch, by_hand",
+    [
+        ("plain", plain_by_hand),
+        ("residual", residual_by_hand),
+        ("preactivation", preactivation_by_hand),
+    ],
+)
 @pytest.mark.parametrize("most", [7, 3])
 def test_networks_by_hand(arch, by_hand, most, generator):
     """Every weight is random, gains and offsets too, so that each has to be where it belongs. At most 3 features: none
@@ -225,7 +258,11 @@ def test_networks_by_hand(arch, by_hand, most, generator):
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_small_differences_are_divided_by_no_less_than_eps(arch, generator):
     """Where the variance is of the order of 1e-5, the epsilon of the first norm counts: 1e-5, not 1e-3 or 1e-8."""
-    by_hand = {"plain": plain_by_hand, "residual": residual_by_hand, "preactivation": preactivation_by_hand}[arch]
+    by_hand = {
+        "plain": plain_by_hand,
+        "residual": residual_by_hand,
+        "preactivation": preactivation_by_hand,
+    }[arch]
     network = build_unet(arch, SMALL).double()
     with torch.no_grad():
         x = 0.003 * torch.randn(1, 1, 8, 16, 16, generator=generator, dtype=torch.float64)
@@ -276,7 +313,9 @@ def test_initial_weights_of_every_layer(arch):
             count = share.numel()
             assert abs(share.mean()) < 5 / math.sqrt(count), name
             assert abs(share.square().mean() - 1) < 5 * math.sqrt(2 / count), name
-            assert abs(share.pow(4).mean() - 3) < 5 * math.sqrt(96 / count), name  # 1.8 if it were uniform
+            assert abs(share.pow(4).mean() - 3) < 5 * math.sqrt(96 / count), (
+                name
+            )  # 1.8 if it were uniform
             assert len(share.unique()) > 0.99 * count, name
 
 
@@ -287,8 +326,10 @@ def test_each_kind_of_layer_was_among_them():
         shapes = [tuple(p.shape[2:]) for p in network.encoder.parameters() if p.ndim == 5]
         assert shapes.count((1, 1, 1)) == shortcuts
         assert len(shapes) - shortcuts == (6 if arch == "plain" else 12)
-        assert [len(list(part.parameters())) > 0 for part in (network.upsampling, network.decoder, network.heads)] == [
-            True] * 3
+        assert [
+            len(list(part.parameters())) > 0
+            for part in (network.upsampling, network.decoder, network.heads)
+        ] == [True] * 3
         assert sum(p.ndim == 5 for p in network.stem.parameters()) == (0 if arch == "plain" else 1)
 
 
@@ -322,7 +363,9 @@ def test_every_network_is_initialised_for_the_slope_of_leaky_relu(arch, monkeypa
     other = dict(build_unet(arch, TINY).named_parameters())
     for name, value in usual.named_parameters():
         if value.ndim == 5:
-            assert torch.allclose(other[name], value * math.sqrt((1 + 0.01**2) / 2), rtol=1e-5, atol=0), name
+            assert torch.allclose(
+                other[name], value * math.sqrt((1 + 0.01**2) / 2), rtol=1e-5, atol=0
+            ), name
 
 
 def test_every_stage_has_the_recipes_number_of_blocks():

@@ -44,12 +44,18 @@ def load_mutants(words: list[str]) -> list[dict]:
         for mutant in tomllib.loads(path.read_text())["mutant"]:
             missing = {"what", "file", "old", "new", "tests"} - mutant.keys()
             if missing:
-                raise SystemExit(f"{path.name}: {mutant.get('what')}: no {', '.join(sorted(missing))}")
+                raise SystemExit(
+                    f"{path.name}: {mutant.get('what')}: no {', '.join(sorted(missing))}"
+                )
             changed(mutant)
             mutants.append(mutant)
     if not words:
         return mutants
-    return [mutant for mutant in mutants if any(word in f"{mutant['what']} {mutant['file']}" for word in words)]
+    return [
+        mutant
+        for mutant in mutants
+        if any(word in f"{mutant['what']} {mutant['file']}" for word in words)
+    ]
 
 
 def changed(mutant: dict) -> str:
@@ -57,7 +63,9 @@ def changed(mutant: dict) -> str:
     text = (ROOT / mutant["file"]).read_text()
     found = text.count(mutant["old"])
     if found != 1:
-        raise SystemExit(f"{mutant['what']}: its old text stands {found} times in {mutant['file']}, wanted once")
+        raise SystemExit(
+            f"{mutant['what']}: its old text stands {found} times in {mutant['file']}, wanted once"
+        )
     return text.replace(mutant["old"], mutant["new"])
 
 
@@ -77,10 +85,21 @@ def check_without_a_change(mutants: list[dict]) -> None:
     tests = sorted({test for mutant in mutants for test in mutant["tests"]})
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy_checkout(folder)
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", *tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+            *tests,
+        ]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
-        raise SystemExit(f"without any change the tests named do not all pass:\n{done.stdout[-3000:]}")
+        raise SystemExit(
+            f"without any change the tests named do not all pass:\n{done.stdout[-3000:]}"
+        )
 
 
 class Failures:
@@ -120,7 +139,7 @@ def try_in_a_fork(mutant: dict, folder: str) -> int:
 
 
 def judge(mutant: dict, folder: str) -> str:
-    """"killed", or what is wrong."""
+    """ "killed", or what is wrong."""
     path = Path(folder, "verdict.json")
     printed = Path(folder, "printed.txt").read_text(errors="replace")[-1500:]
     if not path.exists():
@@ -167,8 +186,12 @@ def import_libraries() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="See that small faults are noticed by the tests.")
-    parser.add_argument("words", nargs="*", help="only entries whose description or file holds one of these")
-    parser.add_argument("--jobs", type=int, default=2, help="how many at once (default %(default)s)")
+    parser.add_argument(
+        "words", nargs="*", help="only entries whose description or file holds one of these"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="how many at once (default %(default)s)"
+    )
     arguments = parser.parse_args()
     if not hasattr(os, "fork"):
         raise SystemExit("mutants: needs a system that forks processes, such as Linux")
@@ -178,7 +201,9 @@ def main() -> None:
     import_libraries()
     began = time.monotonic()
     not_killed = try_all(mutants, arguments.jobs)
-    print(f"{len(mutants) - not_killed} of {len(mutants)} killed, in {time.monotonic() - began:.0f} s")
+    print(
+        f"{len(mutants) - not_killed} of {len(mutants)} killed, in {time.monotonic() - began:.0f} s"
+    )
     raise SystemExit(not_killed > 0)
 
 
