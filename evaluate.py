@@ -5,20 +5,11 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from minikits.cases import Case, Found, excluded_ids, find_masks, look_for_cases, nifti_name
-from minikits.evaluation import (
-    as_csv,
-    as_json,
-    compare,
-    comparison_table,
-    score_case,
-    summarise,
-    table,
-)
-from minikits.files import forgiving_output, read_json, typed_path, write_text, written_whole
+from minikits.evaluation import compare, score_case, some, summarise
+from minikits.files import forgiving_output, read_json, typed_path, write_text
 from minikits.paper import PAPER
+from minikits.reports import as_csv, as_json, comparison_table, draw_overlay, table
 from minikits.sampling import fetch_ahead
 from minikits.volumes import (
     MAX_VOXELS,
@@ -30,7 +21,6 @@ from minikits.volumes import (
 )
 
 UNKNOWN = "whether the networks were trained on these cases is unknown"
-NAMED_AT_MOST = 5  # of cases, in a message
 
 
 @dataclass(frozen=True)
@@ -350,49 +340,6 @@ def draw_overlays(folder: Path, pairs: list[Pair], rows: list[dict], reading: di
     if not left_out:
         return []
     return [f"{len(left_out)} of {len(pairs)} pictures left out: {some(left_out)}"]
-
-
-def draw_overlay(
-    path: Path, row: dict, image: Volume, mask: np.ndarray, reference: np.ndarray
-) -> None:
-    """Two axial slices in soft tissue's window of HU, with the contours of reference (solid) and
-    mask (dashed), arrays (Z, Y, X). ValueError where slices are one voxel thin: no contours."""
-    from matplotlib.figure import Figure
-
-    if min(reference.shape[1:]) < 2:
-        raise ValueError(f"slices of {reference.shape[1:]} voxels have no contours")
-    has_tumor = (reference == 2).any()
-    most = ("most tumor", reference == 2) if has_tumor else ("most kidney", reference > 0)
-    worst = ("most voxels wrong", mask != reference)
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
-    for axes, (why, voxels) in zip(figure.subplots(1, 2), (most, worst)):
-        z = int(voxels.sum(axis=(1, 2)).argmax())
-        aspect = image.spacing_mm[1] / image.spacing_mm[2]
-        axes.imshow(image.voxels[z], "gray", vmin=-160, vmax=300, aspect=aspect)
-        for labels, line in ((reference[z], "solid"), (mask[z], "dashed")):
-            for lowest, colour in ((1, "tab:cyan"), (2, "tab:red")):  # kidney with tumor, tumor
-                region = labels >= lowest
-                if region.any() and not region.all():  # else it has no contour
-                    axes.contour(region, [0.5], colors=colour, linestyles=line)
-        axes.set(title=f"slice {z}: {why}", xticks=[], yticks=[])
-    title = (
-        f"{row['case']}: Dice of kidney (cyan) {percent(row['kidney'])}, "
-        f"of tumor (red) {percent(row['tumor'])}; reference solid, prediction dashed"
-    )
-    title = title.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
-    figure.suptitle(title, parse_math=False)  # a dollar in a name begins no formula
-    with written_whole(path) as file:
-        figure.savefig(file, format="png", dpi=110)
-
-
-def percent(score: float) -> str:
-    return "-" if np.isnan(score) else f"{100 * score:.1f}"
-
-
-def some(names: list[str]) -> str:
-    """The first of a list, for a message."""
-    shown = ", ".join(names[:NAMED_AT_MOST])
-    return shown if len(names) <= NAMED_AT_MOST else f"{shown}, ..."
 
 
 if __name__ == "__main__":

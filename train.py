@@ -8,7 +8,6 @@ import subprocess
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 
@@ -29,17 +28,16 @@ from minikits.devices import (
     pick_precision,
     what_memory_lacked,
 )
-from minikits.evaluation import as_csv, kits_dice
+from minikits.evaluation import kits_dice
 from minikits.files import (
     claim,
     forgiving_output,
     read_json,
     typed_path,
-    write_text,
-    written_whole,
 )
 from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, code_departures, recipe_from, run_departures
+from minikits.reports import draw_curve, write_log
 from minikits.sampling import draw_batch
 from minikits.training import Progress, sgd, train_epoch
 from minikits.unet import build_unet
@@ -531,34 +529,6 @@ def report(run, log, recipe):
             write(run / name, log)
         except Exception as error:  # whatever a drawing library may raise
             print(f"warning: {run / name}: not written ({error}); training goes on", flush=True)
-
-
-def write_log(path, log):
-    write_text(path, as_csv(log))
-
-
-def draw_curve(path, log):
-    """Losses, patch Dice and learning rates of all epochs, where matplotlib is installed."""
-    if not find_spec("matplotlib"):
-        return
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    epochs = [row["epoch"] for row in log]
-    for name in ("loss", "patch_dice_kidney", "patch_dice_tumor", "learning_rate"):
-        unit, label = 1, name.replace("_", " ")
-        if name == "learning_rate":
-            unit, label = log[0][name], "learning rate / its first"
-        axes.plot(epochs, [row[name] / unit for row in log], label=label)
-    axes.set(
-        xlabel="epoch",
-        ylim=(-1, max(1.0, log[0]["loss"])),
-        title=f"{path.parent.parent.name} U-Net, {path.parent.name}",
-    )
-    axes.legend(loc="best")
-    with written_whole(path) as file:
-        figure.savefig(file, format="png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,12 @@
-"""Kidney, tumor and composite Dice, as the challenge computes them [paper 3]; intervals and paired tests [ours]."""
+"""Kidney, tumor and composite Dice, as the challenge computes them [paper 3]; intervals and paired
+tests [ours]."""
 
-import csv
-import io
-import json
 from itertools import combinations, product
 from math import isnan, nan
 
 import numpy as np
 
-from minikits.paper import TABLE_1
-
 SCORES = ("kidney", "tumor", "composite")
-NO_SCORE = {  # what a score of NaN means
-    "kidney": "neither mask nor reference has any kidney or tumor",
-    "tumor": "neither mask nor reference has any tumor",
-    "composite": "it is the mean of both scores, and one of them is missing",
-}
 RESAMPLES = 9999  # sign patterns of the permutation test, where there are more than so many
 WEIGHTS_DRAWN = (100, 1000)  # for an interval: so many blocks of so many, in memory one at a time
 FEWEST_CASES = 3  # of an interval [ours: from two it would span 84 points or more]
@@ -52,7 +43,7 @@ def _check_labels(labels, name):
     whole = labels.dtype.kind in "biu" or np.array_equal(labels, np.rint(labels))
     if not whole or (labels.size and not 0 <= labels.min() <= labels.max() <= 2):
         strange = np.setdiff1d(labels, (0, 1, 2))
-        found = _some([f"{value:g}" for value in strange])
+        found = some([f"{value:g}" for value in strange])
         raise ValueError(f"{name}: label values {found} found, wanted only 0, 1 and 2")
 
 
@@ -156,7 +147,7 @@ def compare(systems):
     if not in_all:
         have = []
         for name, rows in systems.items():
-            have.append(f"{name} has {_some([row['case'] for row in rows])}")
+            have.append(f"{name} has {some([row['case'] for row in rows])}")
         raise ValueError(
             f"no case is in all of them, so there is nothing to compare: {'; '.join(have)}"
         )
@@ -206,94 +197,6 @@ def _compare_pairs(pairs, score, shared):
         found["p"] = p
 
 
-def table(rows):
-    """The rows, their mean and its 95% interval as lines of text, in per cent as the paper prints
-    them; then why scores or intervals are missing."""
-    summary = summarise(rows)
-    lines = _lines([*rows, *_ends(summary)])
-    for score in SCORES:
-        missing = [row["case"] for row in rows if np.isnan(row[score])]
-        if missing:
-            lines.append(
-                f"{len(missing)} of {len(rows)} cases have no {score} score "
-                f"({_some(missing)}): {NO_SCORE[score]}"
-            )
-    return "\n".join([*lines, *_without_interval(summary)])
-
-
-def comparison_table(compared):
-    """What `compare` found as lines of text: the paper's Table 1 with intervals, its own numbers, the tests."""
-    rows = []
-    for name in compared["ranking"]:
-        rows += _ends(compared["summaries"][name], name)
-        if name in TABLE_1:
-            printed = {score: dice / 100 for score, dice in zip(SCORES, TABLE_1[name])}
-            rows.append({"case": "  paper", **printed})
-    lines = _lines(rows)
-    for name in compared["ranking"]:
-        lines += [f"{name}: {line}" for line in _without_interval(compared["summaries"][name])]
-    for pair in compared["pairs"]:
-        found = ", ".join(f"{score} {_difference(pair[score])}" for score in SCORES)
-        lines.append(f"{pair['better']} - {pair['worse']}: {found}")
-    return "\n".join(lines)
-
-
-def _difference(found):
-    if not found["cases"]:
-        return "- (no case where both have a score)"
-    p = f"p {found['p']:.3f}" if found["p"] >= 0.0005 else "p < 0.001"
-    return f"{100 * found['difference']:+.2f} ({p}, {found['cases']} cases)"
-
-
-def _some(names, most=5):
+def some(names, most=5):
     """The first names of a list, for a message."""
     return ", ".join([*names[:most], *(["..."] if len(names) > most else [])]) or "none"
-
-
-def _without_interval(summary):
-    """Lines on the scores whose mean has no interval, those of one reason together."""
-    reasons = {}
-    for score, found in summary.items():
-        if found["no_interval"]:
-            reasons.setdefault(found["no_interval"], []).append(score)
-    return [f"no 95% interval of {', '.join(scores)}: {why}" for why, scores in reasons.items()]
-
-
-def _ends(summary, name="mean"):
-    return [
-        {"case": label, **{score: found[end] for score, found in summary.items()}}
-        for label, end in ((name, "mean"), ("  95% from", "from"), ("  to", "to"))
-    ]
-
-
-def _lines(rows):
-    width = max(len("Dice in %"), *(len(row["case"]) for row in rows))
-    cells = [
-        [
-            row["case"],
-            *("-" if np.isnan(row[score]) else f"{100 * row[score]:.2f}" for score in SCORES),
-        ]
-        for row in rows
-    ]
-    return [
-        f"{name:<{width}}{k:>11}{t:>11}{c:>11}"
-        for name, k, t, c in [["Dice in %", *SCORES], *cells]
-    ]
-
-
-def as_csv(rows):
-    """One or more rows of the same keys as the text of a CSV file, a line of names first; NaN is
-    `nan`."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(rows[0])
-    for row in rows:
-        writer.writerow([row[name] for name in rows[0]])
-    return text.getvalue()
-
-
-def as_json(content):
-    """Strict JSON: NaN becomes null."""
-    return (
-        json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=1) + "\n"
-    )

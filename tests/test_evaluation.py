@@ -14,10 +14,7 @@ from minikits.evaluation import (
     FEWEST_CASES,
     RESAMPLES,
     SCORES,
-    as_csv,
-    as_json,
     compare,
-    comparison_table,
     holm,
     kits_dice,
     mean_interval,
@@ -25,9 +22,9 @@ from minikits.evaluation import (
     score_case,
     sign_flip_test,
     summarise,
-    table,
 )
 from minikits.paper import TABLE_1
+from minikits.reports import as_csv, as_json, comparison_table, table
 from minikits.volumes import read_labels
 
 
@@ -483,8 +480,6 @@ def test_the_json_is_strict():
     "p, said", [(0.0004, "p < 0.001"), (0.0006, "p 0.001"), (0.003, "p 0.003")]
 )
 def test_p_is_printed_to_a_thousandth(p, said):
-    from minikits.evaluation import compare, comparison_table
-
     systems = {
         name: [
             {"case": f"c{n}", **dict.fromkeys(("kidney", "tumor", "composite"), (n + better) / 10)}
