@@ -1,9 +1,9 @@
 """A folder of cases: which there are, which fold, prepared once and kept on disk.
 
 Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a flat pair of
-folders (`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of a name is dropped).
-Hidden files and folders belong to neither. All else that looks like a case is named, with why it is
-left out."""
+folders (`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of an image's name is the
+channel that nnU-Net writes, and dropped). Hidden files and folders belong to neither. All else that
+looks like a case is named, with why it is left out."""
 
 import hashlib
 import json
@@ -77,11 +77,28 @@ class PreparedCase:
     checksum: str = ""
 
 
-def nifti_name(path):
-    """A scan's name without folder, `.nii`, `.nii.gz` (capitals too) and nnU-Net's `_0000`.
-    None for a hidden file, and for one that is not named as NIfTI files are."""
-    named = re.fullmatch(r"([^.].*?)(_0000)?\.nii(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)
+def nifti_name(path: Path) -> str | None:
+    """A file's name without folder and `.nii` or `.nii.gz` (capitals too). None for a hidden file,
+    and for one that is not named as NIfTI files are."""
+    named = re.fullmatch(r"([^.].*?)\.nii(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)
     return named[1] if named else None
+
+
+def _without_channel(name):
+    """An image's name without the `_0000` by which nnU-Net says that it is the first channel."""
+    return name.removesuffix("_0000") or name
+
+
+def kits19_kind(path: Path) -> str | None:
+    """ "image" or "labels" of a file that is named as those of a KiTS19 case are; None of others."""
+    name = nifti_name(path)
+    return KITS19.get(_without_channel(name).lower()) if name else None
+
+
+def _id_of_labels(name, known):
+    """The case of a label file or mask of that name. What ends in `_0000` may be a case's own name,
+    and is, where that is among the `known` ids; else it was copied from the image's name."""
+    return name if name in known else _without_channel(name)
 
 
 def find_cases(source) -> list[Case]:
@@ -149,19 +166,30 @@ def _look_into(source):
 
     if inside:  # beside cases, any folder may be meant as one
         left_out += empty
-    return _flat_files(flat), inside, left_out
+    return _flat_files(flat), _with_labels_named_as_images(inside), left_out
+
+
+def _with_labels_named_as_images(files):
+    """[(id, kind, path)] with the ids of the files in labels/ as those of the images have it."""
+    known = {id for id, kind, _ in files if kind == "image"}
+    named = []
+    for id, kind, path in files:
+        if FOLDERS.get(path.parent.name.lower()) == "labels":
+            id = _id_of_labels(nifti_name(path), known)
+        named.append((id, kind, path))
+    return named
 
 
 def _flat_files(paths):
     """[(id, kind, path)] of NIfTI files in one folder. Those of a KiTS19 case bear its name."""
     files = []
     for path in paths:
-        name = nifti_name(path)
+        name, kind = nifti_name(path), kits19_kind(path)
         folder = Path(os.path.abspath(path)).parent.name
-        if name and name.lower() in KITS19 and folder:
-            files.append((folder, KITS19[name.lower()], path))
+        if kind and folder:
+            files.append((folder, kind, path))
         elif name:
-            files.append((name, "image", path))
+            files.append((_without_channel(name), "image", path))
     return files
 
 
@@ -178,9 +206,9 @@ def _look_into_folder(folder):
         name, seen = nifti_name(path), _what_is(path)
         shown = f"{folder.name}/{path.name}"
         if seen == "file" and name and kind_of_all:
-            files.append((name, kind_of_all, path))
-        elif seen == "file" and name and name.lower() in KITS19:
-            files.append((folder.name, KITS19[name.lower()], path))
+            files.append((_without_channel(name), kind_of_all, path))
+        elif seen == "file" and kits19_kind(path):
+            files.append((folder.name, kits19_kind(path), path))
         elif seen == "file" and name:
             others.append(f"{shown} (neither imaging nor segmentation, nor in images/ or labels/)")
         elif seen == "folder" and not name:
@@ -279,15 +307,16 @@ def mask_name(case: Case) -> str:
     challenge wants it; for any other case its id."""
     path = case.image or case.labels
     number = re.fullmatch(r"case_([0-9]{5})", case.id)
-    if number and path and (nifti_name(path) or "").lower() in KITS19:
+    if number and path and kits19_kind(path):
         return f"prediction_{number[1]}"
     return case.id
 
 
 def find_masks(folder, *, ids: Collection[str] = ()) -> dict[str, Path]:
     """{case id: mask file} of a flat folder of masks, or of one file. `prediction_00210` stands for
-    `case_00210`, unless it is itself among `ids`, those of the references. FileNotFoundError where
-    there is no such folder, ValueError where it has no mask, or two for a case."""
+    `case_00210`, and `a_0000` for `a`, unless it is itself among `ids`, those of the references.
+    FileNotFoundError where there is no such folder, ValueError where it has no mask, or two for a
+    case."""
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such file or folder; wanted a folder of masks")
@@ -297,6 +326,7 @@ def find_masks(folder, *, ids: Collection[str] = ()) -> dict[str, Path]:
         name = nifti_name(path)
         if name is None:
             continue
+        name = _id_of_labels(name, ids)
         number = re.fullmatch(r"prediction_([0-9]{5})", name)
         id = f"case_{number[1]}" if number and name not in ids else name
         if id in masks:
@@ -334,9 +364,10 @@ def look_for_training_cases(folder, recipe) -> Found:
 
     left_out = found.left_out + by_number + unlabelled
     if missing:
+        have = "case has" if len(missing) == 1 else "cases have"
         raise ValueError(
-            f"{folder}: {len(missing)} labelled cases have no image "
-            f"({', '.join(missing[:5])}); get them{_also(found.left_out)}"
+            f"{folder}: {len(missing)} labelled {have} no image "
+            f"({', '.join(missing[:5])}); get what is missing{_also(found.left_out)}"
         )
     if not cases:
         raise ValueError(
@@ -352,8 +383,9 @@ def five_folds(case_ids):
     KFold(5, shuffle=True, random_state=12345), as nnU-Net v1 calls it."""
     ids = sorted(case_ids)
     if len(ids) < FOLDS:
+        found = "case found" if len(ids) == 1 else "cases found"
         raise ValueError(
-            f"{len(ids)} cases found, wanted at least {FOLDS} for {FOLDS} folds; use --fold all"
+            f"{len(ids)} {found}, wanted at least {FOLDS} for {FOLDS} folds; use --fold all"
         )
     blocks = np.array_split(np.random.RandomState(FOLD_SEED).permutation(ids), FOLDS)
     return [(sorted({*ids} - {*block}), sorted(block)) for block in map(np.ndarray.tolist, blocks)]
@@ -651,8 +683,9 @@ def _list_unused(cache, unused):
         return
     size = sum(path.stat().st_size for place in unused for path in place.iterdir())
     names = _some([place.name for place in unused])
+    folders, are = ("folder", "is") if len(unused) == 1 else ("folders", "are")
     print(
-        f"{cache}: {len(unused)} folders ({size / 1e9:.1f} GB) are of files that were replaced, "
+        f"{cache}: {len(unused)} {folders} ({size / 1e9:.1f} GB) {are} of files that were replaced, "
         f"or of another version of minikits, and may be removed: {names}",
         flush=True,
     )

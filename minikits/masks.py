@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from minikits.cases import FOLDERS, KITS19, nifti_name
+from minikits.cases import FOLDERS, kits19_kind, nifti_name
 from minikits.files import claim, read_json, remove_leftovers, write_text
 from minikits.paper import CLASSES
 
@@ -177,10 +177,10 @@ def _check_ours(out, record):
         ours |= {scan.mask, *scan.probabilities.values()}
 
     for path in sorted([*out.glob("*"), *out.glob("*/*")]):
-        name, folder = nifti_name(path), path.parent
-        if not name or path in ours:
+        folder = path.parent
+        if not nifti_name(path) or path in ours:
             continue
-        of_a_case = folder.name.lower() in FOLDERS or name.lower() in KITS19
+        of_a_case = folder.name.lower() in FOLDERS or kits19_kind(path) is not None
         if of_a_case or folder in (out, out / "probabilities"):
             raise ValueError(
                 f"{path}: lies in {out}, and its {RECORD} names no such mask; scans and labels are "

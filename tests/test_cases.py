@@ -110,6 +110,15 @@ def test_folds_equal_scikit_learns(count):
 def test_too_few_cases_for_five_folds():
     with pytest.raises(ValueError, match="4 cases found, wanted at least 5"):
         five_folds("abcd")
+    with pytest.raises(ValueError, match="1 case found, wanted at least 5"):
+        five_folds("a")
+
+
+def test_labels_without_an_image_are_counted(tmp_path):
+    touch(tmp_path, "case_00001/segmentation.nii.gz", "case_00002/segmentation.nii.gz")
+    wanted = r"2 labelled cases have no image \(case_00001, case_00002\); get what is missing$"
+    with pytest.raises(ValueError, match=wanted):
+        training_cases(tmp_path, PAPER)
 
 
 def find_scans(folder):
@@ -153,6 +162,31 @@ def test_a_flat_pair_of_folders(tmp_path):
     ]
 
 
+def test_a_case_whose_own_name_ends_in_0000_keeps_it_in_labels(tmp_path):
+    """nnU-Net adds its `_0000` to the names of images: those of `a` and of `a_0000` are these."""
+    touch(tmp_path, "images/a_0000.nii.gz", "images/a_0000_0000.nii.gz")
+    touch(tmp_path, "labels/a.nii.gz", "labels/a_0000.nii.gz")
+
+    cases = find_cases(tmp_path)
+
+    assert [(case.id, case.image.name, case.labels.name) for case in cases] == [
+        ("a", "a_0000.nii.gz", "a.nii.gz"),
+        ("a_0000", "a_0000_0000.nii.gz", "a_0000.nii.gz"),
+    ]
+
+
+def test_labels_that_bear_their_images_whole_name_are_of_its_case(tmp_path):
+    touch(tmp_path, "images/a_0000.nii.gz", "labels/a_0000.nii.gz", "b_0000/imaging.nii.gz")
+    touch(tmp_path, "Labels/b_0000.nii.gz")
+
+    cases = find_cases(tmp_path)
+
+    assert [(case.id, case.image.name, case.labels.name) for case in cases] == [
+        ("a", "a_0000.nii.gz", "a_0000.nii.gz"),
+        ("b_0000", "imaging.nii.gz", "b_0000.nii.gz"),
+    ]
+
+
 def test_scans_of_both_layouts(tmp_path):
     touch(
         tmp_path,
@@ -175,7 +209,7 @@ def test_folders_without_cases_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no scans or cases found.*found notes\.txt"):
         find_cases(tmp_path)
     touch(tmp_path, "case_00001/segmentation.nii.gz")
-    with pytest.raises(ValueError, match=r"1 labelled cases have no image \(case_00001"):
+    with pytest.raises(ValueError, match=r"1 labelled case has no image \(case_00001"):
         training_cases(tmp_path, PAPER)
 
 
@@ -391,6 +425,19 @@ def test_a_mask_named_as_its_reference_is_keeps_its_name(tmp_path):
     touch(tmp_path, "prediction_00001.nii.gz")
     assert list(find_masks(tmp_path, ids={"prediction_00001"})) == ["prediction_00001"]
     assert list(find_masks(tmp_path, ids={"case_00001"})) == ["case_00001"]
+
+
+def test_a_mask_keeps_a_name_that_ends_in_0000_where_a_reference_has_it(tmp_path):
+    touch(tmp_path, "a.nii.gz", "a_0000.nii.gz")
+
+    masks = find_masks(tmp_path, ids={"a", "a_0000"})
+
+    assert {id: path.name for id, path in masks.items()} == {
+        "a": "a.nii.gz",
+        "a_0000": "a_0000.nii.gz",
+    }
+    with pytest.raises(ValueError, match=r"a_0000\.nii\.gz: a\.nii\.gz is a mask of a too"):
+        find_masks(tmp_path, ids={"a"})
 
 
 def test_two_masks_of_one_case_are_refused_by_name(tmp_path):
@@ -696,7 +743,7 @@ def test_where_nothing_is_left_the_refusal_names_what_was_left_out(tmp_path):
     touch(tmp_path, "case_00001/segmentation.nii.gz")
     link_to_nothing(tmp_path / "case_00001" / "imaging.nii.gz")
     wanted = (
-        r"1 labelled cases have no image \(case_00001\); get them; "
+        r"1 labelled case has no image \(case_00001\); get what is missing; "
         r"left out: .*case_00001/imaging\.nii\.gz \(a link to nothing"
     )
     with pytest.raises(ValueError, match=wanted):
@@ -1044,6 +1091,10 @@ def test_cases_of_another_version_are_listed(data, cache, capsys, tmp_path):
     capsys.readouterr()
     prepare(data, cache, TINY)
     assert capsys.readouterr().out.endswith(f"may be removed: {older.name}, {newer.name}\n")
+
+    shutil.rmtree(newer)
+    prepare(data, cache, TINY)
+    assert "1 folder (0.0 GB) is of files that were replaced, " in capsys.readouterr().out
 
 
 def test_prepared_cases_hold_no_file_open(tmp_path, cache):
