@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minikits.cases import Case, Found, excluded_ids, find_masks, look_for_cases, nifti_name
 from minikits.evaluation import compare, score_case, some, summarise
-from minikits.files import forgiving_output, read_json, typed_path, write_text
+from minikits.files import forgiving_output, read_json, typed_path, voxel_count, write_text
 from minikits.paper import PAPER
 from minikits.reports import as_csv, as_json, comparison_table, draw_overlay, table
 from minikits.sampling import fetch_ahead
@@ -87,7 +87,12 @@ def argument_parser() -> argparse.ArgumentParser:
         metavar=("Z", "Y", "X"),
         help="mm; axes as KiTS19's",
     )
-    add("--max-voxels", type=int, default=MAX_VOXELS, help="of a volume (default %(default)s)")
+    add(
+        "--max-voxels",
+        type=voxel_count,
+        default=MAX_VOXELS,
+        help="of a volume (default %(default)s)",
+    )
     return parser
 
 

@@ -38,7 +38,7 @@ from minikits.devices import (
     pick_precision,
     what_memory_lacked,
 )
-from minikits.files import forgiving_output, typed_path
+from minikits.files import forgiving_output, typed_path, voxel_count
 from minikits.masks import Scan, keep_stamps, plan_masks, stamp
 from minikits.paper import CLASSES, Recipe
 from minikits.prediction import predict_probabilities, scan_bytes, window_bytes
@@ -162,13 +162,6 @@ def fold_name(text: str) -> str:
     if not re.fullmatch("[0-9]{1,9}", text):
         raise argparse.ArgumentTypeError(f"{text}: wanted a fold's number, 0 or more, or all")
     return str(int(text))
-
-
-def voxel_count(text: str) -> int:
-    """A number of voxels of the command line."""
-    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: wanted a number of voxels, 1 or more")
-    return int(text)
 
 
 def predict(arguments: argparse.Namespace, noted: list) -> list[str]:

@@ -152,6 +152,13 @@ def typed_path(text: str) -> Path:
         ) from None
 
 
+def voxel_count(text: str) -> int:
+    """A number of voxels of the command line (argparse's type)."""
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: wanted a number of voxels, 1 or more")
+    return int(text)
+
+
 class ForgivingStream:
     """A text stream that never fails: once it cannot be written to, what goes there is lost."""
 

@@ -732,6 +732,9 @@ def test_the_limit_of_voxels_can_be_chosen(run, three):
     [
         (["--assume-spacing", "0", "1", "1"], "argument --assume-spacing: 0: wanted"),
         (["--affine", "pixdim"], "invalid choice"),
+        (["--max-voxels", "-1"], "argument --max-voxels: -1: wanted a number of voxels, 1 or more"),
+        (["--max-voxels", "0"], "argument --max-voxels: 0: wanted"),
+        (["--max-voxels", "all"], "argument --max-voxels: all: wanted"),
     ],
 )
 def test_options_that_cannot_be_are_refused(run, three, options, told):
