@@ -40,8 +40,9 @@ from minikits.devices import (
 )
 from minikits.files import forgiving_output, typed_path, voxel_count
 from minikits.masks import Scan, keep_stamps, plan_masks, stamp
-from minikits.paper import CLASSES, Recipe
+from minikits.paper import CLASSES
 from minikits.prediction import predict_probabilities, scan_bytes, window_bytes
+from minikits.recipe import Recipe
 from minikits.resampling import (
     label_orders,
     labels_on_native_grid,

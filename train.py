@@ -37,6 +37,7 @@ from minikits.files import (
 )
 from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, code_departures, recipe_from, run_departures
+from minikits.paper import departures as recipe_departures
 from minikits.reports import draw_curve, write_log
 from minikits.sampling import draw_batch
 from minikits.training import Progress, sgd, train_epoch
@@ -438,7 +439,7 @@ def departures(arguments, recipe, about, device, checkpoint):
         now.append(f"spacing of the files: {arguments.assume_spacing} mm, whatever they say")
     before_resuming = checkpoint.get("departures", {}).get("run", [])
     earlier = [line for line in before_resuming if line not in now]
-    return {"recipe": recipe.departures(), "run": now + earlier, "code": code_departures()}
+    return {"recipe": recipe_departures(recipe), "run": now + earlier, "code": code_departures()}
 
 
 def introduce(run, about, network, recipe, progress, say):

@@ -29,8 +29,8 @@ from skimage.transform import resize
 from minikits import augmentation as ours
 from minikits.cases import PreparedCase, five_folds
 from minikits.evaluation import kits_dice
-from minikits.losses import downsampled, segmentation_loss
-from minikits.paper import ARCHITECTURES, PAPER, head_weights
+from minikits.losses import downsampled, head_weights, segmentation_loss
+from minikits.paper import ARCHITECTURES, PAPER
 from minikits.phantoms import make_case
 from minikits.prediction import importance_map, predict_probabilities, window_starts
 from minikits.resampling import (
@@ -726,8 +726,7 @@ def importer():
             for command in (
                 [
                     "-m",
-                    "minikits.checkpoints",
-                    "import-nnunet",
+                    "minikits.nnunet",
                     model,
                     "--arch",
                     arch,

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from minikits.files import place_beside, read_json, remove_leftovers
-from minikits.paper import CLASSES, FOLD_SEED, FOLDS, Recipe
+from minikits.paper import CLASSES, FOLD_SEED, FOLDS
+from minikits.recipe import Recipe
 from minikits.resampling import prepare_image, prepare_labels, resampled_shape
 from minikits.volumes import Volume, check_same_grid, doubts, read_labels, read_volume
 

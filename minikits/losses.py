@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from minikits.paper import DICE_SMOOTH, head_weights
+from minikits.paper import DICE_SMOOTH
 
 
 def soft_dice_loss(logits, target):
@@ -44,6 +44,13 @@ def segmentation_loss(logits, target):
                 F.cross_entropy(head, coarse.long()) + soft_dice_loss(head, coarse)
             )
     return loss
+
+
+def head_weights(heads):
+    """Weight of each supervised resolution [paper 2.3], finest first: halved each time, the coarsest (of several) 0,
+    sum 1 [nnU-Net v1 nnUNetTrainerV2.py:77]."""
+    weights = [0.5**head if head < max(heads - 1, 1) else 0.0 for head in range(heads)]
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def downsampled(target, shape):

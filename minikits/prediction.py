@@ -7,7 +7,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minikits.paper import CLASSES, WINDOW_SD, WINDOW_STEP, Recipe
+from minikits.paper import CLASSES, WINDOW_SD, WINDOW_STEP
+from minikits.recipe import Recipe
 
 FLIPS = [
     tuple(axis for axis in range(3) if flips[axis]) for flips in product((False, True), repeat=3)

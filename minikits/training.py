@@ -11,7 +11,7 @@ import torch
 
 from minikits.devices import mean_of_processes
 from minikits.losses import segmentation_loss
-from minikits.paper import Recipe
+from minikits.recipe import Recipe
 from minikits.sampling import fetch_ahead
 
 

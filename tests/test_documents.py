@@ -30,15 +30,16 @@ import minikits
 import minikits.paper
 from minikits import augmentation, volumes
 from minikits.cases import five_folds
-from minikits.checkpoints import GEOMETRY
 from minikits.evaluation import SCORES
 from minikits.losses import segmentation_loss
+from minikits.nnunet import GEOMETRY
 from minikits.paper import (
     ARCHITECTURES,
     DEMO,
     FOLDS,
     PAPER,
     code_departures,
+    departures,
     recipe_from,
     run_departures,
 )
@@ -65,7 +66,7 @@ SCRIPTS = ("train.py", "predict.py", "evaluate.py")
 PROGRAMS = (
     *SCRIPTS,
     "minikits.phantoms",
-    "minikits.checkpoints",
+    "minikits.nnunet",
     "benchmarks/table1.py",
     "benchmarks/learning.py",
 )  # those with a parser
@@ -487,9 +488,9 @@ def test_the_demos_lines_are_its_recipes():
     run = run_departures(
         precision="bfloat16", device="cpu", processes=1, fold="0", folds_file=None, cases=cases
     )
-    for kind, lines in (("recipe", DEMO.departures()), ("run", run), ("code", code_departures())):
+    for kind, lines in (("recipe", departures(DEMO)), ("run", run), ("code", code_departures())):
         assert f"    {kind}: {len(lines)} departures from the paper" in text
-    assert DEMO.departures()[0] in text
+    assert departures(DEMO)[0] in text
 
     rate = DEMO.learning_rate_at(DEMO.epochs - 1)
     assert f"epoch {DEMO.epochs} of {DEMO.epochs}: loss" in text

@@ -15,7 +15,7 @@ from conftest import ROOT, TINY, predict_volume, run_script
 from minikits.cases import five_folds
 from minikits.checkpoints import load_checkpoint
 from minikits.evaluation import kits_dice
-from minikits.paper import DEMO
+from minikits.paper import DEMO, departures
 from minikits.unet import build_unet
 from minikits.volumes import read_labels, read_volume, write_image, write_labels
 
@@ -284,7 +284,7 @@ def test_all_48_orientations_of_a_real_ct_give_the_same_mask(real_ct, trained, t
 
 
 def test_the_demo_recipe_differs_in_size_alone():
-    changed = {line.split(":")[0] for line in DEMO.departures()}
+    changed = {line.split(":")[0] for line in departures(DEMO)}
     assert changed == {
         "spacing_mm",
         "patch",

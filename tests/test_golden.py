@@ -11,9 +11,10 @@ from conftest import ROOT, run_script
 
 from minikits import augmentation
 from minikits.cases import five_folds
-from minikits.checkpoints import import_nnunet, load_checkpoint
+from minikits.checkpoints import load_checkpoint
 from minikits.evaluation import kits_dice
 from minikits.losses import segmentation_loss
+from minikits.nnunet import import_nnunet
 from minikits.paper import ARCHITECTURES, PAPER, recipe_from
 from minikits.prediction import importance_map, window_starts
 from minikits.resampling import labels_on_native_grid, prepare_image, prepare_labels
@@ -122,8 +123,7 @@ def test_a_network_that_nnunet_trained_gives_its_masks(arch, tmp_path):
     out = tmp_path / "runs" / "fold0" / "checkpoint.pt"
     said = run_script(
         "-m",
-        "minikits.checkpoints",
-        "import-nnunet",
+        "minikits.nnunet",
         GOLDEN / f"{arch}.model",
         "--arch",
         arch,
@@ -200,8 +200,7 @@ def test_what_cannot_be_imported_is_refused_in_a_line(tmp_path, phantoms):
     refused(tmp_path / "payload.model", "which is not loaded")
     said = run_script(
         "-m",
-        "minikits.checkpoints",
-        "import-nnunet",
+        "minikits.nnunet",
         tmp_path / "payload.model",
         "--arch",
         "plain",
@@ -211,11 +210,7 @@ def test_what_cannot_be_imported_is_refused_in_a_line(tmp_path, phantoms):
         tmp_path / "out" / "checkpoint.pt",
         expect=2,
     )
-    assert (
-        said.startswith("checkpoints: ")
-        and said.count("\n") == 1
-        and not (tmp_path / "out").exists()
-    )
+    assert said.startswith("nnunet: ") and said.count("\n") == 1 and not (tmp_path / "out").exists()
     assert not Path("ran").exists() and not (ROOT / "ran").exists()
     refused(tmp_path / "text.model", "damaged")
     refused(tmp_path / "none.model", "no such file")
@@ -241,8 +236,7 @@ def test_an_existing_checkpoint_is_not_replaced(tmp_path):
     (tmp_path / "checkpoint.pt").write_text("mine")
     said = run_script(
         "-m",
-        "minikits.checkpoints",
-        "import-nnunet",
+        "minikits.nnunet",
         GOLDEN / "plain.model",
         "--arch",
         "plain",

@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from minikits import paper
+from minikits import paper, recipe
+from minikits.losses import head_weights
 from minikits.paper import (
     DEMO,
     PAPER,
-    Recipe,
     code_departures,
-    head_weights,
+    departures,
     recipe_from,
     run_departures,
 )
+from minikits.recipe import Recipe
 from minikits.resampling import resampled_shape, thick_axis
 
-SOURCE = Path(paper.__file__).read_text()
+SOURCE = Path(paper.__file__).read_text() + Path(recipe.__file__).read_text()
 MARK = re.compile(r"\[(paper [\d.]+|paper fig\. 1|author #\d+|nnU-Net v1[^\]]*|ours: [^\]]+)\]")
 
 
@@ -59,11 +60,12 @@ def test_half_of_a_batch_of_two_is_forced_to_foreground():
 
 def test_every_number_carries_its_mark():
     names = [field.name for field in dataclasses.fields(Recipe)]
-    public = [name for name in vars(paper) if name.isupper() and not name.startswith("_")]
+    known = [*vars(paper), *vars(recipe)]
+    public = [name for name in known if name.isupper() and not name.startswith("_")]
     names += [name for name in public if name not in ("PAPER", "DEMO")]
     assert len(names) > 40
     for name in names:
-        line = re.search(rf"^ *{name}(: \w+)? = .*$", SOURCE, re.MULTILINE)
+        line = re.search(rf"^(    )?{name} ?= ?.*$", SOURCE, re.MULTILINE)
         assert line and MARK.search(line[0]), f"{name} has no mark"
 
 
@@ -94,7 +96,7 @@ def test_median_shape_of_the_206_cases(kits19):
 
 def test_recipe_survives_json():
     assert recipe_from(json.loads(json.dumps(dataclasses.asdict(DEMO)))) == DEMO
-    assert recipe_from({}) == PAPER and not PAPER.departures()
+    assert recipe_from({}) == PAPER and not departures(PAPER)
     imported = recipe_from(
         {"stage_strides": [[1, 1, 1], [2, 2, 2], [1, 2, 2]], "residual_blocks": [1, 2, 2]}
     )
@@ -104,7 +106,7 @@ def test_recipe_survives_json():
         120,
     )
     assert recipe_from(json.loads(json.dumps(dataclasses.asdict(imported)))) == imported
-    assert recipe_from({"epochs": 5}).departures() == ["epochs: 5 (paper: 1000)"]
+    assert departures(recipe_from({"epochs": 5})) == ["epochs: 5 (paper: 1000)"]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ RANGES = {
     "gamma_range": (0.01, 100),
     "mirroring_probability": (0, 1),
 }
-FIELDS = {field.name: field.default for field in dataclasses.fields(Recipe)}
+FIELDS = {field.name: getattr(PAPER, field.name) for field in dataclasses.fields(Recipe)}
 ANY_LENGTH = {"excluded_cases", "residual_blocks", "stage_strides"}
 
 
@@ -319,20 +321,20 @@ def test_a_whole_number_is_the_same_recipe_as_its_float(name):
 
 def test_the_papers_numbers_written_as_a_user_may_are_no_departure():
     written = {"mean_hu": 101, "window_hu": [-79, 304], "excluded_cases": [133, 125, 68, 23, 23]}
-    assert recipe_from(written) == PAPER and not recipe_from(written).departures()
+    assert recipe_from(written) == PAPER and not departures(recipe_from(written))
     assert repr(recipe_from(written)) == repr(PAPER)
 
 
 def test_a_batch_without_foreground_patches_is_a_departure():
-    assert recipe_from({"batch_size": 1}).departures() == [
+    assert departures(recipe_from({"batch_size": 1})) == [
         "batch_size: 1 (paper: 2)",
         "patches centred on foreground: 0 of a batch's 1 (paper: 1 of 2)",
     ]
-    assert recipe_from({"batch_size": 4, "foreground_share": 0.5}).departures() == [
+    assert departures(recipe_from({"batch_size": 4, "foreground_share": 0.5})) == [
         "batch_size: 4 (paper: 2)",
         "foreground_share: 0.5 (paper: 0.33)",
     ]
-    assert recipe_from({"foreground_share": 0}).departures() == [
+    assert departures(recipe_from({"foreground_share": 0})) == [
         "foreground_share: 0.0 (paper: 0.33)",
         "patches centred on foreground: 0 of a batch's 2 (paper: 1 of 2)",
     ]

@@ -8,8 +8,9 @@ import re
 import pytest
 from conftest import ROOT
 
-from minikits import paper
-from minikits.paper import PAPER, Recipe
+from minikits import paper, recipe
+from minikits.paper import PAPER
+from minikits.recipe import Recipe
 
 PAGE = (ROOT / "docs" / "paper.md").read_text()
 QUOTED = re.findall(r"`([^`\n]+)`", PAGE)
@@ -17,11 +18,17 @@ SCRIPTS = ("train", "predict", "evaluate")
 CODE = re.compile(r"[a-z]\w*(\.[A-Za-z_]\w*)+")
 TEST = re.compile(r"(\w+\.py)::(\w+)")
 STAGE = re.compile(r"parity: (.+)")
-VALUE = re.compile(r"`paper\.(?:Recipe\.)?(\w+)` = (\([^()]*\)|[-\d.e]+)")
+VALUE = re.compile(r"`(?:paper\.PAPER|paper|recipe)\.(\w+)` = (\([^()]*\)|[-\d.e]+)")
 MARK = re.compile(r"P|A (#\d+|[\w/]+\.py:[\d,-]+)|N [\w/]+(\.py(:[\d,-]+)?)?|O")
 LETTERS = {"paper": "P", "author": "A", "nnU-Net": "N", "ours": "O"}
 FIELDS = {field.name for field in dataclasses.fields(Recipe)}
-CONSTANTS = {name for name in vars(paper) if name.isupper() and not name.startswith("_")}
+CONSTANTS = {
+    name: value
+    for module in (paper, recipe)
+    for name, value in vars(module).items()
+    if name.isupper() and not name.startswith("_")
+}
+SOURCE = "".join((ROOT / "minikits" / name).read_text() for name in ("paper.py", "recipe.py"))
 
 
 def is_path(text):
@@ -98,12 +105,12 @@ def test_parity_stages_exist():
 def test_no_number_is_missing_and_every_value_is_the_codes():
     values = dict(VALUE.findall(PAGE))
     assert values.keys() >= FIELDS, f"no value for {sorted(FIELDS - values.keys())}"
-    assert values.keys() >= CONSTANTS - {"PAPER", "DEMO", "TABLE_1"}, sorted(
-        CONSTANTS - values.keys()
-    )
+    constants = CONSTANTS.keys() - {"PAPER", "DEMO", "TABLE_1"}
+    assert values.keys() >= constants, sorted(constants - values.keys())
     assert {"paper.PAPER", "paper.DEMO", "paper.TABLE_1"} <= set(QUOTED)
     for name, value in VALUE.findall(PAGE):
-        assert ast.literal_eval(value) == getattr(PAPER if name in FIELDS else paper, name), name
+        ours = getattr(PAPER, name) if name in FIELDS else CONSTANTS[name]
+        assert ast.literal_eval(value) == ours, name
 
 
 def test_table_1_is_the_codes():
@@ -124,24 +131,27 @@ def test_every_row_has_its_code_its_witness_and_its_mark():
         assert "`" in row["held by"] or re.match(r"- \(.+\)", row["held by"]), row
 
 
+def line_of(name):
+    """The line of the code that gives a constant or a field of the paper's recipe its value."""
+    return re.search(rf"^(    )?{name} ?= ?.*$", SOURCE, re.MULTILINE)[0]
+
+
 def test_a_numbers_mark_is_the_one_in_the_code():
-    source = (ROOT / "minikits" / "paper.py").read_text()
     for row in rows():
         for name, _ in VALUE.findall(row["code"]):
-            line = re.search(rf"^ *{name}(: \w+)? = .*$", source, re.MULTILINE)[0]
+            line = line_of(name)
             mark = re.search(r"\[(paper|author|nnU-Net|ours)\b", line)[1]
             assert row["mark"][0] == LETTERS[mark], f"{name}: {row['mark']} here, {line.strip()}"
 
 
 def test_where_nnunet_has_a_number_is_the_same_in_the_code():
-    source = (ROOT / "minikits" / "paper.py").read_text()
     seen = 0
     for row in rows():
         if not row["mark"].startswith("N "):
             continue
         file, _, lines = row["mark"].rpartition("/")[2].partition(":")
         for name, _ in VALUE.findall(row["code"]):
-            line = re.search(rf"^ *{name}(: \w+)? = .*$", source, re.MULTILINE)[0]
+            line = line_of(name)
             here, first = re.search(r"\[nnU-Net v1 (\w+\.py):?(\d*)\]", line).groups()
             places = f"{name}: {row['mark']} here, {line.strip()}"
             assert here == file and (not first or first in re.split("[,-]", lines)), places

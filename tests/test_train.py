@@ -21,7 +21,7 @@ from minikits import devices
 from minikits.cases import five_folds, prepare
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.evaluation import kits_dice
-from minikits.paper import DEMO, PAPER
+from minikits.paper import DEMO, PAPER, departures
 from minikits.sampling import draw_batch
 from minikits.training import Progress
 from minikits.unet import build_unet
@@ -264,7 +264,7 @@ def test_the_log_says_what_was_found_and_every_departure(undisturbed):
     told = checkpoint["departures"]
 
     assert printed[0] == "6 cases found"
-    assert told["recipe"] == SMALL.departures() and told["code"]
+    assert told["recipe"] == departures(SMALL) and told["code"]
     assert told["run"] == [
         "device: cpu, which rounds otherwise (paper: one GPU)",
         "cases: 6 (paper: 206 of KiTS19)",
