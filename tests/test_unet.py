@@ -371,3 +371,46 @@ def test_every_network_is_initialised_for_the_slope_of_leaky_relu(arch, monkeypa
 def test_every_stage_has_the_recipes_number_of_blocks():
     network = build_unet("residual", replace(TINY, residual_blocks=(3, 1, 2, 4, 9)))
     assert [len(stage) for stage in network.encoder] == [3, 1, 2, 4]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_names_and_order_of_the_weights(arch):
+    """Checkpoints name them, and weights of nnU-Net v1 are taken over by their order."""
+    network = build_unet(arch, SMALL)
+    norms = ["weight", "bias"]
+
+    def named(part, *layers):
+        return [f"{part}.{layer}" for layer in layers]
+
+    def plain_stage(part):
+        conv_and_norm = ["0.weight", "0.bias", "1.weight", "1.bias"]
+        return named(part, *(f"{half}.{name}" for half in (0, 1) for name in conv_and_norm))
+
+    residual = ["body.0.weight", "body.1.weight", "body.1.bias", "body.3.weight"]
+    residual += ["body.4.weight", "body.4.bias"]
+    residual_shortcut = ["skip.0.weight", "skip.1.weight", "skip.1.bias"]
+    preactivation = ["activation.0.weight", "activation.0.bias", "body.0.weight"]
+    preactivation += ["body.1.weight", "body.1.bias", "body.3.weight"]
+    decoder = ["0.0.weight", "0.1.weight", "0.1.bias"]
+
+    if arch == "plain":
+        wanted = [name for stage in range(3) for name in plain_stage(f"encoder.{stage}.0")]
+        wanted += ["upsampling.0.weight", "upsampling.1.weight"]
+        wanted += plain_stage("decoder.0") + plain_stage("decoder.1")
+        wanted += ["heads.0.weight", "heads.1.weight"]
+    else:
+        block, shortcut = (residual, residual_shortcut)
+        wanted = named("stem", "0.weight", "1.weight", "1.bias")
+        if arch == "preactivation":
+            block, shortcut = (preactivation, ["skip.weight"])
+            wanted = ["stem.weight"]
+        wanted += named("encoder.0.0", *block)
+        wanted += named("encoder.1.0", *block, *shortcut) + named("encoder.1.1", *block)
+        wanted += named("encoder.2.0", *block, *shortcut)
+        wanted += named("encoder.2.1", *block) + named("encoder.2.2", *block)
+        if arch == "preactivation":
+            wanted += named("skips.0.0", *norms) + named("skips.1.0", *norms)
+        wanted += ["upsampling.0.weight", "upsampling.1.weight"]
+        wanted += named("decoder.0", *decoder) + named("decoder.1", *decoder)
+        wanted += named("heads.0", *norms) + named("heads.1", *norms)
+    assert list(network.state_dict()) == wanted
