@@ -7,18 +7,19 @@ from pathlib import Path
 
 from minikits.cases import Case, Found, excluded_ids, find_masks, look_for_cases, nifti_name
 from minikits.evaluation import compare, score_case, some, summarise
-from minikits.files import forgiving_output, read_json, typed_path, voxel_count, write_text
+from minikits.files import (
+    forgiving_output,
+    read_json,
+    typed_path,
+    typed_spacing,
+    voxel_count,
+    write_text,
+)
+from minikits.nifti import MAX_VOXELS, check_same_grid, read_labels, read_volume
 from minikits.paper import PAPER
 from minikits.reports import as_csv, as_json, comparison_table, draw_overlay, table
 from minikits.sampling import fetch_ahead
-from minikits.volumes import (
-    MAX_VOXELS,
-    Volume,
-    check_same_grid,
-    read_labels,
-    read_volume,
-    typed_spacing,
-)
+from minikits.volumes import Volume
 
 UNKNOWN = "whether the networks were trained on these cases is unknown"
 

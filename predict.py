@@ -38,26 +38,20 @@ from minikits.devices import (
     pick_precision,
     what_memory_lacked,
 )
-from minikits.files import forgiving_output, typed_path, voxel_count
+from minikits.files import forgiving_output, typed_path, typed_spacing, voxel_count
 from minikits.masks import Scan, keep_stamps, plan_masks, stamp
+from minikits.nifti import MAX_VOXELS, doubts, read_volume, write_labels
 from minikits.paper import CLASSES
 from minikits.prediction import predict_probabilities, scan_bytes, window_bytes
-from minikits.recipe import Recipe
-from minikits.resampling import (
+from minikits.preprocessing import (
     label_orders,
     labels_on_native_grid,
     prepare_image,
-    resample,
     resampled_shape,
 )
-from minikits.volumes import (
-    MAX_VOXELS,
-    Volume,
-    doubts,
-    read_volume,
-    typed_spacing,
-    write_labels,
-)
+from minikits.recipe import Recipe
+from minikits.resampling import resample
+from minikits.volumes import Volume
 
 SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what averaged networks share
 LONGEST_NAME = 230  # bytes of a mask's name, less .nii.gz and _kidney; file systems take 255

@@ -34,6 +34,7 @@ from minikits.files import (
     forgiving_output,
     read_json,
     typed_path,
+    typed_spacing,
 )
 from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, code_departures, recipe_from, run_departures
@@ -42,7 +43,6 @@ from minikits.reports import draw_curve, write_log
 from minikits.sampling import draw_batch
 from minikits.training import Progress, sgd, train_epoch
 from minikits.unet import build_unet
-from minikits.volumes import typed_spacing
 
 
 def command_line():

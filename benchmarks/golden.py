@@ -17,10 +17,10 @@ import nnunet_v1 as theirs
 import numpy as np
 import torch
 
+from minikits.nifti import read_labels
 from minikits.paper import ARCHITECTURES, PAPER
 from minikits.phantoms import make_case
 from minikits.unet import build_unet
-from minikits.volumes import read_labels
 
 OUT = Path(__file__).parent.parent / "tests" / "golden"
 SMALL = dataclasses.replace(

@@ -30,21 +30,22 @@ from minikits import augmentation as ours
 from minikits.cases import PreparedCase, five_folds
 from minikits.evaluation import kits_dice
 from minikits.losses import downsampled, head_weights, segmentation_loss
+from minikits.nifti import read_labels
 from minikits.paper import ARCHITECTURES, PAPER
 from minikits.phantoms import make_case
 from minikits.prediction import importance_map, predict_probabilities, window_starts
-from minikits.resampling import (
+from minikits.preprocessing import (
     label_orders,
     labels_on_native_grid,
     prepare_image,
     prepare_labels,
-    resample_labels,
     resampled_shape,
 )
+from minikits.resampling import resample_labels
 from minikits.sampling import draw_start, generator_for
 from minikits.training import Progress, sgd, train_epoch
 from minikits.unet import build_unet
-from minikits.volumes import Volume, read_labels
+from minikits.volumes import Volume
 
 ROOT = Path(__file__).parent.parent
 KITS19 = Path(os.environ.get("MINIKITS_SHARED", ROOT.parent / "shared")) / "kits19"

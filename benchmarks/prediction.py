@@ -33,12 +33,14 @@ from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.devices import claim_memory, pick_precision
 from minikits.evaluation import kits_dice
 from minikits.files import write_text
+from minikits.nifti import read_labels, read_volume, write_image, write_labels
 from minikits.paper import CLASSES, PAPER
 from minikits.phantoms import make_case
 from minikits.prediction import predict_probabilities
-from minikits.resampling import labels_on_native_grid, prepare_image, resample
+from minikits.preprocessing import labels_on_native_grid, prepare_image
+from minikits.resampling import resample
 from minikits.unet import build_unet
-from minikits.volumes import Volume, read_labels, read_volume, write_image, write_labels
+from minikits.volumes import Volume
 
 STAGES = ("export", "whole", "network", "evaluate")
 CASES = {

@@ -14,8 +14,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from minikits.nifti import read_labels, read_volume, write_image
 from minikits.phantoms import make_case
-from minikits.volumes import read_labels, read_volume, write_image
 
 SHAPE, SPACING_MM, REPEATS = (602, 512, 512), (1.0, 0.78, 0.78), 5
 

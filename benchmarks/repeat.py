@@ -27,12 +27,12 @@ import torch.nn.functional as F
 
 from minikits.cases import prepare
 from minikits.devices import claim_memory
+from minikits.nifti import read_labels, write_image
 from minikits.paper import DEMO
 from minikits.phantoms import make_case
 from minikits.sampling import draw_batch, fetch_ahead
 from minikits.training import sgd, training_step
 from minikits.unet import build_unet
-from minikits.volumes import read_labels, write_image
 
 BUSY = """
 import torch

@@ -35,7 +35,7 @@ TARGET = PAPER.spacing_mm
 
 
 def case_arrays(case):
-    from minikits.volumes import read_labels
+    from minikits.nifti import read_labels
 
     reference = read_labels(KITS19 / case / "segmentation.nii.gz")
     labels = np.ascontiguousarray(reference.voxels)
@@ -48,7 +48,7 @@ def case_arrays(case):
 
 
 def prepare_minikits(image, labels, spacing, shape):
-    from minikits.resampling import prepare_image, prepare_labels
+    from minikits.preprocessing import prepare_image, prepare_labels
     from minikits.volumes import Volume
 
     scan, reference = (Volume(None, array, spacing, None, None) for array in (image, labels))
@@ -123,7 +123,7 @@ def memory_gib(what):
 
 
 def measure_prepare(tool, case):
-    from minikits.resampling import resampled_shape
+    from minikits.preprocessing import resampled_shape
 
     image, labels, spacing = case_arrays(case)
     shape = resampled_shape(image.shape, spacing, PAPER)
@@ -146,8 +146,8 @@ def measure_prepare(tool, case):
 
 def a_case():
     """Noise (float16) and the real labels (uint8) of case 00200 on the resampled grid, and a voxel of its kidneys."""
-    from minikits.resampling import prepare_labels
-    from minikits.volumes import read_labels
+    from minikits.nifti import read_labels
+    from minikits.preprocessing import prepare_labels
 
     labels = torch.from_numpy(
         prepare_labels(read_labels(KITS19 / "case_00200" / "segmentation.nii.gz"), PAPER)

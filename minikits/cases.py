@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 from minikits.files import place_beside, read_json, remove_leftovers
+from minikits.nifti import check_same_grid, doubts, read_labels, read_volume
 from minikits.paper import CLASSES, FOLD_SEED, FOLDS
+from minikits.preprocessing import prepare_image, prepare_labels, resampled_shape
 from minikits.recipe import Recipe
-from minikits.resampling import prepare_image, prepare_labels, resampled_shape
-from minikits.volumes import Volume, check_same_grid, doubts, read_labels, read_volume
+from minikits.volumes import Volume
 
 KITS19 = {"imaging": "image", "segmentation": "labels"}  # the files of a case's folder
 FOLDERS = {"images": "image", "labels": "labels"}  # of the other layout

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from minikits.cases import Found, look_for_cases
 from minikits.files import forgiving_output, typed_path
-from minikits.volumes import read_labels, write_image
+from minikits.nifti import read_labels, write_image
 
 FAT_HU = -102
 CASES_OF_A_SEED = 1000  # the names of the next seed's begin there

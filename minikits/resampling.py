@@ -1,4 +1,4 @@
-"""One matrix per axis: images, labels, and probabilities on the way back.
+"""One matrix per axis.
 
 A separable interpolation is a product of matrices (voxels out, voxels in), one per axis, a spline's prefilter in it. It
 gives what does `skimage.transform.resize(mode="edge", anti_aliasing=False)`, which nnU-Net v1 calls."""
@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from minikits.paper import CLASSES, IMAGE_ORDER, LABEL_ORDER, SEPARATE_Z_ABOVE
+from minikits.paper import CLASSES
 
 # replicated samples at both ends; the echo of the spline's prefilter has died to 1e-7 there
 PADDING = 12
@@ -57,7 +57,7 @@ def resample(volume, shape, order):
     ValueError for another order, and for a shape of other than three axes or of none but 0 voxels."""
     volume = np.asarray(volume)
     orders = _orders(order)
-    _check_shapes(volume.shape, shape)
+    check_shapes(volume.shape, shape)
     # what shrinks comes before what grows, nearest neighbour first and last of all: the others have less to do
     growth = [new / old for new, old in zip(shape, volume.shape)]
     for axis in sorted(
@@ -83,7 +83,8 @@ def _orders(order):
     return tuple(map(int, orders))
 
 
-def _check_shapes(*shapes):
+def check_shapes(*shapes):
+    """ValueError for a shape of other than three axes, or without a voxel."""
     for shape in shapes:
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(
@@ -128,14 +129,14 @@ def resample_labels(labels, shape, order):
     ValueError for other labels; whole numbers of any type are taken."""
     labels = np.asarray(labels)
     orders = _orders(order)
-    _check_shapes(labels.shape, shape)
+    check_shapes(labels.shape, shape)
     lowest, highest = labels.min(), labels.max()
     whole = labels.dtype.kind in "biu" or np.array_equal(labels, np.floor(labels))
     if not (whole and lowest >= 0 and highest < len(CLASSES)):
         raise ValueError(f"labels from {lowest} to {highest}, wanted whole numbers from 0 to 2")
     labels = labels.astype(np.uint8, copy=False)
     values = torch.arange(int(labels.max()) + 1, dtype=torch.uint8).reshape(-1, 1, 1, 1)
-    return _winners(
+    return winners(
         lambda z, y, x: (torch.from_numpy(np.ascontiguousarray(labels[z, y, x])) == values).float(),
         labels,
         np.zeros(shape, dtype=np.uint8),
@@ -144,31 +145,7 @@ def resample_labels(labels, shape, order):
     )
 
 
-def labels_on_native_grid(probabilities, volume):
-    """(K, Z, Y, X) probabilities on the resampled grid -> (Z, Y, X) uint8 labels on the grid of `volume`.
-    Linear (nearest along a thick axis), then the class of the largest probability, a tie to the lower class.
-    ValueError for probabilities that are not finite: any comparison with NaN is lost, and background would win."""
-    probabilities = torch.as_tensor(probabilities)
-    _check_shapes(probabilities.shape[1:], volume.voxels.shape)
-    broken = probabilities.numel() - int(probabilities.isfinite().sum())
-    if broken:
-        raise ValueError(
-            f"{broken} of {probabilities.numel()} probabilities are NaN or infinite, "
-            "wanted finite ones; is the scan or the network damaged?"
-        )
-    out = np.zeros_like(
-        volume.voxels, dtype=np.uint8
-    )  # in the order of the file, in which it will be written
-    return _winners(
-        lambda z, y, x: probabilities[:, z, y, x].float(),
-        _largest(probabilities).cpu().numpy(),
-        out,
-        label_orders(volume.spacing_mm),
-        nearest_wins=False,
-    )
-
-
-def _winners(scores, coarse, out, orders, *, nearest_wins):
+def winners(scores, coarse, out, orders, *, nearest_wins):
     """The winners of scores interpolated to the shape of `out`, put there slab by slab; a tie to the nearest, or lower.
     scores(z, y, x): (K, z, y, x) floats at these input indices; coarse: the winner at every input voxel. Linear
     interpolation is a convex combination: where all the corners of a cell agree on the winner it cannot change.
@@ -192,7 +169,7 @@ def _winners(scores, coarse, out, orders, *, nearest_wins):
             )
             for value in range(len(part)):
                 part[value] += TIE * (closest == value)
-        out[rows] = _largest(part).cpu().numpy()
+        out[rows] = largest(part).cpu().numpy()
     return out
 
 
@@ -202,61 +179,10 @@ def _span(flags):
     return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
 
 
-def _largest(scores):
+def largest(scores):
     """(K, ...) -> uint8 (...): the index of the largest, a tie to the lower."""
     best, winner = scores[0], torch.zeros(scores.shape[1:], dtype=torch.uint8, device=scores.device)
     for value in range(1, len(scores)):
         winner[scores[value] > best] = value
         best = torch.maximum(best, scores[value])
     return winner
-
-
-def thick_axis(spacing_mm):
-    """The axis that is interpolated apart, by nearest neighbour: the one thickest, where voxels are far from cubes."""
-    thickest = [axis for axis in range(3) if spacing_mm[axis] == max(spacing_mm)]
-    return (
-        thickest[0]
-        if max(spacing_mm) / min(spacing_mm) > SEPARATE_Z_ABOVE and len(thickest) == 1
-        else None
-    )
-
-
-def label_orders(spacing_mm):
-    return tuple(0 if axis == thick_axis(spacing_mm) else LABEL_ORDER for axis in range(3))
-
-
-def resampled_shape(shape, spacing_mm, recipe):
-    """Voxels per axis at the recipe's spacing: half to even, at least 1."""
-    return tuple(
-        max(1, int(np.round(n * old / new)))
-        for n, old, new in zip(shape, spacing_mm, recipe.spacing_mm)
-    )
-
-
-def prepare_image(volume, recipe):
-    """A Volume in HU -> float32 (Z, Y, X) as the networks take it: resampled, clipped, normalised [paper 2.1].
-    The spline's overshoot is clipped to the range of the scan, or of each slice where the axis is interpolated
-    apart. A volume of one value stays constant."""
-    shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe)
-    thick = thick_axis(volume.spacing_mm)
-    each, plane = (
-        [shape[axis] if axis == thick else 1 for axis in range(3)],
-        tuple({0, 1, 2} - {thick}),
-    )
-    low, high = (
-        resample(f(axis=plane, keepdims=True), each, 0)
-        for f in (volume.voxels.min, volume.voxels.max)
-    )
-    orders = [0 if axis == thick else IMAGE_ORDER for axis in range(3)]
-    image = np.clip(
-        resample(volume.voxels, shape, orders), low.astype(np.float32), high.astype(np.float32)
-    )
-    return (np.clip(image, *recipe.window_hu) - np.float32(recipe.mean_hu)) / np.float32(
-        recipe.sd_hu
-    )
-
-
-def prepare_labels(volume, recipe):
-    """A label Volume -> uint8 (Z, Y, X) on the grid of `prepare_image`."""
-    shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe)
-    return resample_labels(volume.voxels, shape, label_orders(volume.spacing_mm))

@@ -14,11 +14,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from minikits.nifti import write_image
 from minikits.paper import PAPER
 from minikits.phantoms import make_case
 from minikits.prediction import predict_probabilities
-from minikits.resampling import labels_on_native_grid, prepare_image
-from minikits.volumes import write_image
+from minikits.preprocessing import labels_on_native_grid, prepare_image
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("MINIKITS_SHARED", ROOT.parent / "shared"))

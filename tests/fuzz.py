@@ -18,14 +18,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from minikits.volumes import (
-    KITS19_AFFINE,
-    check_same_grid,
-    doubts,
-    read_labels,
-    read_volume,
-    write_labels,
-)
+from minikits.nifti import check_same_grid, doubts, read_labels, read_volume, write_labels
+from minikits.volumes import KITS19_AFFINE
 
 AWKWARD = [
     0,

@@ -36,9 +36,9 @@ from minikits.cases import (
     training_cases,
 )
 from minikits.files import place_beside
+from minikits.nifti import read_labels, read_volume, write_image
 from minikits.paper import PAPER
-from minikits.resampling import prepare_image, prepare_labels
-from minikits.volumes import read_labels, read_volume, write_image
+from minikits.preprocessing import prepare_image, prepare_labels
 
 FOLD_0 = [
     10,

@@ -28,10 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minikits
 import minikits.paper
-from minikits import augmentation, volumes
+from minikits import augmentation, nifti
 from minikits.cases import five_folds
 from minikits.evaluation import SCORES
 from minikits.losses import segmentation_loss
+from minikits.nifti import write_image
 from minikits.nnunet import GEOMETRY
 from minikits.paper import (
     ARCHITECTURES,
@@ -46,7 +47,6 @@ from minikits.paper import (
 from minikits.phantoms import make_case
 from minikits.prediction import window_starts
 from minikits.unet import build_unet
-from minikits.volumes import write_image
 
 RESULTS_FOLDER = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
@@ -529,10 +529,10 @@ def test_what_the_tests_try_is_what_the_pages_count():
 
 def test_the_bounds_of_files_are_the_codes():
     for page in (README, FILES):
-        assert number(r"less than (\d+) mm of body", page) == volumes.COVERAGE_MM
-    assert number(r"values beyond ([\d,]+),", FILES) == volumes.MAX_MAGNITUDE
+        assert number(r"less than (\d+) mm of body", page) == nifti.COVERAGE_MM
+    assert number(r"values beyond ([\d,]+),", FILES) == nifti.MAX_MAGNITUDE
     assert "they may be off by a thousandth" in words_of(FILES)
-    assert volumes.LABEL_TOLERANCE == 1e-3
+    assert nifti.LABEL_TOLERANCE == 1e-3
 
     stopped = f"{128 + signal.SIGINT}, {128 + signal.SIGTERM}"
     assert [row["exit status"] for row in table(FILES, "exit status")] == ["0", "2", stopped]

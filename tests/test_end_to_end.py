@@ -15,9 +15,9 @@ from conftest import ROOT, TINY, predict_volume, run_script
 from minikits.cases import five_folds
 from minikits.checkpoints import load_checkpoint
 from minikits.evaluation import kits_dice
+from minikits.nifti import read_labels, read_volume, write_image, write_labels
 from minikits.paper import DEMO, departures
 from minikits.unet import build_unet
-from minikits.volumes import read_labels, read_volume, write_image, write_labels
 
 
 @pytest.fixture(scope="module")

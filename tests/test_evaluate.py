@@ -13,8 +13,9 @@ import pytest
 from conftest import ROOT
 
 from minikits.evaluation import mean_interval
+from minikits.nifti import write_image
 from minikits.paper import PAPER
-from minikits.volumes import KITS19_AFFINE, write_image
+from minikits.volumes import KITS19_AFFINE
 
 SPACING = (3.0, 1.5, 1.0)
 AFFINE = KITS19_AFFINE * [*SPACING, 1]

@@ -23,9 +23,9 @@ from minikits.evaluation import (
     sign_flip_test,
     summarise,
 )
+from minikits.nifti import read_labels
 from minikits.paper import TABLE_1
 from minikits.reports import as_csv, as_json, comparison_table, table
-from minikits.volumes import read_labels
 
 
 def test_four_voxels_by_hand():

@@ -14,11 +14,12 @@ from minikits.cases import five_folds
 from minikits.checkpoints import load_checkpoint
 from minikits.evaluation import kits_dice
 from minikits.losses import segmentation_loss
+from minikits.nifti import read_labels
 from minikits.nnunet import import_nnunet
 from minikits.paper import ARCHITECTURES, PAPER, recipe_from
 from minikits.prediction import importance_map, window_starts
-from minikits.resampling import labels_on_native_grid, prepare_image, prepare_labels
-from minikits.volumes import Volume, read_labels
+from minikits.preprocessing import labels_on_native_grid, prepare_image, prepare_labels
+from minikits.volumes import Volume
 
 GOLDEN = ROOT / "tests" / "golden"
 KEPT = np.load(GOLDEN / "golden.npz")

@@ -12,8 +12,8 @@ from conftest import ROOT
 from test_volumes import KITS_AFFINE, save
 
 from minikits.cases import find_cases
+from minikits.nifti import check_same_grid, doubts, read_labels, read_volume, write_labels
 from minikits.phantoms import make_case
-from minikits.volumes import check_same_grid, doubts, read_labels, read_volume, write_labels
 
 pytestmark = pytest.mark.filterwarnings(
     "error"
@@ -508,7 +508,7 @@ def test_each_share_has_its_bound(tmp_path, counts, doubt):
 
 
 def test_a_large_scan_is_judged_by_a_part_of_it(tmp_path, scan, monkeypatch):
-    monkeypatch.setattr("minikits.volumes.SAMPLE_VOXELS", 1000)
+    monkeypatch.setattr("minikits.nifti.SAMPLE_VOXELS", 1000)
     assert doubts_on(tmp_path, scan) == []
     assert len(doubts_on(tmp_path, scan + 1024)) == 1
 
@@ -649,7 +649,7 @@ def test_a_bomb_takes_no_memory(tmp_path, shape, offset, message):
     assert path.stat().st_size < 3e6
     limit = "2_000_000_000" if max(shape) != 1000 else "100_000_000"
     child = (
-        "import sys; from minikits.volumes import read_volume\n"
+        "import sys; from minikits.nifti import read_volume\n"
         f"try: read_volume(sys.argv[1], max_voxels={limit})\n"
         "except ValueError as error: print(error)\n"
         "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
@@ -716,7 +716,7 @@ def test_a_large_scan_is_judged_by_all_of_its_breadth(tmp_path, monkeypatch):
     """The body lies in the far half of each axis of a slice."""
     import nibabel as nib
 
-    from minikits.volumes import doubts, read_volume
+    from minikits.nifti import doubts, read_volume
 
     voxels = np.full((20, 24, 24), -1000, np.int16)
     voxels[:, 0] = -1024  # else all air would pass for padding
@@ -726,5 +726,5 @@ def test_a_large_scan_is_judged_by_all_of_its_breadth(tmp_path, monkeypatch):
         nib.Nifti1Image(voxels, np.diag([-3.0, -3, -3, 1])[[2, 1, 0, 3]]), tmp_path / "scan.nii"
     )
     volume = read_volume(tmp_path / "scan.nii")
-    monkeypatch.setattr("minikits.volumes.SAMPLE_VOXELS", 1000)
+    monkeypatch.setattr("minikits.nifti.SAMPLE_VOXELS", 1000)
     assert doubts(volume) == []

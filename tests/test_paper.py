@@ -21,8 +21,8 @@ from minikits.paper import (
     recipe_from,
     run_departures,
 )
+from minikits.preprocessing import resampled_shape, thick_axis
 from minikits.recipe import Recipe
-from minikits.resampling import resampled_shape, thick_axis
 
 SOURCE = Path(paper.__file__).read_text() + Path(recipe.__file__).read_text()
 MARK = re.compile(r"\[(paper [\d.]+|paper fig\. 1|author #\d+|nnU-Net v1[^\]]*|ours: [^\]]+)\]")

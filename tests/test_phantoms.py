@@ -7,8 +7,8 @@ import pytest
 from conftest import run_script
 
 from minikits import phantoms
+from minikits.nifti import read_labels, read_volume, write_image
 from minikits.phantoms import make_case
-from minikits.volumes import read_labels, read_volume, write_image
 
 
 def best_threshold_dice(image, labels):

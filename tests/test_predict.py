@@ -27,10 +27,11 @@ from minikits.checkpoints import find_checkpoints, save_checkpoint
 from minikits.devices import exact_float32
 from minikits.evaluation import kits_dice
 from minikits.files import claim, forgiving_output, typed_path
+from minikits.nifti import read_labels, read_volume, write_image
 from minikits.prediction import predict_probabilities, window_bytes
-from minikits.resampling import label_orders, prepare_image, resample
+from minikits.preprocessing import label_orders, prepare_image
+from minikits.resampling import resample
 from minikits.unet import build_unet
-from minikits.volumes import read_labels, read_volume, write_image
 
 SPACING = (8.0, 6.0, 6.0)  # of small scans: that of TINY, so that they are one window
 QUICK = ("--no-mirroring", "--precision", "fp32", "--device", "cpu")

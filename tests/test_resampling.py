@@ -16,17 +16,15 @@ from skimage.transform import resize
 
 from minikits import resampling
 from minikits.paper import PAPER
-from minikits.resampling import (
-    axis_matrix,
+from minikits.preprocessing import (
     label_orders,
     labels_on_native_grid,
     prepare_image,
     prepare_labels,
-    resample,
-    resample_labels,
     resampled_shape,
     thick_axis,
 )
+from minikits.resampling import axis_matrix, resample, resample_labels
 from minikits.volumes import Volume
 
 SHAPES = [
@@ -488,7 +486,7 @@ def test_probabilities_that_are_not_finite_are_refused(broken):
 
 
 def test_images_are_clipped_to_the_recipes_window():
-    from minikits.resampling import prepare_image
+    from minikits.preprocessing import prepare_image
     from minikits.volumes import Volume
 
     voxels = np.linspace(-300, 400, 60, dtype=np.float32).reshape(3, 4, 5)

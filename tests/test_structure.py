@@ -14,18 +14,19 @@ FILES = [*PACKAGE, *SCRIPTS]
 MAY_IMPORT = {
     "recipe": set(),
     "files": set(),
-    "volumes": {"files"},
-    "cases": {"files", "volumes", "resampling"},
+    "preprocessing": {"resampling"},
+    "nifti": {"volumes", "files"},
+    "cases": {"volumes", "preprocessing", "nifti", "files"},
     "sampling": {"cases", "augmentation"},
     "checkpoints": {"files", "unet"},
     "nnunet": {"files", "unet", "checkpoints"},
     "training": {"devices", "losses", "sampling"},
     "prediction": {"resampling"},
     "masks": {"files", "cases"},
-    "reports": {"files", "volumes", "evaluation"},
-    "phantoms": {"files", "volumes", "cases"},  # what is a case, it asks there
+    "reports": {"volumes", "files", "evaluation"},
+    "phantoms": {"nifti", "files", "cases"},  # what is a case, it asks there
 }
-TOUCH_FILES = {"files", "volumes", "cases", "checkpoints", "masks", "reports"}
+TOUCH_FILES = {"files", "nifti", "cases", "checkpoints", "masks", "reports"}
 
 
 def imports(path):

@@ -21,11 +21,11 @@ from minikits import devices
 from minikits.cases import five_folds, prepare
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.evaluation import kits_dice
+from minikits.nifti import read_labels, write_image
 from minikits.paper import DEMO, PAPER, departures
 from minikits.sampling import draw_batch
 from minikits.training import Progress
 from minikits.unet import build_unet
-from minikits.volumes import read_labels, write_image
 
 SMALL = replace(
     TINY, patch=(8, 16, 16), epochs=2, batches_per_epoch=4, validation_batches=2, learning_rate=0.02

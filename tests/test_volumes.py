@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from minikits.volumes import check_same_grid, read_labels, read_volume, write_image, write_labels
+from minikits.nifti import check_same_grid, read_labels, read_volume, write_image, write_labels
 
 KITS_AFFINE = np.array([[0, 0, -0.8, 7], [0, -0.8, 0, 5], [-3.0, 0, 0, 2], [0, 0, 0, 1]])
 
@@ -319,7 +319,7 @@ def test_what_does_not_fit_into_memory_is_named(tmp_path, voxels, monkeypatch):
     def no_memory(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("minikits.volumes.np.empty", no_memory)
+    monkeypatch.setattr("minikits.nifti.np.empty", no_memory)
 
     with pytest.raises(ValueError, match=r"a\.nii: \(4, 5, 6\) voxels do not fit into memory"):
         read_volume(path)
