@@ -25,6 +25,14 @@ UNKNOWN = "whether the networks were trained on these cases is unknown"
 
 
 @dataclass(frozen=True)
+class Masks:
+    """{case: mask}, and lines on what lies among the masks and is none."""
+
+    files: dict[str, Path]
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
 class References:
     """{case: label file}, {case: image, if it has one}, and lines on what is left out."""
 
@@ -183,49 +191,61 @@ def find_references(folder: Path) -> References:
     return References(labels, {}, found.left_out)
 
 
-def find_label_files(folder: Path, ids) -> dict[str, Path]:
-    """{case: mask} of a flat folder of masks, or the labels of a folder of cases."""
-    if folder.is_dir():
-        labels = {case.id: case.labels for case in look_for_cases(folder).cases if case.labels}
-        if labels:
-            return labels
-    return find_masks(folder, ids=ids)
+def find_label_files(folder: Path, ids) -> Masks:
+    """Those of a flat folder of masks, of one mask, or the labels of a folder of cases. ids: those
+    of the references."""
+    if not folder.is_dir():
+        return Masks(find_masks(folder, ids=ids), [])
+
+    found = look_for_cases(folder)
+    labels = {case.id: case.labels for case in found.cases if case.labels}
+    if labels:
+        return Masks(labels, found.left_out)
+
+    masks = find_masks(folder, ids=ids)
+    # a mask that cannot be opened is named when it is read; probabilities/ is predict.py's own
+    named_elsewhere = (*(f"{path.name} (" for path in masks.values()), "probabilities/")
+    left_out = [line for line in found.left_out if not line.startswith(named_elsewhere)]
+    return Masks(masks, left_out)
 
 
 def match(
-    folder: Path, masks: dict[str, Path], references: References, allow_missing: bool
+    folder: Path, masks: Masks, references: References, allow_missing: bool
 ) -> tuple[list[Pair], list[str]]:
     """The Pairs of masks and references, and lines on what is left out: what is missing and may be
     (`--allow-missing`), and what the paper excludes. ValueError where anything else is missing, or
     nothing is left."""
-    both = sorted(masks.keys() & references.labels.keys())
-    without_reference = sorted(masks.keys() - references.labels.keys())
-    without_mask = sorted(references.labels.keys() - masks.keys())
+    both = sorted(masks.files.keys() & references.labels.keys())
+    without_reference = sorted(masks.files.keys() - references.labels.keys())
+    without_mask = sorted(references.labels.keys() - masks.files.keys())
     excluded = sorted(excluded_ids(PAPER).intersection(without_mask))
     without_mask = [id for id in without_mask if id not in excluded]
 
+    strays = list(dict.fromkeys(references.left_out + masks.left_out))  # one folder may be both
     if not both:
         raise ValueError(
-            f"{folder}: no case has a mask and a reference: masks of {some(sorted(masks))}, "
-            f"references of {some(sorted(references.labels))}{also(references)}; wanted one name"
+            f"{folder}: no case has a mask and a reference: masks of {some(sorted(masks.files))}, "
+            f"references of {some(sorted(references.labels))}{also(strays)}; wanted one name"
         )
     for kind, missing in (("reference", without_reference), ("mask", without_mask)):
         if missing and not allow_missing:
             raise ValueError(
                 f"{folder}: {len(missing)} cases have no {kind} ({some(missing)}), wanted one for "
-                f"each{also(references)}; --allow-missing scores the cases that have both"
+                f"each{also(strays)}; --allow-missing scores the cases that have both"
             )
 
     left_out = [f"{id} (no mask)" for id in without_mask]
     left_out += [f"{id} (no mask; among the paper's excluded cases)" for id in excluded]
     left_out += [f"{id} (no reference)" for id in without_reference]
-    pairs = [Pair(id, masks[id], references.labels[id], references.images.get(id)) for id in both]
-    return pairs, left_out + references.left_out
+    pairs = []
+    for id in both:
+        pairs.append(Pair(id, masks.files[id], references.labels[id], references.images.get(id)))
+    return pairs, left_out + strays
 
 
-def also(references: References) -> str:
-    """What lies among the references and is none, to end a message with."""
-    return f"; left out: {some(references.left_out)}" if references.left_out else ""
+def also(strays: list[str]) -> str:
+    """What lies among masks and references and is none, to end a message with."""
+    return f"; left out: {some(strays)}" if strays else ""
 
 
 def score(pairs: list[Pair], reading: dict) -> tuple[list[dict], list[str], list[str]]:

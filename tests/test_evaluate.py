@@ -384,6 +384,54 @@ def test_what_lies_among_the_references_and_is_none_is_named(run, three):
     )
 
 
+def test_what_lies_among_the_masks_and_is_none_is_named(run, three):
+    """Another tool wrote one mask in a format of its own."""
+    masks, data = three
+    (masks / "d.mha").write_text("ObjectType = Image")
+    (masks / "notes.txt").write_text("not meant as a mask")
+
+    printed = run("--pred", masks, "--ref", data)
+
+    assert "3 cases found, 1 left out: d.mha (not *.nii or *.nii.gz)\n" in printed
+    assert scores(printed).keys() == {"a", "b", "c", "mean"}
+
+
+def test_a_mask_of_another_format_is_named_where_its_case_lacks_one(run, three):
+    masks, data = three
+    (masks / "a.nii.gz").rename(masks / "a.mha")
+
+    said = run("--pred", masks, "--ref", data, expect=2)
+
+    assert "have no mask (a)" in said or "has no mask (a)" in said
+    assert "; left out: a.mha (not *.nii or *.nii.gz); --allow-missing" in said
+
+
+def test_what_lies_in_a_scored_kits19_folder_and_is_no_case_is_named(run, three):
+    _, data = three
+    (data / "d.mha").write_text("ObjectType = Image")
+
+    printed = run("--pred", data, "--ref", data)
+
+    assert "3 cases found, 1 left out: d.mha (not *.nii or *.nii.gz)\n" in printed
+
+
+def test_a_link_to_nothing_among_the_masks_counts_once(run, three):
+    masks, data = three
+    (masks / "b.nii.gz").unlink()
+    (masks / "b.nii.gz").symlink_to("nowhere.nii.gz")
+
+    said = run("--pred", masks, "--ref", data, expect=2)
+
+    assert "2 cases found, 1 left out: b (cannot be scored)\n" in said
+
+
+def test_the_probabilities_beside_the_masks_are_not_left_out(run, three):
+    masks, data = three
+    write_mask(masks / "probabilities" / "a_kidney.nii.gz")
+
+    assert "3 cases found\n" in run("--pred", masks, "--ref", data)
+
+
 def test_a_link_to_nothing_among_flat_references_is_named(run, three):
     masks, _ = three
     (masks / "z.nii.gz").symlink_to("nowhere.nii.gz")
