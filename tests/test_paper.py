@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import ROOT, TINY
 
 from minikits import paper, recipe
 from minikits.losses import head_weights
 from minikits.paper import (
+    ARCHITECTURES,
     DEMO,
     PAPER,
     code_departures,
@@ -26,6 +27,19 @@ from minikits.recipe import Recipe
 
 SOURCE = Path(paper.__file__).read_text() + Path(recipe.__file__).read_text()
 MARK = re.compile(r"\[(paper [\d.]+|paper fig\. 1|author #\d+|nnU-Net v1[^\]]*|ours: [^\]]+)\]")
+
+
+@pytest.mark.parametrize("name, recipe", [("PAPER", PAPER), ("DEMO", DEMO)])
+def test_every_value_of_the_recipes_and_what_follows_from_it_stays(name, recipe):
+    """In their order too: what JSON makes of a recipe tells whether a prepared case is its own."""
+    kept = json.loads((ROOT / "tests" / "golden" / "recipes.json").read_text())[name]
+
+    found = dataclasses.asdict(recipe)
+    found["strides"] = recipe.strides
+    found["features"] = {arch: recipe.features(arch) for arch in ARCHITECTURES}
+    found["foreground_samples"] = recipe.foreground_samples
+
+    assert json.dumps(found) == json.dumps(kept)
 
 
 def test_strides_and_features_are_the_papers():

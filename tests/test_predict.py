@@ -403,6 +403,26 @@ def test_trained_on_is_what_the_networks_behind_the_masks_saw(labelled, tmp_path
     ]
 
 
+def test_the_keys_of_prediction_json_stay(scans, run, tmp_path, here):
+    """evaluate.py and other people's scripts read it by these names."""
+    folder, _ = run
+
+    here("--in", scans, "--out", tmp_path / "masks", "--model", folder, *QUICK)
+
+    told = json.loads((tmp_path / "masks" / "prediction.json").read_text())
+
+    assert list(told) == [
+        *("networks", "mirroring", "precision", "cross_validation", "probabilities"),
+        *("affine", "assume_spacing", "trained_on", "scans"),
+    ]
+    assert list(told["networks"][0]) == [
+        *("arch", "fold", "seed", "epoch", "epochs", "weights", "trained_on", "held_out")
+    ]
+    assert set(next(iter(told["scans"].values()))) == {
+        *("scan", "case", "mask", "networks", "affine", "assume_spacing")
+    }
+
+
 def test_cross_validation_by_parts_is_one(labelled, tmp_path, here):
     """A case predicted earlier is held out still: its id is not among those trained on."""
     put_folds(tmp_path / "run", {"0": (["c1"], ["c0"]), "1": (["c0"], ["c1"])})

@@ -258,6 +258,28 @@ def test_a_checkpoint_holds_all_that_a_run_is(undisturbed, phantoms, prepared):
     }
 
 
+def test_the_keys_of_a_checkpoint_and_the_columns_of_the_log_stay(undisturbed):
+    """Runs are resumed, audited and plotted by these names, those of earlier versions too."""
+    _, checkpoint, _, out = undisturbed
+
+    columns = (out / "plain" / "fold0" / "log.csv").read_text().splitlines()[0]
+
+    assert set(checkpoint) == {
+        *("format", "arch", "recipe", "fold", "seed", "cases", "checksums"),
+        *("epoch", "batch", "loss_sum", "seconds_computing", "seconds_waiting"),
+        *("network", "optimizer", "log", "departures", "environment"),
+    }
+    assert list(checkpoint["cases"]) == ["train", "validation"]
+    assert list(checkpoint["departures"]) == ["recipe", "run", "code"]
+    assert set(checkpoint["environment"]) == {
+        *("device", "precision", "processes", "torch", "numpy", "python", "revision", "step_gib")
+    }
+    assert columns == (
+        "epoch,loss,learning_rate,seconds_computing,seconds_waiting,"
+        "patch_dice_kidney,patch_dice_tumor,seconds_scoring"
+    )
+
+
 def test_the_log_says_what_was_found_and_every_departure(undisturbed):
     _, checkpoint, printed, out = undisturbed
     log = "\n".join(printed)

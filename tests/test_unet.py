@@ -1,16 +1,17 @@
 """Counted weights, the heads' sizes, and each block against the same thing written out by hand."""
 
 import dataclasses
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import ROOT, TINY
 
 from minikits import unet
-from minikits.paper import ARCHITECTURES, PAPER
+from minikits.paper import ARCHITECTURES, DEMO, PAPER
 from minikits.unet import PreactivationBlock, ResidualBlock, build_unet
 
 # strides (1, 1, 1), (1, 2, 2), (2, 2, 2); blocks 1, 2, 3; two heads
@@ -28,6 +29,19 @@ def test_parameters_are_the_reference_implementations(arch):
     with torch.device("meta"):
         network = build_unet(arch, PAPER)
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[arch]
+
+
+@pytest.mark.parametrize("name, recipe", [("PAPER", PAPER), ("DEMO", DEMO)])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_names_order_and_shapes_of_the_weights_stay(arch, name, recipe):
+    """Checkpoints are read by these names, and nnU-Net v1's weights go in by this order."""
+    kept = json.loads((ROOT / "tests" / "golden" / "state_dicts.json").read_text())
+
+    with torch.device("meta"):
+        weights = build_unet(arch, recipe).state_dict()
+
+    shapes = [(weight, list(value.shape)) for weight, value in weights.items()]
+    assert shapes == list(kept[f"{arch} {name}"].items())
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
