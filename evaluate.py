@@ -143,7 +143,8 @@ def compare_systems(systems: dict[str, list[dict]], out: Path | None) -> None:
     """Prints how {name: rows} compare, and writes it; ValueError where they share no case."""
     compared = compare(systems)
     count = len(compared["cases"])
-    print(f"\nThe {count} cases that all have, best first; p: sign flips, paired, Holm")
+    cases = "case" if count == 1 else "cases"
+    print(f"\nThe {count} {cases} that all have, best first; p: sign flips, paired, Holm")
     print(comparison_table(compared), flush=True)
     if out:
         write_if_possible(out / "comparison.json", as_json(compared))
@@ -229,8 +230,9 @@ def match(
         )
     for kind, missing in (("reference", without_reference), ("mask", without_mask)):
         if missing and not allow_missing:
+            have = "case has" if len(missing) == 1 else "cases have"
             raise ValueError(
-                f"{folder}: {len(missing)} cases have no {kind} ({some(missing)}), wanted one for "
+                f"{folder}: {len(missing)} {have} no {kind} ({some(missing)}), wanted one for "
                 f"each{also(strays)}; --allow-missing scores the cases that have both"
             )
 
@@ -313,8 +315,9 @@ def doubts_about(folder: Path, pairs: list[Pair]) -> list[str]:
             )
     unfinished = unfinished_networks(about)
     if unfinished:
+        were = "was" if len(unfinished) == 1 else "were"
         doubts.append(
-            f"{folder}: {len(unfinished)} of its networks were not trained to the end "
+            f"{folder}: {len(unfinished)} of its networks {were} not trained to the end "
             f"({some(unfinished)})"
         )
     return doubts

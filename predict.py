@@ -130,7 +130,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="only these folds, numbers; or all, the network that saw all cases",
     )
-    add("--no-mirroring", action="store_true", help="an eighth of the work, slightly less accurate")
+    add("--no-mirroring", action="store_true", help="an eighth of the work; the paper mirrors")
     add("--probabilities", action="store_true", help="of kidney and tumor, into OUT/probabilities")
     add("--cross-validation", action="store_true", help="each case by networks that held it out")
     add("--overwrite", action="store_true", help="predict scans again that have a mask")
@@ -408,9 +408,12 @@ def check_counts(source: Path, scans: list[Scan], members: list[Member]) -> None
         f"{id} by {len(kind)} ({', '.join(kind)})" for id, kind in kinds.items() if kind != most
     ]
     if others:
+        alike = len(scans) - len(others)
+        held_out = "case was held out" if alike == 1 else "cases were held out"
+        networks = "network" if len(most) == 1 else "networks"
         raise ValueError(
-            f"{source}: {len(scans) - len(others)} cases were held out by {len(most)} networks "
-            f"each ({', '.join(most)}), but {len(others)} by others: {', '.join(others[:5])}; name "
+            f"{source}: {alike} {held_out} by {len(most)} {networks} "
+            f"({', '.join(most)}), but {len(others)} by others: {', '.join(others[:5])}; name "
             "runs that have the same folds, or with --folds those that all of them have"
         )
 

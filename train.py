@@ -455,9 +455,7 @@ def introduce(run, about, network, recipe, progress, say):
         say(f"resumed after epoch {progress.epoch}, batch {progress.batch} of the next")
 
     for kind, lines in about["departures"].items():
-        say(f"{kind}: {len(lines)} departures from the paper" if lines else f"{kind}: the paper's")
-        for line in lines:
-            say(f"  {line}")
+        introduce_departures(kind, lines, say)
 
     train_ids, validation_ids = about["cases"]["train"], about["cases"]["validation"]
     surroundings = ", ".join(f"{name} {value}" for name, value in about["environment"].items())
@@ -466,6 +464,20 @@ def introduce(run, about, network, recipe, progress, say):
         f"--cross-validation; {surroundings}",
         flush=True,
     )
+
+
+def introduce_departures(kind, lines, say):
+    """How many departures there are of a kind, and which; those of the code are always the same."""
+    if not lines:
+        say(f"{kind}: the paper's")
+        return
+    departures = "departure" if len(lines) == 1 else "departures"
+    say(f"{kind}: {len(lines)} {departures} from the paper")
+    if kind == "code":
+        say("  listed in docs/paper.md, and in the checkpoint")
+        return
+    for line in lines:
+        say(f"  {line}")
 
 
 @torch.inference_mode()

@@ -103,7 +103,8 @@ def mean_interval(scores, seed: int = 0) -> tuple[float, float]:
 def no_interval(scores) -> str:
     """Why the mean of these scores has no interval; empty where it has one."""
     if len(scores) < FEWEST_CASES:
-        return f"{len(scores)} cases have a score, wanted {FEWEST_CASES} or more"
+        have = "case has" if len(scores) == 1 else "cases have"
+        return f"{len(scores)} {have} a score, wanted {FEWEST_CASES} or more"
     if np.ptp(scores) == 0:
         return f"all {len(scores)} scores are equal, which says nothing of how scores spread"
     return ""

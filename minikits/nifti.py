@@ -115,8 +115,9 @@ def _read_framed(path, affine, assume_spacing, max_voxels):
     if stored.dtype.kind == "f":
         not_finite = stored.size - np.count_nonzero(np.isfinite(stored))
         if not_finite:
+            are = "voxel is" if not_finite == 1 else "voxels are"
             raise ValueError(
-                f"{path}: {not_finite} voxels are NaN or infinite, "
+                f"{path}: {not_finite} {are} NaN or infinite, "
                 "wanted finite values; export the scan again"
             )
 

@@ -28,8 +28,9 @@ def table(rows):
     for score in SCORES:
         missing = [row["case"] for row in rows if np.isnan(row[score])]
         if missing:
+            have = "has" if len(missing) == 1 else "have"
             lines.append(
-                f"{len(missing)} of {len(rows)} cases have no {score} score "
+                f"{len(missing)} of {len(rows)} cases {have} no {score} score "
                 f"({some(missing)}): {NO_SCORE[score]}"
             )
     return "\n".join([*lines, *_without_interval(summary)])

@@ -238,7 +238,7 @@ def test_missing_masks_are_listed(phantoms, tmp_path):
         and "shape (28, 64, 70), but" in said
     )
     write_labels(tmp_path / "stranger.nii.gz", volume.voxels, volume)
-    assert "1 cases have no reference (stranger)" in run_script(*arguments, expect=2)
+    assert "1 case has no reference (stranger)" in run_script(*arguments, expect=2)
 
 
 def test_real_labels_against_themselves(kits19, tmp_path):

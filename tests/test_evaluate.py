@@ -318,7 +318,7 @@ def test_what_lacks_its_counterpart_is_refused_or_named_and_counted(run, three):
 
     refused = run("--pred", masks, "--ref", data, expect=2)
     assert (
-        "1 cases have no reference (stranger), wanted one for each" in refused
+        "1 case has no reference (stranger), wanted one for each" in refused
         and "--allow-missing" in refused
     )
     assert refused.count("\n") == 1
@@ -379,7 +379,7 @@ def test_what_lies_among_the_references_and_is_none_is_named(run, three):
     write_mask(masks / "d.nii.gz")
     said = run("--pred", masks, "--ref", data, expect=2)
     assert (
-        "1 cases have no reference (d)" in said
+        "1 case has no reference (d)" in said
         and "left out: d/segmentation.nii.gz (a link to nothing)" in said
     )
 
@@ -714,9 +714,27 @@ def test_unfinished_networks_are_a_warning(run, three):
     (three[0] / "prediction.json").write_text(json.dumps({"trained_on": [], "networks": networks}))
     (warning,) = warnings(run("--pred", three[0], "--ref", three[1]))
     assert warning == (
-        f"warning: {three[0]}: 1 of its networks were not trained to the end "
+        f"warning: {three[0]}: 1 of its networks was not trained to the end "
         "(plain fold 1: epoch 22 of 1000)"
     )
+
+
+def test_two_unfinished_networks_were_not_trained_to_the_end(run, three):
+    networks = [{"arch": "plain", "fold": fold, "epoch": 2, "epochs": 9} for fold in "01"]
+    (three[0] / "prediction.json").write_text(json.dumps({"trained_on": [], "networks": networks}))
+
+    (warning,) = warnings(run("--pred", three[0], "--ref", three[1]))
+
+    assert "2 of its networks were not trained to the end (plain fold 0: epoch 2 of 9, " in warning
+
+
+def test_one_case_that_all_have_is_one(run, tmp_path):
+    for folder in ("references", "one", "other"):
+        write_mask(tmp_path / folder / "a.nii.gz")
+
+    said = run("--pred", tmp_path / "one", tmp_path / "other", "--ref", tmp_path / "references")
+
+    assert "\nThe 1 case that all have, best first" in said
 
 
 def test_a_mask_that_prediction_json_does_not_name_is_a_warning(run, three):

@@ -129,7 +129,7 @@ def test_composite_is_the_arithmetic_mean_and_nan_is_left_out_and_counted():
     assert [(s["cases"], s["without_score"]) for s in summary.values()] == [(3, 0), (2, 1), (2, 1)]
     assert summary["composite"]["mean"] == 0.75
     text = table(rows)
-    assert "mean" in text and "88.89" in text and "1 of 3 cases have no tumor score" in text
+    assert "mean" in text and "88.89" in text and "1 of 3 cases has no tumor score" in text
     assert json.loads(as_json(rows))[1]["tumor"] is None
     assert math.isnan(summarise([])["kidney"]["mean"])
 
@@ -415,12 +415,12 @@ def test_the_table_says_what_each_missing_score_means():
         ["to", "-", "-", "-"],
     ]
     assert lines[7:] == [
-        "1 of 3 cases have no kidney score (empty): neither mask nor reference has any kidney or tumor",
+        "1 of 3 cases has no kidney score (empty): neither mask nor reference has any kidney or tumor",
         "2 of 3 cases have no tumor score (empty, no_tumor): neither mask nor reference has any tumor",
         "2 of 3 cases have no composite score (empty, no_tumor): it is the mean of both scores, and one of them is "
         "missing",
         "no 95% interval of kidney: 2 cases have a score, wanted 3 or more",
-        "no 95% interval of tumor, composite: 1 cases have a score, wanted 3 or more",
+        "no 95% interval of tumor, composite: 1 case has a score, wanted 3 or more",
     ]
 
 

@@ -285,7 +285,7 @@ def test_cases_of_unequal_numbers_of_networks_are_refused(labelled, tmp_path, he
     said = here(*arguments, expect=2)
 
     assert (
-        "1 cases were held out by 2 networks each (plain, residual), but 1 by others: c1 by 1 (plain); name"
+        "1 case was held out by 2 networks (plain, residual), but 1 by others: c1 by 1 (plain); name"
         in said
     )
     assert not (tmp_path / "masks").exists()
@@ -311,7 +311,7 @@ def test_cases_of_networks_of_different_architectures_are_refused(labelled, tmp_
     )
 
     assert (
-        "1 cases were held out by 1 networks each (plain), but 1 by others: c1 by 1 (residual); name"
+        "1 case was held out by 1 network (plain), but 1 by others: c1 by 1 (residual); name"
         in said
     )
 

@@ -293,13 +293,29 @@ def test_the_log_says_what_was_found_and_every_departure(undisturbed):
     ]
     for kind, lines in told.items():
         assert f"{kind}: {len(lines)} departures from the paper" in printed
-        assert all(f"  {line}" in printed for line in lines)
+    assert all(f"  {line}" in printed for line in told["recipe"] + told["run"])
     assert (
         "plain U-Net, fold 0, seed 3: " in log
         and " weights, patch 8x16x16, 2 epochs of 4 batches of 2" in log
     )
     assert f"into {out / 'plain' / 'fold0'}" in log and "4 to train on, 2 held out" in log
     assert "epoch 2 of 2" in log and "0:00:00 left" in log
+
+
+def test_departures_of_the_code_are_counted_and_not_listed_in_every_log(train):
+    said = []
+
+    train.introduce_departures("run", ["device: cpu (paper: one GPU)"], said.append)
+    train.introduce_departures("recipe", [], said.append)
+    train.introduce_departures("code", ["axes: by the affine", "draws: by --seed"], said.append)
+
+    assert said == [
+        "run: 1 departure from the paper",
+        "  device: cpu (paper: one GPU)",
+        "recipe: the paper's",
+        "code: 2 departures from the paper",
+        "  listed in docs/paper.md, and in the checkpoint",
+    ]
 
 
 @pytest.mark.parametrize(

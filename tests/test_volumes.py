@@ -402,6 +402,15 @@ def patched(path, position, values):
     return path
 
 
+def test_one_voxel_that_is_no_number_is_one(tmp_path):
+    voxels = np.zeros((3, 3, 3), np.float32)
+    voxels[1, 1, 1] = np.nan
+    path = save(tmp_path / "nan.nii", voxels)
+
+    with pytest.raises(ValueError, match=r"nan\.nii: 1 voxel is NaN or infinite"):
+        read_volume(path)
+
+
 def test_refusals_name_the_file_and_the_fault(tmp_path):
     voxels = np.random.default_rng(1).integers(-1000, 1000, (20, 30, 30)).astype(np.int16)
     nan = voxels.astype(np.float32)
