@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from minikits.cases import Found, look_for_cases
-from minikits.files import forgiving_output, typed_path
+from minikits.files import forgiving_output, typed_path, typed_spacing
 from minikits.nifti import read_labels, write_image
 
 FAT_HU = -102
@@ -153,6 +153,21 @@ def _paint_kidneys(random, hu, labels, spacing_mm, cortex_hu):
 
 
 def main():
+    forgiving_output()
+    parser = command_line()
+    arguments = parser.parse_args()
+    try:
+        failed = write_phantoms(arguments)
+    except (ValueError, OSError) as error:
+        failed = [str(error)]
+    except KeyboardInterrupt:
+        parser.exit(130, "phantoms: stopped\n")
+    if failed:
+        parser.exit(2, "".join(f"phantoms: {line}\n" for line in failed))
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options: what to write, and how to read --labels where `read_labels` refuses them."""
     parser = argparse.ArgumentParser(description="Write synthetic KiTS19 cases.")
     parser.add_argument(
         "--out",
@@ -167,32 +182,60 @@ def main():
         type=typed_path,
         help="folder of case_00000/segmentation.nii.gz to build bodies around",
     )
-    forgiving_output()
-    arguments = parser.parse_args()
-    try:
-        if arguments.cases is not None and arguments.cases < 1:
-            raise ValueError(f"--cases {arguments.cases}: wanted 1 or more")
-        if not arguments.labels and (arguments.cases or 0) > CASES_OF_A_SEED:
-            raise ValueError(
-                f"--cases {arguments.cases}: wanted {CASES_OF_A_SEED} at most, since those "
-                "of the next --seed are named so that they follow"
-            )
-        if arguments.seed < 0:
-            raise ValueError(f"--seed {arguments.seed}: wanted 0 or more")
-        if arguments.labels:
-            write_around_labels(arguments.out, arguments.labels, arguments.cases, arguments.seed)
-        else:
-            for number in range(arguments.cases or 10):
-                name = f"phantom_{CASES_OF_A_SEED * arguments.seed + number:03d}"
-                write_case(arguments.out / name, make_case([arguments.seed, number]))
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"phantoms: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "phantoms: stopped\n")
+    parser.add_argument(
+        "--affine",
+        choices=["sform", "qform"],
+        help="of --labels, which to take where they or pixdim differ",
+    )
+    parser.add_argument(
+        "--assume-spacing",
+        type=typed_spacing,
+        nargs=3,
+        metavar=("Z", "Y", "X"),
+        help="of --labels, mm; axes as KiTS19's",
+    )
+    return parser
 
 
-def write_around_labels(out: Path, folder: Path, count: int | None, seed: int):
-    """A phantom around each label volume of a KiTS19 folder, or around the first `count` of them.
+def write_phantoms(arguments: argparse.Namespace) -> list[str]:
+    """Writes what the command line asks for; a line for each label volume that cannot be read.
+    ValueError, before anything is written, for numbers that mean nothing."""
+    if arguments.cases is not None and arguments.cases < 1:
+        raise ValueError(f"--cases {arguments.cases}: wanted 1 or more")
+    if not arguments.labels and (arguments.cases or 0) > CASES_OF_A_SEED:
+        raise ValueError(
+            f"--cases {arguments.cases}: wanted {CASES_OF_A_SEED} at most, since those "
+            "of the next --seed are named so that they follow"
+        )
+    if arguments.seed < 0:
+        raise ValueError(f"--seed {arguments.seed}: wanted 0 or more")
+
+    if arguments.labels:
+        return write_around_labels(
+            arguments.out,
+            arguments.labels,
+            arguments.cases,
+            arguments.seed,
+            affine=arguments.affine,
+            assume_spacing=arguments.assume_spacing,
+        )
+    for number in range(arguments.cases or 10):
+        name = f"phantom_{CASES_OF_A_SEED * arguments.seed + number:03d}"
+        write_case(arguments.out / name, make_case([arguments.seed, number]))
+    return []
+
+
+def write_around_labels(
+    out: Path,
+    folder: Path,
+    count: int | None,
+    seed: int,
+    *,
+    affine: str | None = None,
+    assume_spacing: tuple | None = None,
+) -> list[str]:
+    """A phantom around each label volume of a KiTS19 folder, or around the first `count` of them; a
+    line for each that cannot be read. affine, assume_spacing: as `read_labels` takes them.
     ValueError where there is none, or where one would be written over."""
     found = look_for_cases(folder) if folder.exists() else Found([], [])
     labelled = [case for case in found.cases if case.labels]
@@ -201,7 +244,8 @@ def write_around_labels(out: Path, folder: Path, count: int | None, seed: int):
     if found.left_out:
         print(f"{folder}: {found.summary()}")
     if count and count > len(labelled):
-        print(f"{folder}: {len(labelled)} label volumes found, of the {count} wanted")
+        volumes = "label volume" if len(labelled) == 1 else "label volumes"
+        print(f"{folder}: {len(labelled)} {volumes} found, of the {count} wanted")
 
     chosen = labelled[:count]
     for case in chosen:
@@ -213,12 +257,16 @@ def write_around_labels(out: Path, folder: Path, count: int | None, seed: int):
                 "choose another --out"
             )
 
+    failed = []
     for number, case in enumerate(chosen):
-        volume = read_labels(case.labels)
-        write_case(
-            out / case.id,
-            make_case([seed, number], labels=volume.voxels, spacing_mm=volume.spacing_mm),
-        )
+        try:
+            volume = read_labels(case.labels, affine=affine, assume_spacing=assume_spacing)
+        except (ValueError, OSError) as error:
+            failed.append(str(error))
+            continue
+        phantom = make_case([seed, number], labels=volume.voxels, spacing_mm=volume.spacing_mm)
+        write_case(out / case.id, phantom)
+    return failed
 
 
 def write_case(folder: Path, case: tuple):

@@ -2,6 +2,7 @@
 
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import run_script
@@ -172,6 +173,59 @@ def test_bodies_are_built_around_visible_label_volumes_alone(tmp_path, monkeypat
 
     called(monkeypatch, capsys, "--out", tmp_path / "one", "--labels", labels, "--cases", 1)
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["case_00000"]
+
+
+def test_label_volumes_that_cannot_be_read_are_named_and_the_others_go_on(
+    tmp_path, monkeypatch, capsys, seeds
+):
+    labels, out = tmp_path / "labels", tmp_path / "out"
+    for name in ("a", "c"):
+        label_volume(labels / name)
+    label_volume(labels / "b", value=7)
+    (labels / "d").mkdir()
+    (labels / "d" / "segmentation.nii.gz").write_bytes(b"")
+
+    status, said = called(monkeypatch, capsys, "--out", out, "--labels", labels)
+
+    assert status == 2
+    assert sorted(path.name for path in out.iterdir()) == ["a", "c"]
+    assert seeds == [[0, 0], [0, 2]]  # each the same as if all could be read
+    first, second = said.splitlines()[-2:]
+    assert first.startswith(f"phantoms: {labels / 'b' / 'segmentation.nii.gz'}: label values 7 ")
+    assert second.startswith(f"phantoms: {labels / 'd' / 'segmentation.nii.gz'}: the file is empty")
+
+
+def test_the_options_that_a_refusal_advises_are_there(tmp_path, monkeypatch, capsys, seeds):
+    """`a` has no frame, and `b` two: an sform with sides of 6 x 5 x 5 mm, and a qform of others."""
+    ones = np.ones((4, 5, 6), np.uint8)
+    unframed = nib.Nifti1Image(ones, None)
+    unframed.header["sform_code"] = unframed.header["qform_code"] = 0
+    two_frames = nib.Nifti1Image(ones, np.diag([5.0, 5.0, 6.0, 1.0]))
+    two_frames.set_qform(np.diag([7.0, 7.0, 8.0, 1.0]), 1)
+    for name, image in (("a", unframed), ("b", two_frames)):
+        (tmp_path / name / "case").mkdir(parents=True)
+        nib.save(image, tmp_path / name / "case" / "segmentation.nii.gz")
+    given = {name: ("--out", tmp_path / "out", "--labels", tmp_path / name) for name in "ab"}
+    written = tmp_path / "out" / "case" / "segmentation.nii.gz"
+
+    status, said = called(monkeypatch, capsys, *given["a"])
+    assert status == 2 and "--assume-spacing" in said and not written.exists()
+    assert called(monkeypatch, capsys, *given["a"], "--assume-spacing", 5, 4, 3)[0] == 0
+    assert read_labels(written).spacing_mm == pytest.approx((5, 4, 3))
+
+    status, said = called(monkeypatch, capsys, *given["b"])
+    assert status == 2 and "--affine" in said
+    assert called(monkeypatch, capsys, *given["b"], "--affine", "sform")[0] == 0
+    assert read_labels(written).spacing_mm == pytest.approx((6, 5, 5))
+
+
+def test_one_label_volume_of_those_wanted_is_one(tmp_path, monkeypatch, capsys, seeds):
+    label_volume(tmp_path / "labels" / "case_00000")
+    given = ("--out", tmp_path / "out", "--labels", tmp_path / "labels", "--cases", 2)
+
+    status, said = called(monkeypatch, capsys, *given)
+
+    assert status == 0 and "1 label volume found, of the 2 wanted" in said
 
 
 def test_label_volumes_are_never_written_over(tmp_path, monkeypatch, capsys, seeds):
