@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from minikits import __version__
 from minikits.cases import excluded_ids, five_folds, look_for_training_cases, prepare
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.devices import (
@@ -405,6 +406,7 @@ def environment(device, precision, world, needed):
         "device": f"{device} ({name})",
         "precision": str(precision).removeprefix("torch."),
         "processes": world,
+        "minikits": __version__,
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),

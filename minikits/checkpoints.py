@@ -7,6 +7,7 @@ A checkpoint is a dictionary of plain data and tensors:
   network, optimizer, log (rows of log.csv)
   departures ({"recipe", "run", "code"}: lines on what differs from the paper)
   environment (device, precision, versions)
+  minikits (the version that wrote it), format (of this dictionary)
 Loading is torch's `weights_only=True`, with no way around it.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from minikits import __version__
 from minikits.files import written_whole
 from minikits.paper import ARCHITECTURES, recipe_from
 from minikits.unet import build_unet
@@ -47,7 +49,7 @@ def save_checkpoint(path, **content):
     """Writes one, whole or not at all: OSError, naming it, where the disk does not take it."""
     try:
         with written_whole(path) as file:
-            torch.save({"format": FORMAT, **content}, file)
+            torch.save({"format": FORMAT, "minikits": __version__, **content}, file)
     except (OSError, RuntimeError) as error:  # torch's writer tells a full disk by a RuntimeError
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         said = str(cause).splitlines()[0]

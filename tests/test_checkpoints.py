@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY
 
+import minikits
 from minikits.checkpoints import find_checkpoints, load_checkpoint, load_network, save_checkpoint
 from minikits.unet import build_unet
 
@@ -41,6 +42,14 @@ def test_round_trip(tmp_path):
     assert find_checkpoints(tmp_path) == [path] and [p.name for p in path.parent.iterdir()] == [
         "checkpoint.pt"
     ]
+
+
+def test_a_checkpoint_says_which_version_wrote_it(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+
+    save_checkpoint(path, **content())
+
+    assert load_checkpoint(path)["minikits"] == minikits.__version__ == "0.1.0"
 
 
 class Payload:

@@ -265,14 +265,15 @@ def test_the_keys_of_a_checkpoint_and_the_columns_of_the_log_stay(undisturbed):
     columns = (out / "plain" / "fold0" / "log.csv").read_text().splitlines()[0]
 
     assert set(checkpoint) == {
-        *("format", "arch", "recipe", "fold", "seed", "cases", "checksums"),
+        *("format", "minikits", "arch", "recipe", "fold", "seed", "cases", "checksums"),
         *("epoch", "batch", "loss_sum", "seconds_computing", "seconds_waiting"),
         *("network", "optimizer", "log", "departures", "environment"),
     }
     assert list(checkpoint["cases"]) == ["train", "validation"]
     assert list(checkpoint["departures"]) == ["recipe", "run", "code"]
     assert set(checkpoint["environment"]) == {
-        *("device", "precision", "processes", "torch", "numpy", "python", "revision", "step_gib")
+        *("device", "precision", "processes", "minikits", "torch", "numpy", "python"),
+        *("revision", "step_gib"),
     }
     assert columns == (
         "epoch,loss,learning_rate,seconds_computing,seconds_waiting,"
