@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from minikits.files import (
 )
 from minikits.nifti import MAX_VOXELS, check_same_grid, read_labels, read_volume
 from minikits.paper import PAPER
-from minikits.reports import as_csv, as_json, comparison_table, draw_overlay, table
+from minikits.reports import as_csv, as_json, comparison_table, draw_overlay, first_line, table
 from minikits.sampling import fetch_ahead
 from minikits.volumes import Volume
 
@@ -349,26 +350,35 @@ def write_if_possible(path: Path, text: str) -> None:
 
 
 def draw_overlays(folder: Path, pairs: list[Pair], rows: list[dict], reading: dict) -> list[str]:
-    """A picture for each pair; a line on those left out. Whatever goes wrong, the scores stand."""
+    """A picture for each pair; lines on those left out, and on those that matplotlib warned of.
+    Whatever goes wrong, the scores stand."""
     try:
         import matplotlib.figure  # noqa: F401 (a broken installation may raise anything)
     except Exception as error:
-        return [f"no pictures: matplotlib cannot be imported ({error})"]
+        return [f"no pictures: matplotlib cannot be imported ({first_line(error)})"]
 
-    left_out = []
+    left_out, warned = [], []
     for pair, row in zip(pairs, rows):
         try:
-            (mask, reference), _ = read_pair(pair, reading)
-            image = reference
-            if pair.image:
-                image = read_volume(pair.image, **reading)
-                check_same_grid(image, reference)
-            draw_overlay(folder / f"{pair.id}.png", row, image, mask.voxels, reference.voxels)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                (mask, reference), _ = read_pair(pair, reading)
+                image = reference
+                if pair.image:
+                    image = read_volume(pair.image, **reading)
+                    check_same_grid(image, reference)
+                draw_overlay(folder / f"{pair.id}.png", row, image, mask.voxels, reference.voxels)
         except Exception as error:  # of the image's file, of matplotlib, of the disk
-            left_out.append(f"{pair.id} ({error})")
-    if not left_out:
-        return []
-    return [f"{len(left_out)} of {len(pairs)} pictures left out: {some(left_out)}"]
+            left_out.append(f"{pair.id} ({first_line(error)})")
+        else:
+            warned += [f"{pair.id} ({first_line(each.message)})" for each in caught[:1]]
+
+    lines = []
+    if left_out:
+        lines.append(f"{len(left_out)} of {len(pairs)} pictures left out: {some(left_out)}")
+    if warned:
+        lines.append(f"{len(warned)} of {len(pairs)} pictures may lack something: {some(warned)}")
+    return lines
 
 
 if __name__ == "__main__":

@@ -137,6 +137,12 @@ def draw_curve(path, log):
         figure.savefig(file, format="png", dpi=120)
 
 
+def first_line(error: Exception | Warning) -> str:
+    """What went wrong, for a message of one line; the kind of error where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def draw_overlay(
     path: Path, row: dict, image: Volume, mask: np.ndarray, reference: np.ndarray
 ) -> None:

@@ -582,6 +582,7 @@ def test_any_name_is_scored_and_drawn(run, tmp_path, name):
         AttributeError("_ARRAY_API"),
         OSError("no font cache"),
         ModuleNotFoundError("No module named 'matplotlib'"),
+        ImportError("compiled for another numpy\nTraceback of that\n"),
     ],
 )
 def test_matplotlib_that_cannot_be_imported_costs_the_pictures_alone(
@@ -599,11 +600,44 @@ def test_matplotlib_that_cannot_be_imported_costs_the_pictures_alone(
     printed = run("--pred", three[0], "--ref", three[1], "--out", tmp_path / "report")
 
     assert scores(printed)["a"] == ["100.00"] * 3
-    assert f"warning: no pictures: matplotlib cannot be imported ({error})" in printed
+    told = str(error).splitlines()[0]
+    assert warnings(printed) == [f"warning: no pictures: matplotlib cannot be imported ({told})"]
+    assert "Traceback" not in printed
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "cases.csv",
         "summary.json",
     ]
+
+
+def test_an_error_of_many_lines_is_a_warning_of_one(run, evaluate, three, tmp_path, monkeypatch):
+    def draw_overlay(path, *_):
+        raise ValueError("\nno such letter\nx = $a\n    ^" if path.name == "a.png" else "")
+
+    monkeypatch.setattr(evaluate, "draw_overlay", draw_overlay)
+
+    printed = run("--pred", three[0], "--ref", three[1], "--out", tmp_path / "report")
+
+    (warning,) = warnings(printed)
+    assert warning == (
+        "warning: 3 of 3 pictures left out: a (no such letter), b (ValueError), c (ValueError)"
+    )
+    assert printed.endswith(f"{warning}\n")
+
+
+def test_a_name_that_matplotlib_cannot_write_is_a_warning_of_one_line(run, tmp_path, recwarn):
+    """Two letters that its font lacks: it would warn of each, in two lines, with a line of ours."""
+    write_case(tmp_path / "data", "患者")
+    write_mask(tmp_path / "masks" / "患者.nii.gz")
+
+    printed = run(
+        "--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report"
+    )
+
+    (warning,) = warnings(printed)
+    assert warning.startswith("warning: 1 of 1 pictures may lack something: 患者 (Glyph 24739 ")
+    assert printed.endswith(f"{warning}\n")
+    assert not recwarn.list
+    assert (tmp_path / "report" / "overlays" / "患者.png").exists()
 
 
 def test_scores_are_written_before_any_picture(run, evaluate, three, tmp_path, monkeypatch, capsys):
