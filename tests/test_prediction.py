@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 import predict
-from minikits.paper import PAPER
+from minikits.paper import DEMO, PAPER
+from minikits.phantoms import make_case
 from minikits.prediction import (
     importance_map,
     predict_probabilities,
@@ -19,7 +20,9 @@ from minikits.prediction import (
     window_bytes,
     window_starts,
 )
+from minikits.resampling import labels_on_native_grid, prepare_image
 from minikits.unet import build_unet
+from minikits.volumes import Volume
 
 SMALL = dataclasses.replace(TINY, patch=(8, 8, 8))
 
@@ -316,3 +319,63 @@ def test_windows_by_hand_of_odd_sizes_and_patches():
     assert window_starts(15, 8) == [0, 4, 7]  # at 3.5, half to even
     assert window_starts(19, 8) == [0, 4, 7, 11]  # at 3.67 and 7.33
     assert window_starts(10, 5) == [0, 2, 5]  # half a patch is 2.5: two steps are enough
+
+
+# --- to the bit, beside plain loops ---------------------------------------------------------------
+
+
+def probabilities_by_loops(networks, image, recipe):
+    """(K, Z, Y, X) of mirrored windows, by one loop inside the other. Networks see two at once."""
+    missing = [max(side - size, 0) for size, side in zip(image.shape, recipe.patch)]
+    before = [some // 2 for some in missing]
+    padded = np.pad(image, [(some // 2, some - some // 2) for some in missing])
+    weight = importance_map(recipe.patch).numpy()
+    total = np.zeros((3, *padded.shape), np.float32)
+    weights = np.zeros(padded.shape, np.float32)  # of one network
+
+    for network in networks:
+        for z in window_starts(padded.shape[0], recipe.patch[0]):
+            for y in window_starts(padded.shape[1], recipe.patch[1]):
+                for x in window_starts(padded.shape[2], recipe.patch[2]):
+                    corner = zip((z, y, x), recipe.patch)
+                    window = tuple(slice(start, start + side) for start, side in corner)
+                    for axes in ((), (1,), (0,), (0, 1)):
+                        pair = (axes, (*axes, 2))
+                        seen = softmax_of_mirrored(network, padded[window], pair)
+                        for mirrored, probabilities in zip(pair, seen):
+                            back = np.flip(probabilities, [axis + 1 for axis in mirrored])
+                            total[(slice(None), *window)] += weight * back
+                            if network is networks[0]:
+                                weights[window] += weight
+
+    probabilities = total / (weights * len(networks))
+    inner = [slice(start, start + size) for start, size in zip(before, image.shape)]
+    return probabilities[(slice(None), *inner)]
+
+
+def softmax_of_mirrored(network, window, pair):
+    """(2, K, Z, Y, X): a window flipped along these axes, and along those."""
+    flipped = [np.flip(window, axes) for axes in pair]
+    with torch.inference_mode():
+        return network(torch.tensor(np.stack(flipped)[:, None])).softmax(1).numpy()
+
+
+def test_mask_and_probabilities_are_to_the_bit_what_plain_loops_give():
+    """A phantom of four windows, and of a slice less than the patch, by two of the demo's networks."""
+    torch.manual_seed(3)
+    recipe = dataclasses.replace(DEMO, patch=(16, 32, 32))
+    networks = [build_unet(arch, recipe).eval() for arch in ("plain", "residual")]
+    for network in networks:
+        network.heads[-1].weight.data *= 10  # so that each class wins somewhere
+    voxels, _, spacing_mm = make_case(5, shape=(15, 44, 40), spacing_mm=recipe.spacing_mm)
+    volume = Volume(None, voxels, spacing_mm, None, None)
+    image = prepare_image(volume, recipe)
+
+    found = predict_probabilities(networks, image, recipe)
+
+    wanted = probabilities_by_loops(networks, image, recipe)
+    assert found.shape == (3, 15, 44, 40)
+    assert np.array_equal(found.numpy(), wanted)
+    mask = labels_on_native_grid(found, volume)
+    assert np.array_equal(mask, labels_on_native_grid(wanted, volume))
+    assert len(np.unique(mask)) == 3
