@@ -42,11 +42,9 @@ from minikits.files import forgiving_output, typed_path, typed_spacing, voxel_co
 from minikits.masks import Scan, keep_stamps, plan_masks, stamp
 from minikits.nifti import MAX_VOXELS, doubts, read_volume, write_labels
 from minikits.paper import CLASSES
-from minikits.prediction import predict_probabilities, scan_bytes, window_bytes
+from minikits.prediction import scan_bytes, segment_volume, window_bytes
 from minikits.preprocessing import (
     label_orders,
-    labels_on_native_grid,
-    prepare_image,
     resampled_shape,
 )
 from minikits.recipe import Recipe
@@ -79,7 +77,7 @@ class Work:
     precision: torch.dtype
     memory: float  # bytes that the device has
     stop: list  # signals that were noted
-    device_free: Lock = field(default_factory=Lock)
+    device_turn: Lock = field(default_factory=Lock)
 
 
 class Stopped(Exception):
@@ -509,22 +507,21 @@ def predict_scan(scan: Scan, work: Work, *, keep_mask: bool = False) -> tuple[st
     check_resampled_size(volume, work.recipe)
     check_room(volume, work)
 
-    image = prepare_image(volume, work.recipe)
-    networks = [work.members[number].network for number in scan.networks]
-    with work.device_free:  # the probabilities of one scan at a time, until they are labels
-        probabilities = predict_probabilities(
-            networks,
-            image,
-            work.recipe,
-            not arguments.no_mirroring,
-            device=work.device,
-            precision=work.precision,
-            on_window=watch(scan.id, work.stop),
-        )
-        labels = labels_on_native_grid(probabilities, volume)
+    def keep_probabilities(probabilities: torch.Tensor) -> None:
         if arguments.probabilities:
             write_probabilities(scan, probabilities, volume)
-        del probabilities
+
+    labels = segment_volume(
+        volume,
+        [work.members[number].network for number in scan.networks],
+        work.recipe,
+        mirroring=not arguments.no_mirroring,
+        device=work.device,
+        precision=work.precision,
+        on_window=watch(scan.id, work.stop),
+        on_probabilities=keep_probabilities,
+        device_turn=work.device_turn,  # one scan's probabilities at a time, until they are labels
+    )
 
     stamps = {"scan": read}
     if not keep_mask:

@@ -1,26 +1,68 @@
-"""From a prepared image to probabilities: windows, Gaussian weights, mirroring, ensembles."""
+"""From a scan to its mask: windows, Gaussian weights, mirroring, ensembles.
 
-from collections.abc import Callable, Sequence
+`segment_volume` is the way of a scan, `predict_probabilities` its middle: a window slides over the
+prepared image in steps of half its size, each network sees every window in all eight mirror images,
+and their softmax is averaged, the middle of a window counting more than its rim."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from minikits.paper import CLASSES, WINDOW_SD, WINDOW_STEP
+from minikits.preprocessing import labels_on_native_grid, prepare_image
 from minikits.recipe import Recipe
+from minikits.volumes import Volume
 
-FLIPS = [
-    tuple(axis for axis in range(3) if flips[axis]) for flips in product((False, True), repeat=3)
-]
+FLIPS = [(), (2,), (1,), (1, 2), (0,), (0, 2), (0, 1), (0, 1, 2)]  # axes of the 8 mirror images
 # [ours: measured; the paper's plain network takes 1.7 GiB in bfloat16, 2.7 in float32]
 FINEST_MAPS_ALIVE = 5
-AT_ONCE = 2  # torch runs small convolutions of a single sample on CPUs by a path that is several times slower
+AT_ONCE = 2  # on CPUs torch's small convolutions of one sample are several times slower than of two
+
+
+def segment_volume(
+    volume: Volume,
+    networks: Sequence[nn.Module],
+    recipe: Recipe,
+    *,
+    mirroring: bool = True,
+    device: torch.device | None = None,
+    precision: torch.dtype = torch.float32,
+    on_window: Callable | None = None,
+    on_probabilities: Callable | None = None,
+    device_turn: AbstractContextManager | None = None,
+) -> np.ndarray:
+    """(Z, Y, X) uint8 labels of a scan in HU, on its own grid: 0 background, 1 kidney, 2 tumor.
+
+    The networks, in eval mode, are of this recipe; device, precision and on_window are those of
+    `predict_probabilities`. on_probabilities is given what that returned, before it is gone.
+    device_turn: a lock, held while the device works, for threads with a scan each."""
+    image = prepare_image(volume, recipe)
+    with device_turn or nullcontext():
+        probabilities = predict_probabilities(
+            networks,
+            image,
+            recipe,
+            mirroring,
+            device=device,
+            precision=precision,
+            on_window=on_window,
+        )
+        labels = labels_on_native_grid(probabilities, volume)
+        if on_probabilities:
+            on_probabilities(probabilities)
+        del probabilities  # before the next scan's are computed
+    return labels
 
 
 @torch.inference_mode()
 def predict_probabilities(
-    networks: Sequence,
+    networks: Sequence[nn.Module],
     image: np.ndarray | torch.Tensor,
     recipe: Recipe,
     mirroring: bool = True,
@@ -29,65 +71,91 @@ def predict_probabilities(
     precision: torch.dtype = torch.float32,
     on_window: Callable | None = None,
 ) -> torch.Tensor:
-    """Mean softmax of all networks: (Z, Y, X) normalised image -> (K, Z, Y, X) float32 on `device` (default: theirs).
+    """(Z, Y, X) normalised image -> (K, Z, Y, X) float32 on `device` (default: the networks'): the
+    mean softmax of all networks. One network's own are those of a list that holds it alone.
 
-    An image smaller than the patch is padded with 0 on both sides. precision: the convolutions' dtype. on_window(done,
-    of) is told the windows done, in fractions where they are mirrored; what it raises ends the prediction. A network on
-    another device comes for its turn and goes back, also when its turn fails; one in training mode gives its finest
-    head. ValueError where probabilities come out as NaN or infinite."""
+    An image smaller than the patch is padded with 0 on both sides. precision: the convolutions'
+    dtype. on_window(done, of) is told the windows done, in fractions where they are mirrored; what
+    it raises ends the prediction. A network on another device comes for its turn and goes back,
+    also when its turn fails; one in training mode gives its finest head. ValueError where
+    probabilities come out as NaN or infinite."""
     device = device or _device_of(networks[0])
     image = torch.as_tensor(image).to(device, torch.float32)
     sides = _padding(image.shape, recipe.patch)
     padded = F.pad(image, sides)
 
     windows = _windows(padded.shape, recipe.patch)
-    looks = list(product(windows, FLIPS if mirroring else FLIPS[:1]))
+    flips = FLIPS if mirroring else [()]
+    looks = [Look(window, axes) for window in windows for axes in flips]
     weight = importance_map(recipe.patch).to(device)
-    weights = torch.zeros(padded.shape, device=device)
-    for window, _ in looks:
-        weights[window] += weight
 
-    total = torch.zeros(
-        (len(CLASSES), *padded.shape), device=device
-    )  # of all networks, each look weighted
-    for turn, network in enumerate(networks):
-        home = _device_of(network)
-        try:
-            network.to(device)
-            for first in range(0, len(looks), AT_ONCE):
-                group = looks[first : first + AT_ONCE]
-                for (window, axes), seen in zip(group, _softmax(network, padded, group, precision)):
-                    total[(slice(None), *window)] += weight * seen.flip([axis + 1 for axis in axes])
+    total = torch.zeros((len(CLASSES), *padded.shape), device=device)
+    done = 0
+    for network in networks:
+        with _lent(network, device):
+            for group in _groups(looks):
+                _add_looks(total, network, padded, group, weight, precision)
+                done += len(group)
                 if on_window:
-                    done = turn + (first + len(group)) / len(looks)
-                    on_window(done * len(windows), len(networks) * len(windows))
-        finally:
-            network.to(home)
+                    on_window(done / len(flips), len(networks) * len(windows))
 
-    total /= weights * len(networks)
+    total /= _weight_of_looks(looks, weight, padded.shape) * len(networks)
     probabilities = F.pad(total, [-side for side in sides])
     _check_finite(probabilities)
     return probabilities
 
 
-def _softmax(network, padded, group, precision):
-    """(looks, K, *patch) float32: what the network gives for these windows, each flipped along its axes."""
-    x = torch.stack([padded[window].flip(axes) for window, axes in group])[:, None]
-    with torch.autocast(x.device.type, precision, enabled=precision != torch.float32):
-        logits = network(x)
-    finest = logits[0] if isinstance(logits, (list, tuple)) else logits
-    return finest.float().softmax(dim=1)
+class Look(NamedTuple):
+    """What a network sees at a time: a window of the image, mirrored along some of its axes."""
+
+    window: tuple[slice, ...]
+    axes: tuple[int, ...]
 
 
-def _device_of(network):
-    """Where a network's weights are; the CPU where it has none."""
-    parameter = next(network.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+# --- windows and their weights --------------------------------------------------------------------
+
+
+def window_starts(size: int, patch: int) -> list[int]:
+    """Where the windows of one axis begin: evenly spread, at most half a patch apart, [0] if one is
+    enough."""
+    if size <= patch:
+        return [0]
+    steps = int(np.ceil((size - patch) / (patch * WINDOW_STEP)))
+    return [int(np.round((size - patch) / steps * step)) for step in range(steps + 1)]
+
+
+def _windows(shape, patch):
+    """The windows over an image at least as large as the patch: tuples of a slice per axis."""
+    starts_of_axes = [window_starts(size, side) for size, side in zip(shape, patch)]
+    windows = []
+    for starts in product(*starts_of_axes):
+        window = tuple(slice(start, start + side) for start, side in zip(starts, patch))
+        windows.append(window)
+    return windows
+
+
+def importance_map(patch: Sequence[int]) -> torch.Tensor:
+    """Weight of each voxel of a window (Z, Y, X): a Gaussian about voxel patch // 2, largest 1,
+    never 0."""
+    weight = torch.ones((), dtype=torch.float64)
+    for side in patch:
+        distance = (torch.arange(side, dtype=torch.float64) - side // 2) / (side * WINDOW_SD)
+        weight = weight[..., None] * torch.exp(-0.5 * distance**2)  # one axis more
+    return weight.float()
+
+
+def _weight_of_looks(looks, weight, shape):
+    """(Z, Y, X): the sum of the weights with which all looks of a network count at each voxel."""
+    weights = torch.zeros(shape, device=weight.device)
+    for look in looks:
+        weights[look.window] += weight
+    return weights
 
 
 def _padding(shape, patch):
-    """What F.pad takes (the last axis first, before and behind) to bring a small image to the patch's size. Of an odd
-    number of voxels the greater part lies behind [nnU-Net v1 pad_nd_image]."""
+    """What F.pad takes (the last axis first, before and behind) to bring a small image to the
+    patch's size. Of an odd number of voxels the greater part lies behind [nnU-Net v1
+    pad_nd_image]."""
     sides = []
     for size, side in reversed(list(zip(shape, patch))):
         missing = max(side - size, 0)
@@ -96,43 +164,68 @@ def _padding(shape, patch):
     return sides
 
 
+# --- one network ----------------------------------------------------------------------------------
+
+
+def _groups(looks):
+    """The looks that a network sees at once."""
+    return [looks[first : first + AT_ONCE] for first in range(0, len(looks), AT_ONCE)]
+
+
+def _add_looks(total, network, padded, group, weight, precision):
+    """Adds to `total` (K, Z, Y, X) what the network gives for these looks, turned back, weighted.
+    Nothing here waits for the device: a GPU is given the next looks while it works on these."""
+    softmax = _softmax_of_mirrored(network, padded, group, precision)
+    for look, mirrored in zip(group, softmax):
+        probabilities = mirrored.flip([axis + 1 for axis in look.axes])  # axis 0 is K
+        part = total[:, *look.window]
+        part += weight * probabilities
+
+
+def _softmax_of_mirrored(network, padded, group, precision):
+    """(looks, K, *patch) float32: what the network gives for each look, mirrored as it is seen."""
+    seen = [padded[look.window].flip(look.axes) for look in group]
+    batch = torch.stack(seen)[:, None]  # (looks, 1, *patch)
+    with torch.autocast(batch.device.type, precision, enabled=precision != torch.float32):
+        logits = network(batch)
+    finest = logits[0] if isinstance(logits, (list, tuple)) else logits
+    return finest.float().softmax(dim=1)
+
+
+@contextmanager
+def _lent(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """The network is on `device` within the `with`; then it goes back, also when its turn fails."""
+    home = _device_of(network)
+    try:
+        network.to(device)
+        yield
+    finally:
+        network.to(home)
+
+
+def _device_of(network):
+    """Where a network's weights are; the CPU where it has none."""
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
 def _check_finite(probabilities):
+    """Refuses NaN and infinity: any comparison with them is lost, and background would win."""
     strange = probabilities.numel() - int(probabilities.isfinite().sum())
     if strange:
         raise ValueError(
-            f"{strange} of {probabilities.numel()} probabilities are NaN or infinite, wanted 0 to 1; look "
-            "for values that no CT has in the scan, and for damage in the networks' weights"
+            f"{strange} of {probabilities.numel()} probabilities are NaN or infinite, wanted 0 to "
+            "1; look for values that no CT has in the scan, and for damage in the networks' weights"
         )
 
 
-def _windows(shape, patch):
-    """The windows over an image at least as large as the patch: tuples of a slice per axis."""
-    starts = product(*map(window_starts, shape, patch))
-    return [
-        tuple(slice(begin, begin + side) for begin, side in zip(start, patch)) for start in starts
-    ]
-
-
-def window_starts(size: int, patch: int) -> list[int]:
-    """Where the windows of one axis begin: evenly spread, at most half a patch apart, [0] if one is enough."""
-    if size <= patch:
-        return [0]
-    steps = int(np.ceil((size - patch) / (patch * WINDOW_STEP)))
-    return [int(np.round((size - patch) / steps * step)) for step in range(steps + 1)]
-
-
-def importance_map(patch: Sequence[int]) -> torch.Tensor:
-    """Weight of each voxel of a window (Z, Y, X): a Gaussian about voxel patch // 2, largest 1, never 0."""
-    weight = torch.ones((), dtype=torch.float64)
-    for side in patch:
-        distance = (torch.arange(side, dtype=torch.float64) - side // 2) / (side * WINDOW_SD)
-        weight = weight[..., None] * torch.exp(-0.5 * distance**2)  # one axis more
-    return weight.float()
+# --- how much memory it takes ---------------------------------------------------------------------
 
 
 def window_bytes(arch: str, recipe: Recipe, precision: torch.dtype) -> int:
-    """About the memory that a network takes, beside its weights, for the windows that it sees at once: the skips that
-    wait for the decoder, and what is alive about the finest stage, where a concatenation and its convolution meet."""
+    """About the memory that a network takes, beside its weights, for the windows that it sees at
+    once: the skips that wait for the decoder, and what is alive about the finest stage, where a
+    concatenation and its convolution meet."""
     features = recipe.features(arch)
     voxels = AT_ONCE * np.prod(recipe.patch)
     stages = []  # values of a feature map of each stage
@@ -143,8 +236,9 @@ def window_bytes(arch: str, recipe: Recipe, precision: torch.dtype) -> int:
 
 
 def scan_bytes(shape: Sequence[int], recipe: Recipe) -> int:
-    """The memory that `predict_probabilities` takes for an image of this shape, beside the network: float32 image, the
-    same padded, weights, and K probabilities, twice while the padding is cut off."""
+    """The memory that `predict_probabilities` takes for an image of this shape, beside the network:
+    float32 image, the same padded, weights, and K probabilities, twice while the padding is cut
+    off."""
     padded = [max(size, side) for size, side in zip(shape, recipe.patch)]
     arrays = 1 + 1 + 1 + 2 * len(CLASSES)
     return int(4 * arrays * np.prod(padded, dtype=float))

@@ -22,6 +22,7 @@ import torch
 from conftest import ROOT, TINY, TORCHRUN, predict_volume, run_script
 
 import predict
+from minikits import prediction
 from minikits.cases import five_folds
 from minikits.checkpoints import find_checkpoints, save_checkpoint
 from minikits.devices import exact_float32
@@ -1291,7 +1292,7 @@ def test_memory_that_is_not_given_is_one_scans_failure(
             raise error
         return predict_probabilities(networks, image, *others, **options)
 
-    monkeypatch.setattr("predict.predict_probabilities", short)
+    monkeypatch.setattr("minikits.prediction.predict_probabilities", short)
     put_scan(scans / "b.nii.gz", shape=(11, 20, 24))
     said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
     assert "b.nii.gz: out of memory" in said or "b.nii.gz: CUDA out of memory" in said
@@ -1310,7 +1311,7 @@ def test_a_scan_without_memory_beside_another_is_tried_alone(
             raise MemoryError
         return predict_probabilities(networks, image, *others, **options)
 
-    monkeypatch.setattr("predict.predict_probabilities", short)
+    monkeypatch.setattr("minikits.prediction.predict_probabilities", short)
     put_scan(scans / "a.nii.gz", shape=(11, 20, 24))
     said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
     assert (
@@ -1326,7 +1327,7 @@ def test_an_error_that_is_not_about_memory_is_no_scans_failure(
     def broken(*arguments, **options):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("predict.predict_probabilities", broken)
+    monkeypatch.setattr("minikits.prediction.predict_probabilities", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
 
@@ -1666,8 +1667,8 @@ def test_the_device_works_for_one_scan_at_a_time(scans, run, tmp_path, here, mon
         working.pop()
         return native(*given)
 
-    real, native = predict.predict_probabilities, predict.labels_on_native_grid
-    monkeypatch.setattr("predict.predict_probabilities", predict_probabilities)
-    monkeypatch.setattr("predict.labels_on_native_grid", labels_on_native_grid)
+    real, native = prediction.predict_probabilities, prediction.labels_on_native_grid
+    monkeypatch.setattr("minikits.prediction.predict_probabilities", predict_probabilities)
+    monkeypatch.setattr("minikits.prediction.labels_on_native_grid", labels_on_native_grid)
     here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
     assert most == [1, 1, 1]

@@ -1,6 +1,7 @@
 """Windows as listed in the method, weights against scipy, and toy networks whose prediction is known."""
 
 import dataclasses
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from minikits.prediction import (
     importance_map,
     predict_probabilities,
     scan_bytes,
+    segment_volume,
     window_bytes,
     window_starts,
 )
-from minikits.resampling import labels_on_native_grid, prepare_image
+from minikits.preprocessing import labels_on_native_grid, prepare_image
 from minikits.unet import build_unet
 from minikits.volumes import Volume
 
@@ -379,3 +381,130 @@ def test_mask_and_probabilities_are_to_the_bit_what_plain_loops_give():
     mask = labels_on_native_grid(found, volume)
     assert np.array_equal(mask, labels_on_native_grid(wanted, volume))
     assert len(np.unique(mask)) == 3
+
+
+# --- from scan to mask ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scan():
+    """A phantom of TINY's spacing, of two windows."""
+    voxels, _, spacing_mm = make_case(5, shape=(16, 32, 40), spacing_mm=TINY.spacing_mm)
+    return Volume(None, voxels, spacing_mm, None, None)
+
+
+@pytest.fixture
+def networks():
+    torch.manual_seed(1)
+    return [build_unet(arch, TINY).eval() for arch in ("plain", "residual")]
+
+
+@pytest.mark.parametrize("mirroring", [True, False])
+def test_a_scan_is_segmented_by_its_three_stages(scan, networks, mirroring):
+    seen = []
+
+    labels = segment_volume(scan, networks, TINY, mirroring=mirroring, on_probabilities=seen.append)
+
+    image = prepare_image(scan, TINY)
+    probabilities = predict_probabilities(networks, image, TINY, mirroring)
+    assert labels.shape == (16, 32, 40) and labels.dtype == np.uint8
+    assert np.array_equal(labels, labels_on_native_grid(probabilities, scan))
+    assert torch.equal(seen[0], probabilities)
+
+
+def test_a_scan_is_segmented_in_the_precision_that_is_asked_for(scan, networks):
+    seen = []
+    networks[0].heads[-1].register_forward_hook(lambda *given: seen.append(given[-1].dtype))
+
+    segment_volume(
+        scan,
+        networks[:1],
+        TINY,
+        mirroring=False,
+        device=torch.device("cpu"),
+        precision=torch.bfloat16,
+    )
+
+    assert seen == [torch.bfloat16]  # two windows at once
+
+
+def test_windows_are_told_while_a_scan_is_segmented(scan, networks):
+    seen = []
+
+    segment_volume(scan, networks, TINY, on_window=lambda done, of: seen.append((done, of)))
+
+    assert seen[0] == (0.25, 4) and seen[-1] == (4, 4)  # two of eight mirror images; two by two
+
+
+def test_the_device_is_held_until_probabilities_are_labels(scan, networks):
+    lock, held = Lock(), []
+
+    segment_volume(
+        scan,
+        networks,
+        TINY,
+        on_window=lambda *done: held.append(lock.locked()),
+        on_probabilities=lambda given: held.append(lock.locked()),
+        device_turn=lock,
+    )
+
+    assert held and all(held) and not lock.locked()
+
+
+# --- nothing waits for the device -----------------------------------------------------------------
+
+WAITS = ("item", "cpu", "numpy", "tolist", "nonzero", "to", "__bool__", "__int__", "__float__")
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Takes the name of each call of a tensor's method that would wait for a GPU."""
+    calls = []
+
+    def counted(name):
+        method = getattr(torch.Tensor, name)
+
+        def call(tensor, *given, **named):
+            calls.append(name)
+            return method(tensor, *given, **named)
+
+        return call
+
+    for name in WAITS:
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    return calls
+
+
+def test_no_window_waits_for_the_device(waits, networks):
+    """Eight windows wait as often as one does: once they are all done."""
+    calls = []
+    for shape in ((16, 32, 32), (24, 48, 48)):
+        waits.clear()
+        predict_probabilities(networks, torch.zeros(shape), TINY)
+        calls.append(sorted(waits))
+
+    one, eight = calls
+    assert one == eight
+    assert one.count("__int__") == 1  # whether the probabilities are numbers
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_no_window_waits_for_a_gpu(networks):
+    """torch itself refuses what would wait."""
+    windows = []
+
+    def on_window(done, of):
+        windows.append(done)
+        if done == of:
+            torch.cuda.set_sync_debug_mode("default")
+        elif len(windows) == 1:
+            torch.cuda.set_sync_debug_mode("error")
+
+    try:
+        predict_probabilities(
+            [networks[0].cuda()], torch.zeros(24, 48, 48), TINY, on_window=on_window
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    assert windows[-1] == 8

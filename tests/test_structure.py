@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "checkpoints": {"files", "unet"},
     "nnunet": {"files", "unet", "checkpoints"},
     "training": {"devices", "losses", "sampling"},
-    "prediction": {"resampling"},
+    "prediction": {"volumes", "preprocessing"},
     "masks": {"files", "cases"},
     "reports": {"volumes", "files", "evaluation"},
     "phantoms": {"nifti", "files", "cases"},  # what is a case, it asks there
