@@ -139,11 +139,12 @@ def holm(p_values):
 
 
 def compare(systems):
-    """{"ranking", "cases", "summaries", "pairs"} of {name: rows}, on the cases that all have; the
-    ranking is `ranked`'s. Pairs, better first: each score's mean difference over the cases where
-    both have one, how many these are, and its p of the sign-flip test, Holm-adjusted over the
-    pairs. Without such a case: NaN, and no part of Holm's family. ValueError where no case is in
-    all."""
+    """{"ranking", "not_ranked", "cases", "summaries", "pairs"} of {name: rows}, on the cases that
+    all have; the ranking is `ranked`'s, less the systems that have no composite: these are neither
+    better nor worse than others. Pairs in that order, better first, then those not ranked: each
+    score's mean difference over the cases where both have one, how many these are, and its p of the
+    sign-flip test, Holm-adjusted over the pairs. Without such a case: NaN, and no part of Holm's
+    family. ValueError where no case is in all."""
     in_all = set.intersection(*({row["case"] for row in rows} for rows in systems.values()))
     if not in_all:
         have = []
@@ -159,11 +160,18 @@ def compare(systems):
         by_case = {row["case"]: row for row in rows}
         shared[name] = [by_case[case] for case in cases]
     summaries = {name: summarise(rows) for name, rows in shared.items()}
-    ranking = ranked(summaries)
-    pairs = [{"better": better, "worse": worse} for better, worse in combinations(ranking, 2)]
+    order = ranked(summaries)
+    not_ranked = [name for name in order if isnan(summaries[name]["composite"]["mean"])]
+    pairs = [{"better": better, "worse": worse} for better, worse in combinations(order, 2)]
     for score in SCORES:
         _compare_pairs(pairs, score, shared)
-    return {"ranking": ranking, "cases": cases, "summaries": summaries, "pairs": pairs}
+    return {
+        "ranking": [name for name in order if name not in not_ranked],
+        "not_ranked": not_ranked,
+        "cases": cases,
+        "summaries": summaries,
+        "pairs": pairs,
+    }
 
 
 def ranked(summaries) -> list[str]:

@@ -38,14 +38,17 @@ def table(rows):
 
 def comparison_table(compared):
     """What `compare` found as lines of text: the paper's Table 1 with intervals, its own numbers, the tests."""
+    names = compared["ranking"] + compared["not_ranked"]
     rows = []
-    for name in compared["ranking"]:
+    for name in names:
         rows += _ends(compared["summaries"][name], name)
         if name in TABLE_1:
             printed = {score: dice / 100 for score, dice in zip(SCORES, TABLE_1[name])}
             rows.append({"case": "  paper", **printed})
     lines = _lines(rows)
-    for name in compared["ranking"]:
+    for name in compared["not_ranked"]:
+        lines.append(f"{name}: not ranked, since it has no composite score of these cases")
+    for name in names:
         lines += [f"{name}: {line}" for line in _without_interval(compared["summaries"][name])]
     for pair in compared["pairs"]:
         found = ", ".join(f"{score} {_difference(pair[score])}" for score in SCORES)
@@ -57,7 +60,8 @@ def _difference(found):
     if not found["cases"]:
         return "- (no case where both have a score)"
     p = f"p {found['p']:.3f}" if found["p"] >= 0.0005 else "p < 0.001"
-    return f"{100 * found['difference']:+.2f} ({p}, {found['cases']} cases)"
+    cases = "1 case" if found["cases"] == 1 else f"{found['cases']} cases"
+    return f"{100 * found['difference']:+.2f} ({p}, {cases})"
 
 
 def _without_interval(summary):

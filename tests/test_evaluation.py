@@ -372,6 +372,47 @@ def test_a_pair_without_a_score_has_no_difference_and_does_not_count_in_holms_fa
     assert "nan" not in text
 
 
+def test_a_system_without_a_composite_is_not_ranked():
+    """No tumor in the references. `careful` finds none and its kidneys are perfect, `eager` makes
+    one up: 0, and so has a composite."""
+    systems = {
+        "careful": rows_of([1.0] * 3, [math.nan] * 3),
+        "eager": rows_of([0.9, 0.8, 0.7], [0.0] * 3),
+    }
+
+    compared = compare(systems)
+
+    assert compared["ranking"] == ["eager"] and compared["not_ranked"] == ["careful"]
+    (pair,) = compared["pairs"]
+    assert pair["kidney"]["difference"] == pytest.approx(-0.2)  # the same as ever: eager - careful
+    lines = comparison_table(compared).splitlines()
+    assert lines[1].split() == ["eager", "80.00", "0.00", "40.00"]
+    assert lines[4].split() == ["careful", "100.00", "-", "-"]
+    assert "careful: not ranked, since it has no composite score of these cases" in lines
+    assert not any(line.startswith("eager: not ranked") for line in lines)
+    read = json.loads(as_json(compared))
+    assert (read["ranking"], read["not_ranked"]) == (["eager"], ["careful"])
+    assert read["summaries"]["careful"]["composite"]["mean"] is None
+    assert read["summaries"]["careful"]["kidney"]["mean"] == 1
+
+
+def test_where_no_system_has_a_composite_none_is_ranked():
+    rows = rows_of([0.9, 0.8], [math.nan] * 2)
+
+    compared = compare({"b": rows, "a": rows})
+
+    assert compared["ranking"] == [] and compared["not_ranked"] == ["a", "b"]
+    text = comparison_table(compared)
+    assert "a: not ranked" in text and "b: not ranked" in text
+    assert "a - b: kidney +0.00 (p 1.000, 2 cases), tumor - (no case where both" in text
+
+
+def test_the_difference_of_one_case_is_of_one_case():
+    compared = compare({"a": rows_of([0.9], [0.9]), "b": rows_of([0.8], [0.8])})
+
+    assert "a - b: kidney +10.00 (p 1.000, 1 case), tumor" in comparison_table(compared)
+
+
 def numbers(line):
     return [float(word) for word in line.split()[-3:]]
 
