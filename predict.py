@@ -39,7 +39,7 @@ from minikits.devices import (
     what_memory_lacked,
 )
 from minikits.files import forgiving_output, typed_path, typed_spacing, voxel_count
-from minikits.masks import Scan, keep_stamps, plan_masks, stamp
+from minikits.masks import Scan, keep_stamps, noted_mask, plan_masks, stamp
 from minikits.nifti import MAX_VOXELS, doubts, read_volume, write_labels
 from minikits.paper import CLASSES
 from minikits.prediction import scan_bytes, segment_volume, window_bytes
@@ -525,8 +525,8 @@ def predict_scan(scan: Scan, work: Work, *, keep_mask: bool = False) -> tuple[st
 
     stamps = {"scan": read}
     if not keep_mask:
-        with named_if_not_written(scan.mask):
-            write_labels(scan.mask, labels, volume)
+        with named_if_not_written(scan.mask), noted_mask(scan.mask, read) as built:
+            write_labels(built, labels, volume)
         stamps["mask"] = stamp(scan.mask, contents=True)
     kidney_ml = np.count_nonzero(labels == 1) * volume.voxel_mm3 / 1000
     tumor_ml = np.count_nonzero(labels == 2) * volume.voxel_mm3 / 1000

@@ -2,15 +2,21 @@
 
 A mask that is there already is not predicted again; so it has to be known what it is of. For each
 mask prediction.json keeps the case, the numbers of the networks behind it, how its scan was read,
-and what scan and mask looked like (bytes, time of change, a sum of the contents)."""
+and what scan and mask looked like (bytes, time of change, a sum of the contents). While a run goes
+on a hidden note beside each of its masks says so; the next run takes those of one that was killed.
+A file of which neither says anything may be anybody's."""
 
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from minikits.cases import FOLDERS, kits19_kind, nifti_name
-from minikits.files import claim, read_json, remove_leftovers, write_text
+from minikits.files import claim, place_beside, read_json, remove_leftovers, write_text
 from minikits.paper import CLASSES
 
 RECORD = "prediction.json"
@@ -44,6 +50,7 @@ class Decision:
     wanted: bool = True  # it is to be predicted
     outdated: bool = False  # what lies there is of another scan or other networks: removed first
     edited: bool = False  # its mask was changed since it was predicted, and stays
+    lacking: bool = False  # it has a mask, and no probabilities
     problem: str = ""
 
 
@@ -68,7 +75,7 @@ def plan_masks(
     with these, or another process has the folder."""
     unprotected = claim(out, doing="predicts")
     remove_leftovers(out / "probabilities")
-    earlier = read_record(out)
+    earlier = _with_notes(out, read_record(out))
     _check_ours(out, earlier)
     replaced = {scan.mask.name for scan in scans if overwrite}
     remaining = {
@@ -106,6 +113,7 @@ def plan_masks(
             path.unlink(missing_ok=True)
     record = _as_record(job, entries)
     write_text(out / RECORD, json.dumps(record, indent=1))
+    _remove_notes(out)
     return Plan(
         waiting={each.scan.mask.name for each in decisions if each.wanted},
         edited={each.scan.mask.name for each in decisions if each.edited},
@@ -116,9 +124,56 @@ def plan_masks(
 
 
 def keep_stamps(out: Path, record: dict, stamps: dict[str, dict]) -> None:
-    """Adds to prediction.json what masks and scans look like: {mask's name: {"scan", "mask"}}."""
-    entries = {name: {**entry, **stamps.get(name, {})} for name, entry in record["scans"].items()}
+    """Adds to prediction.json what masks and scans look like: {mask's name: {"scan", "mask"}}, or
+    the notes of processes that gave no such."""
+    noted = _with_notes(out, record)["scans"]
+    entries = {name: {**entry, **stamps.get(name, {})} for name, entry in noted.items()}
     write_text(out / RECORD, json.dumps({**record, "scans": entries}, indent=1))
+    _remove_notes(out)
+
+
+@contextmanager
+def noted_mask(mask: Path, scan_stamp: dict) -> Iterator[Path]:
+    """Where to write a mask, which is then put in its place. What it looks like is noted before it
+    is there: whenever the run is killed, it is known which masks are its own."""
+    folder = place_beside(mask)
+    built = folder / mask.name
+    try:
+        yield built
+        note = {"scan": scan_stamp, "mask": stamp(built, contents=True)}
+        write_text(_note_of(mask), json.dumps(note))
+        os.replace(built, mask)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _note_of(mask):
+    return mask.with_name(f".{mask.name}.stamp")
+
+
+def _with_notes(out, record):
+    """The record, and in it what is noted of the masks that are still as they were written."""
+    entries = {}
+    for name, entry in record["scans"].items():
+        entries[name] = {**entry, **_read_note(out / name)}
+    return {**record, "scans": entries}
+
+
+def _read_note(mask):
+    """{"scan", "mask"}: what they look like; {} where nothing, or of another file, is noted."""
+    try:
+        note = read_json(_note_of(mask))
+    except ValueError:
+        return {}
+    known = isinstance(note, dict) and note.keys() == {"scan", "mask"}
+    known = known and isinstance(note["scan"], dict) and isinstance(note["mask"], dict)
+    return note if known and mask.exists() and is_as_stamped(mask, note["mask"]) else {}
+
+
+def _remove_notes(out):
+    """Of masks that prediction.json tells of now."""
+    for path in out.glob(".*.stamp"):
+        path.unlink(missing_ok=True)
 
 
 def read_record(out: Path) -> dict:
@@ -206,8 +261,17 @@ def _decide(scan, job, earlier, overwrite, probabilities):
     if same_scan:
         entry["scan"] = {**earlier["scan"], **entry["scan"]}
     if overwrite or not scan.mask.exists():
-        return Decision(scan, entry, outdated=not (same_scan and same_reading))
+        outdated = not (same_scan and same_reading)
+        if scan.mask.exists() and not outdated:  # it stays until the new one is there
+            entry["mask"] = earlier["mask"]
+        return Decision(scan, entry, outdated=outdated)
 
+    if earlier["mask"] is None:
+        problem = (
+            f"{scan.mask}: lies there, but no run has finished it, so it may be somebody else's; "
+            "move it away, or --overwrite predicts it again"
+        )
+        return Decision(scan, earlier, wanted=False, problem=problem)
     edited = not is_as_stamped(scan.mask, earlier["mask"])
     if not same_scan and edited:
         problem = (
@@ -218,19 +282,38 @@ def _decide(scan, job, earlier, overwrite, probabilities):
     if not same_scan:
         return Decision(scan, entry, outdated=True)
 
-    looks = earlier["mask"] or stamp(scan.mask, contents=True)
-    entry = {**earlier, "scan": entry["scan"], "mask": looks}
+    entry = {**earlier, "scan": entry["scan"]}
     lacking = probabilities and not all(path.exists() for path in scan.probabilities.values())
-    return Decision(scan, entry, wanted=lacking, edited=edited)
+    if lacking and not same_reading:
+        problem = (
+            f"{scan.mask}: has no probabilities yet, and was made with {_reading_of(earlier)}; give "
+            "that again with --in this scan alone, or --overwrite"
+        )
+        return Decision(scan, entry, wanted=False, problem=problem)
+    return Decision(scan, entry, wanted=lacking, edited=edited, lacking=lacking)
+
+
+def _reading_of(entry):
+    """The options of the command line by which a mask's scan was read."""
+    options = []
+    if entry.get("affine"):
+        options.append(f"--affine {entry['affine']}")
+    if entry.get("assume_spacing"):
+        options.append(f"--assume-spacing {' '.join(map(str, entry['assume_spacing']))}")
+    return " ".join(options) or "no option"
 
 
 def _check_reading(out, decisions, job):
-    """Refuses masks that would stay although another --affine or --assume-spacing is given now."""
+    """Refuses masks that would stay although another --affine or --assume-spacing is given now.
+    Where none is, those that were made with one stay: the option was for their scans alone."""
     for name in READING:
+        if job[name] is None:
+            continue
         others = [each.scan.mask.name for each in decisions if each.entry.get(name) != job[name]]
         if others:
+            masks, were = ("mask", "was") if len(others) == 1 else ("masks", "were")
             raise ValueError(
-                f"{out}: {len(others)} masks ({', '.join(others[:5])}) were made with another "
+                f"{out}: {len(others)} {masks} ({', '.join(others[:5])}) {were} made with another "
                 f"--{name.replace('_', '-')}; give --in only the scans that want it, --overwrite, "
                 "or another --out"
             )
@@ -241,8 +324,9 @@ def _what_is_there(decisions):
     staying = [each for each in decisions if not each.wanted and not each.problem]
     lines = []
     if staying:
+        have = "has" if len(staying) == 1 else "have"
         lines.append(
-            f"{len(staying)} of {len(decisions)} scans have a mask already; --overwrite "
+            f"{len(staying)} of {len(decisions)} scans {have} a mask already; --overwrite "
             "predicts them again"
         )
     for each in decisions:
@@ -257,7 +341,7 @@ def _what_is_there(decisions):
                 f"{mask}: is of other networks or options, or {each.scan.path} was "
                 "replaced since; predicted again"
             )
-        elif each.wanted and each.entry["mask"]:
+        elif each.lacking:
             lines.append(f"{mask}: has no probabilities yet, and is predicted again for these")
     return lines
 
@@ -272,11 +356,8 @@ def stamp(path: Path, *, contents: bool = False) -> dict:
     return told
 
 
-def is_as_stamped(path: Path, told: dict | None) -> bool:
-    """Whether a file is the one that was stamped; copied, with another time, it is by its sum. Of
-    one without a stamp, since its run was killed, nothing is known against it."""
-    if told is None:
-        return True
+def is_as_stamped(path: Path, told: dict) -> bool:
+    """Whether a file is the one that was stamped; copied, with another time, it is by its sum."""
     now = stamp(path)
     if now["bytes"] != told.get("bytes"):
         return False

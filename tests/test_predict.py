@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -836,6 +837,52 @@ def test_a_mask_of_another_reading_does_not_stay_unsaid(scans, run, tmp_path, he
     assert here(*given, *option).count("3 of 3 scans have a mask already") == 1
 
 
+def put_scan_of_two_frames(path):
+    """Its sform and its qform differ: predict.py wants --affine for it."""
+    image = nib.load(put_scan(path))
+    moved = image.affine.copy()
+    moved[0, 3] += 9  # mm
+    image.set_qform(moved, 1)
+    nib.save(image, path)
+
+
+def test_a_scan_that_wanted_an_option_keeps_its_mask_where_none_is_given(
+    scans, run, tmp_path, here
+):
+    """Of four scans one is rescued with --affine, by itself; the folder goes on without."""
+    out = tmp_path / "masks"
+    given = ("--in", scans, "--out", out, "--model", run[0], *QUICK)
+    put_scan_of_two_frames(scans / "odd.nii.gz")
+    assert "--affine" in here(*given, expect=2)
+    alone = ("--in", scans / "odd.nii.gz", *given[2:])
+    here(*alone, "--affine", "sform")
+    rescued = bytes_of(out)
+
+    said = here(*given)
+
+    assert "4 of 4 scans have a mask already" in said and bytes_of(out) == rescued
+    told = json.loads((out / "prediction.json").read_text())["scans"]
+    assert told["odd.nii.gz"]["affine"] == "sform" and told["a.nii.gz"]["affine"] is None
+    said = here(*alone, "--affine", "qform", expect=2)
+    assert "1 mask (odd.nii.gz) was made with another --affine" in said
+    assert bytes_of(out) == rescued
+
+
+def test_probabilities_of_a_scan_that_wanted_an_option_are_not_made_without(run, tmp_path, here):
+    out = tmp_path / "masks"
+    put_scan_of_two_frames(tmp_path / "scans" / "odd.nii.gz")
+    given = ("--in", tmp_path / "scans", "--out", out, "--model", run[0], *QUICK)
+    here(*given, "--affine", "sform")
+    before = bytes_of(out)
+
+    said = here(*given, "--probabilities", expect=2)
+
+    assert "odd.nii.gz: has no probabilities yet, and was made with --affine sform" in said
+    assert bytes_of(out) == before
+    here(*given, "--probabilities", "--affine", "sform")
+    assert len(bytes_of(out)) == 3
+
+
 @pytest.mark.parametrize(
     "typed",
     [
@@ -982,7 +1029,7 @@ def test_masks_of_other_networks_or_options_are_not_mixed_in(scans, tmp_path, he
         (tmp_path / "masks" / "prediction.json").read_bytes(),
     )
     here(*given, "--folds", 1, *first[2:], "--in", scans / "a.nii.gz", "--overwrite")
-    assert "1 of 1 scans have a mask already" in here(
+    assert "1 of 1 scans has a mask already" in here(
         *given, "--folds", 1, *first[2:], "--in", scans / "a.nii.gz"
     )
     assert bytes_of(tmp_path / "masks") != before[0]
@@ -1167,10 +1214,73 @@ def test_a_scan_of_the_same_size_that_was_replaced_is_seen(scans, run, tmp_path,
 
     said = here(*given)
 
-    assert "1 of 2 scans have a mask already" in said and "a.nii was replaced since" in said
+    assert "1 of 2 scans has a mask already" in said and "a.nii was replaced since" in said
     assert np.array_equal(
         voxels_of(tmp_path / "masks" / "a.nii.gz"), wanted_mask(run[1], plain / "a.nii")
     )
+
+
+def killed_after(masks, monkeypatch, here, given):
+    """A run that is killed once a mask is there; nothing is put into prediction.json at its end."""
+    predict_scan = predict.predict_scan
+
+    def predict_first(scan, work, **options):
+        if len(bytes_of(masks)) >= 1:
+            raise KeyboardInterrupt
+        return predict_scan(scan, work, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("predict.predict_scan", predict_first)
+        patch.setattr("predict.keep_stamps", lambda *arguments: None)
+        patch.setattr("predict.ThreadPoolExecutor", lambda threads: ThreadPoolExecutor(1))
+        here(*given)
+
+
+def test_the_masks_of_a_killed_run_are_known_as_its_own(scans, run, tmp_path, here, monkeypatch):
+    masks = tmp_path / "masks"
+    given = ("--in", scans, "--out", masks, "--model", run[0], *QUICK)
+    killed_after(masks, monkeypatch, here, given)
+    assert [*bytes_of(masks)] == ["a.nii.gz"]
+    made = bytes_of(masks)["a.nii.gz"]
+    assert json.loads((masks / "prediction.json").read_text())["scans"]["a.nii.gz"]["mask"] is None
+
+    said = here(*given)
+
+    assert "1 of 3 scans has a mask already" in said
+    assert bytes_of(masks)["a.nii.gz"] == made and len(bytes_of(masks)) == 3
+    assert not [path for path in masks.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["a", "b"], ids=["over a mask", "in place of one that lacks"])
+def test_a_reference_laid_over_the_masks_of_a_killed_run_is_not_taken_for_one(
+    scans, run, tmp_path, here, monkeypatch, name
+):
+    masks = tmp_path / "masks"
+    given = ("--in", scans, "--out", masks, "--model", run[0], *QUICK)
+    killed_after(masks, monkeypatch, here, given)
+    reference = put_scan(tmp_path / "references" / f"{name}.nii.gz", seed=8).read_bytes()
+    (masks / f"{name}.nii.gz").write_bytes(reference)
+
+    for _ in range(2):
+        said = here(*given, expect=2)
+        assert f"{masks / name}.nii.gz: lies there, but no run has finished it" in said
+        assert bytes_of(masks)[f"{name}.nii.gz"] == reference
+    assert len(bytes_of(masks)) == 3
+
+    here(*given, "--overwrite")
+    wanted = wanted_mask(run[1], scans / f"{name}.nii.gz")
+    assert np.array_equal(voxels_of(masks / f"{name}.nii.gz"), wanted)
+
+
+def test_masks_that_a_killed_overwriting_run_did_not_reach_are_still_known(
+    scans, run, tmp_path, here, monkeypatch
+):
+    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*given)
+
+    killed_after(tmp_path / "masks", monkeypatch, here, (*given, "--overwrite"))
+
+    assert "3 of 3 scans have a mask already" in here(*given)
 
 
 def test_masks_that_were_copied_elsewhere_are_still_known(scans, run, tmp_path, here):
@@ -1441,7 +1551,7 @@ def test_stopped_or_killed_and_started_again(runs, phantoms, tmp_path, here, num
             process.returncode == 143 and "predict.py: stopped" in said
         )
         assert not [path for path in masks.iterdir() if path.name.startswith(".")]
-    assert "of 6 scans have a mask already" in here(*arguments)
+    assert re.search("of 6 scans (has|have) a mask already", here(*arguments))
     assert len(bytes_of(masks)) == 6
     for id in ("phantom_0", "phantom_5"):
         wanted = wanted_mask(networks["plain", 0], phantoms / id / "imaging.nii.gz")
