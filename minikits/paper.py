@@ -8,7 +8,8 @@
 The constants are what no run may change; a `Recipe` is what a run may, and then says so.
 """
 
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 from minikits.recipe import Recipe
 
@@ -35,7 +36,6 @@ WINDOW_SD = 1 / 8  # of the patch: spread of the importance map [nnU-Net v1 neur
 
 
 PAPER = Recipe(
-    # axes are Z Y X
     excluded_cases=(23, 68, 125, 133),  # KiTS19 numbers [paper 2.4]
     # as printed, rounded from 3.2164 x 1.6153 x 1.6153
     spacing_mm=(3.22, 1.62, 1.62),  # [paper 2.1]
@@ -61,8 +61,8 @@ PAPER = Recipe(
     momentum=0.99,  # Nesterov [nnU-Net v1 nnUNetTrainerV2.py:164]
     weight_decay=3e-5,  # [nnU-Net v1 nnUNetTrainer.py:128]
     max_gradient_norm=12.0,  # [nnU-Net v1 nnUNetTrainerV2.py:254]
-    # Probabilities are per sample. That there is rotation, scaling, noise, brightness, contrast and gamma is
-    # [paper 2.3], mirroring [author #61]; how often and how far is [nnU-Net v1 data_augmentation_moreDA.py:66].
+    # That there is rotation, scaling, noise, brightness, contrast and gamma is [paper 2.3],
+    # mirroring [author #61]; how often and how far is [nnU-Net v1 data_augmentation_moreDA.py:66].
     rotation_probability=0.2,  # [nnU-Net v1 default_data_augmentation.py:60]
     # either way, about each axis
     rotation_degrees=30.0,  # [nnU-Net v1 nnUNetTrainerV2.py:339]
@@ -82,8 +82,8 @@ PAPER = Recipe(
     mirroring_probability=0.5,  # of each axis [nnU-Net v1 data_augmentation_moreDA.py]
 )
 
-# The same method at a size for two CPU cores and a few minutes [ours: a demonstration, no claim]. Learning rate and
-# momentum: the same step in the long run, a memory that suits a short one.
+# The same method at a size for two CPU cores and a few minutes [ours: a demonstration, no claim].
+# Learning rate and momentum: the same step in the long run, a memory that suits a short one.
 DEMO = replace(
     PAPER,
     spacing_mm=(5.0, 3.2, 3.2),
@@ -99,18 +99,23 @@ DEMO = replace(
 )
 
 
-def recipe_from(values, source="recipe"):
-    """A Recipe from plain data (JSON, a checkpoint); what is not named is the paper's. Refuses what does not fit."""
+def recipe_from(values: dict, source: str | Path = "recipe") -> Recipe:
+    """A Recipe from plain data (JSON, a checkpoint); what is not named is the paper's.
+
+    ValueError, which begins with `source`, for unknown fields and for values that do not fit.
+    """
     if not isinstance(values, dict):
         raise ValueError(
             f"{source}: expected an object of recipe fields, found {type(values).__name__}"
         )
+
     known = [field.name for field in fields(Recipe)]
     for name in values:
         if name not in known:
             raise ValueError(
                 f"{source}: {name!r} is no field of a recipe; the fields are {', '.join(known)}"
             )
+
     try:
         return replace(PAPER, **values)
     except ValueError as error:
@@ -120,19 +125,18 @@ def recipe_from(values, source="recipe"):
 def departures(recipe: Recipe) -> list[str]:
     """What differs from the paper: lines "field: ours (paper: theirs)"; and what follows from
     them for the patches on foreground."""
-    lines = [
-        f"{name}: {value} (paper: {getattr(PAPER, name)})"
-        for name, value in asdict(recipe).items()
-        if value != getattr(PAPER, name)
-    ]
+    lines = []
+    for field in fields(recipe):
+        ours, theirs = getattr(recipe, field.name), getattr(PAPER, field.name)
+        if ours != theirs:
+            lines.append(f"{field.name}: {ours} (paper: {theirs})")
 
-    ours = recipe.foreground_samples / recipe.batch_size
-    theirs = PAPER.foreground_samples / PAPER.batch_size
-    if ours != theirs:
+    our_share = recipe.foreground_samples / recipe.batch_size
+    their_share = PAPER.foreground_samples / PAPER.batch_size
+    if our_share != their_share:
         lines.append(
             f"patches centred on foreground: {recipe.foreground_samples} of a batch's "
-            f"{recipe.batch_size} (paper: {PAPER.foreground_samples} of "
-            f"{PAPER.batch_size})"
+            f"{recipe.batch_size} (paper: {PAPER.foreground_samples} of {PAPER.batch_size})"
         )
     return lines
 

@@ -5,6 +5,7 @@ The values of the paper stand in paper.py, each with the mark of where it comes 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import get_args, get_type_hints
 
@@ -57,53 +58,75 @@ class Recipe:
     gamma_range: tuple[float, float]
     mirroring_probability: float  # of each axis
 
-    def __post_init__(self):
-        """Fields take the form of their types: lists become tuples, an int where a float belongs
-        a float, so that equal recipes are the same in every way. ValueError where a value has
-        another form, lies outside its range, or does not fit the others."""
+    def __post_init__(self) -> None:
+        """Fields take the form of their types, so that equal recipes are the same in every way:
+        lists become tuples, and a whole number where a float belongs becomes one. ValueError where
+        a value has another form, lies outside its range, or does not fit the others."""
         types = get_type_hints(Recipe)
         for field in fields(self):
             value = _formed_field(self, field, types[field.name])
             _check_range(field.name, value)
             object.__setattr__(self, field.name, value)
-        object.__setattr__(self, "excluded_cases", tuple(sorted({*self.excluded_cases})))
-        _check_relations(self)
+
+        each_once = tuple(sorted(set(self.excluded_cases)))
+        object.__setattr__(self, "excluded_cases", each_once)
+
+        _check_ends(self)
+        _check_window(self)
+        _check_stages(self)
 
     @property
-    def strides(self):
-        """One stride per stage, first (1, 1, 1). "Until further downsampling would result in a size < 4" [paper 2.2].
-        Axes that are halved less often begin later [nnU-Net v1, the planner of July 2019]; an odd length is not halved
-        [ours: it would not come back the same on the way up]."""
+    def strides(self) -> tuple[tuple[int, int, int], ...]:
+        """One stride (Z, Y, X) for each stage, the first (1, 1, 1).
+
+        An axis is halved "until further downsampling would result in a size < 4" [paper 2.2]. Axes
+        that are halved less often begin later [nnU-Net v1, the planner of July 2019]; an odd length
+        is not halved [ours: it would not come back the same on the way up].
+        """
         if self.stage_strides:
             return self.stage_strides
-        halvings = [
-            max(
-                (
-                    n
-                    for n in range(side.bit_length())
-                    if side % 2**n == 0 and side // 2**n >= SMALLEST_SIDE
-                ),
-                default=0,
-            )
-            for side in self.patch
-        ]
-        deepest = max(halvings)
-        return tuple(
-            tuple(2 if stage > deepest - n else 1 for n in halvings) for stage in range(deepest + 1)
-        )
 
-    def features(self, arch):
-        """Feature maps of each stage: doubled with each downsampling, up to the maximum [paper 2.2]."""
-        first = self.plain_features if arch == "plain" else self.residual_features
-        return tuple(min(first * 2**stage, self.max_features) for stage in range(len(self.strides)))
+        halvings = [_halvings(side) for side in self.patch]
+        downsamplings = max(halvings)
+
+        strides = []
+        for stage in range(downsamplings + 1):
+            z, y, x = (2 if stage > downsamplings - count else 1 for count in halvings)
+            strides.append((z, y, x))
+        return tuple(strides)
+
+    def features(self, arch: str) -> tuple[int, ...]:
+        """Feature maps of each stage: doubled with each downsampling, up to a maximum [paper 2.2]."""
+        if arch == "plain":
+            first = self.plain_features
+        else:
+            first = self.residual_features
+
+        stages = range(len(self.strides))
+        return tuple(min(first * 2**stage, self.max_features) for stage in stages)
 
     @property
-    def foreground_samples(self):
+    def foreground_samples(self) -> int:
         """How many samples at the end of a batch are centred on a foreground voxel."""
-        return self.batch_size - round(self.batch_size * (1 - self.foreground_share))
+        anywhere = round(self.batch_size * (1 - self.foreground_share))
+        return self.batch_size - anywhere
 
-    def learning_rate_at(self, epoch):
-        return self.learning_rate * (1 - epoch / self.epochs) ** self.learning_rate_power
+    def learning_rate_at(self, epoch: float) -> float:
+        """Falls from `learning_rate` to 0 in the course of the epochs; polynomially."""
+        left = 1 - epoch / self.epochs
+        return self.learning_rate * left**self.learning_rate_power
+
+
+def _halvings(side: int) -> int:
+    """How often a side can be halved and stay whole, and at least SMALLEST_SIDE long."""
+    count = 0
+    while side % 2 == 0 and side // 2 >= SMALLEST_SIDE:
+        side = side // 2
+        count += 1
+    return count
+
+
+# --- the form of a field --------------------------------------------------------------------------
 
 
 def _formed_field(recipe, field, kind):
@@ -117,23 +140,29 @@ def _formed_field(recipe, field, kind):
 
 
 def _formed(value, kind):
-    """`value` in the form of a type, lists as tuples, ints as floats; else a TypeError."""
-    if kind not in (int, float):
-        return _formed_tuple(value, get_args(kind))
-    if type(value) not in (kind, int) or not abs(value) < 1e300:  # NaN and infinity are not
+    """A value in the form of a type: lists as tuples, ints as floats. TypeError where it has none."""
+    if kind in (int, float):
+        return _formed_number(value, kind)
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+
+    kinds = get_args(kind)
+    if kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        raise TypeError
+    return tuple(_formed(item, item_kind) for item, item_kind in zip(value, kinds))
+
+
+def _formed_number(value, kind):
+    if type(value) not in (kind, int):  # a bool is none either
+        raise TypeError
+    if not abs(value) < 1e300:  # nor are NaN and infinity
         raise TypeError
     return kind(value)
 
 
-def _formed_tuple(values, kinds):
-    if not isinstance(values, (list, tuple)):
-        raise TypeError
-    if kinds[-1] is Ellipsis:
-        kinds = kinds[:1] * len(values)
-    if len(values) != len(kinds):
-        raise TypeError
-    return tuple(_formed(value, kind) for value, kind in zip(values, kinds))
-
+# --- the range of a field, and how fields fit -----------------------------------------------------
 
 # What a field may be, and each item of a tuple: from the first number to the second, both included
 # [ours: wide enough for any sensible run; what is divided by is not 0].
@@ -174,38 +203,53 @@ _RANGES = {
     "gamma_range": (0.01, 100),
     "mirroring_probability": (0, 1),
 }
-_ASCENDING = ("window_hu", "noise_sd", "brightness_range")  # the first not above the second
-_AROUND_1 = ("scaling_range", "contrast_range", "gamma_range")  # half of the draws on either side
+_LOWER_FIRST = (
+    *("window_hu", "noise_sd", "brightness_range"),
+    *("scaling_range", "contrast_range", "gamma_range"),
+)
+# half of what is drawn lies on either side of 1
+_ONE_INSIDE = ("scaling_range", "contrast_range", "gamma_range")
 
 
 def _check_range(name, value):
-    """ValueError where a field, or an item of it, lies outside its range."""
+    """ValueError where a field, or a number in it, lies outside its range."""
     low, high = _RANGES[name]
-    for item in np.ravel(value):
-        if not low <= item <= high:
+    for number in np.ravel(value):
+        if not low <= number <= high:
             each = "each " if isinstance(value, tuple) else ""
             raise ValueError(f"{name} is {value!s:.100}, wanted {each}{low:g} to {high:g}")
 
 
-def _check_relations(recipe):
-    """ValueError where the fields of a recipe, each in its range, do not fit each other."""
-    for name in (*_ASCENDING, *_AROUND_1):
+def _check_ends(recipe):
+    """ValueError where the two ends of what is drawn from, or clipped to, are the wrong way round."""
+    for name in _LOWER_FIRST:
         low, high = getattr(recipe, name)
         if low > high:
             raise ValueError(f"{name} is {(low, high)}, wanted the lower number first")
-        if name in _AROUND_1 and not low <= 1 <= high:
+
+    for name in _ONE_INSIDE:
+        low, high = getattr(recipe, name)
+        if not low <= 1 <= high:
             raise ValueError(f"{name} is {(low, high)}, wanted at most 1, then at least 1")
 
+
+def _check_window(recipe):
+    """ValueError where prepared images, which are float16, could not tell intensities apart."""
     low, high = recipe.window_hu
-    normalised = [(value - recipe.mean_hu) / recipe.sd_hu for value in recipe.window_hu]
-    if low == high or max(map(abs, normalised)) > 1000:  # prepared images are float16
+    normalised = [(end - recipe.mean_hu) / recipe.sd_hu for end in (low, high)]
+    largest = max(abs(end) for end in normalised)
+    if low == high or largest > 1000:
         raise ValueError(
             f"window_hu is {recipe.window_hu}, wanted two ends that differ and lie, less mean_hu "
             f"{recipe.mean_hu} and divided by sd_hu {recipe.sd_hu}, within -1000 to 1000"
         )
 
-    if np.prod(recipe.patch, dtype=float) >= 1e8:
+
+def _check_stages(recipe):
+    """ValueError where patch, strides and blocks make no network."""
+    if math.prod(recipe.patch) >= 1e8:
         raise ValueError(f"patch is {recipe.patch}, wanted less than 1e8 voxels")
+
     strides = recipe.strides
     shrunk = np.prod(strides, axis=0, dtype=float)
     if strides[0] != (1, 1, 1) or np.any(recipe.patch % shrunk):
