@@ -1,7 +1,6 @@
 """From scans to masks: python predict.py --in scans/ --out masks/"""
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -27,7 +26,6 @@ from minikits.cases import (
     look_for_training_cases,
     mask_name,
 )
-from minikits.checkpoints import find_checkpoints, load_checkpoint, load_network
 from minikits.devices import (
     claim_memory,
     exact_float32,
@@ -38,6 +36,7 @@ from minikits.devices import (
     pick_precision,
     what_memory_lacked,
 )
+from minikits.ensemble import Member, load_networks
 from minikits.files import forgiving_output, typed_path, typed_spacing, voxel_count
 from minikits.masks import Scan, keep_stamps, noted_mask, plan_masks, stamp
 from minikits.nifti import MAX_VOXELS, doubts, read_volume, write_labels
@@ -51,19 +50,8 @@ from minikits.recipe import Recipe
 from minikits.resampling import resample
 from minikits.volumes import Volume
 
-SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what averaged networks share
 LONGEST_NAME = 230  # bytes of a mask's name, less .nii.gz and _kidney; file systems take 255
 UNPACKED = 5  # bytes in memory that a byte of a compressed scan comes to, about
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """A network of the ensemble, on the CPU. Ids that it was trained on; ids held out from it."""
-
-    network: torch.nn.Module
-    trained_on: frozenset[str]
-    held_out: frozenset[str]
-    about: dict  # what prediction.json says of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,103 +222,6 @@ def keep_stamps_if_possible(out: Path, record: dict, stamps: dict) -> None:
         print(f"warning: {out}: prediction.json does not say how the masks look ({error})")
 
 
-# --- which networks -------------------------------------------------------------------------------
-
-
-def load_networks(
-    runs: list[Path], folds: list[str] | None
-) -> tuple[list[Member], Recipe, list[str]]:
-    """The networks of the runs, the recipe that they share, and lines on them. They stay in the
-    computer's memory, and go to the device in turn. ValueError for networks that see images
-    differently, and for one that comes twice, by whatever path."""
-    members, lines, recipe, paths = [], [], None, {}
-    for run in runs:
-        found = find_checkpoints(run, folds)
-        for path in found:
-            checkpoint = load_checkpoint(path)
-            recipe = recipe or checkpoint["recipe"]
-            check_alike(checkpoint["recipe"], recipe, path)
-
-            member = as_member(checkpoint, path)
-            weights = member.about["weights"]
-            if weights in paths:
-                raise ValueError(
-                    f"{path}: the same network as {paths[weights]}, which would count "
-                    "twice; name each network once"
-                )
-            paths[weights] = path
-            members.append(member)
-            lines += introduce(member, path)
-        if not folds:
-            lines += strangers(run, found)
-    return members, recipe, lines
-
-
-def check_alike(recipe: Recipe, first: Recipe, path: Path) -> None:
-    """Refuses a network that sees images otherwise than the first."""
-    for name in SHARED:
-        ours, theirs = getattr(recipe, name), getattr(first, name)
-        if ours != theirs:
-            raise ValueError(
-                f"{path}: {name} is {ours}, but {theirs} in the first; average "
-                "networks of one recipe"
-            )
-
-
-def as_member(checkpoint: dict, path: Path) -> Member:
-    """A checkpoint's network, ready to predict, its cases, and what prediction.json says of it."""
-    network = load_network(checkpoint, path).eval()
-    trained_on = frozenset(checkpoint["cases"]["train"])
-    named = checkpoint["cases"].get("validation")
-    held_out = {id for id in named if isinstance(id, str)} if isinstance(named, list) else set()
-    held_out -= trained_on
-
-    weights = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(value.contiguous().numpy())
-    imported = checkpoint["fold"] == "imported"  # how long it was to be trained is not known
-    about = {
-        "arch": checkpoint["arch"],
-        "fold": checkpoint["fold"],
-        "seed": checkpoint["seed"],
-        "epoch": checkpoint["epoch"],
-        "epochs": None if imported else checkpoint["recipe"].epochs,
-        "weights": weights.hexdigest()[:16],
-        "trained_on": sorted(trained_on),
-        "held_out": sorted(held_out),
-    }
-    return Member(network, trained_on, frozenset(held_out), about)
-
-
-def introduce(member: Member, path: Path) -> list[str]:
-    """A line on a network; one more where it was not trained to the end, and where its folder is
-    named as another fold's."""
-    about = member.about
-    lines = [
-        f"{path}: arch {about['arch']}, fold {about['fold']}, seed {about['seed']}, epoch "
-        f"{about['epoch']}, weights {about['weights']}"
-    ]
-    if about["epochs"] is None:
-        return lines
-
-    if about["epoch"] < about["epochs"]:
-        lines.append(
-            f"warning: {path}: its training was stopped after {about['epoch']} of "
-            f"{about['epochs']} epochs"
-        )
-    folder = path.parent.name
-    if re.fullmatch("fold(all|[0-9]+)", folder) and folder != f"fold{about['fold']}":
-        lines.append(f"warning: {path}: lies in {folder}, but is of fold {about['fold']}")
-    return lines
-
-
-def strangers(run: Path, found: list[Path]) -> list[str]:
-    """A line on the folders of a run that hold a network but are no folds: fold0_old, fold0.bak."""
-    names = sorted(path.parent.name for path in run.glob("*/checkpoint.pt") if path not in found)
-    return [f"{run}: left out, since they are no folds: {', '.join(names)}"] if names else []
-
-
 # --- which scans ----------------------------------------------------------------------------------
 
 
@@ -398,9 +289,7 @@ def check_apart(source: Path, out: Path, found: Found) -> None:
 def check_counts(source: Path, scans: list[Scan], members: list[Member]) -> None:
     """Refuses scans that would not all be predicted by as many networks of the same architectures:
     their scores would not be of one method."""
-    kinds = {
-        scan.id: sorted(members[number].about["arch"] for number in scan.networks) for scan in scans
-    }
+    kinds = {scan.id: sorted(members[number].arch for number in scan.networks) for scan in scans}
     most = max(kinds.values(), key=len)
     others = [
         f"{id} by {len(kind)} ({', '.join(kind)})" for id, kind in kinds.items() if kind != most
@@ -419,7 +308,7 @@ def check_counts(source: Path, scans: list[Scan], members: list[Member]) -> None
 def describe(arguments: argparse.Namespace, members: list[Member], precision: torch.dtype) -> dict:
     """What prediction.json says of this run, as JSON gives it back."""
     about = {
-        "networks": [member.about for member in members],
+        "networks": [member.as_record() for member in members],
         "mirroring": not arguments.no_mirroring,
         "precision": str(precision).removeprefix("torch."),
         "cross_validation": arguments.cross_validation,
@@ -443,7 +332,7 @@ def keep_memory(
     """Bytes of memory that the device has. A CPU's is kept once taken, where there is plenty for a
     network, its windows and the largest scan."""
     memory = claim_memory(device)
-    window = max(window_bytes(member.about["arch"], recipe, precision) for member in members)
+    window = max(window_bytes(member.arch, recipe, precision) for member in members)
     weights = max(sum(value.nbytes for value in member.network.parameters()) for member in members)
     largest = max(scan.path.stat().st_size for scan in scans)
     needed = window + weights + UNPACKED * largest

@@ -2,7 +2,7 @@
 
 Reading order, a patch's life: recipe, paper, volumes, resampling, preprocessing, nifti, cases,
 sampling, augmentation, unet, losses, training, train.py, checkpoints, nnunet,
-prediction, masks, evaluation, reports, predict.py, evaluate.py.
+ensemble, prediction, masks, evaluation, reports, predict.py, evaluate.py.
 Beside it: files, devices, phantoms (synthetic cases).
 """
 

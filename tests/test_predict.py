@@ -27,6 +27,7 @@ from minikits import prediction
 from minikits.cases import five_folds
 from minikits.checkpoints import find_checkpoints, save_checkpoint
 from minikits.devices import exact_float32
+from minikits.ensemble import load_networks
 from minikits.evaluation import kits_dice
 from minikits.files import claim, forgiving_output, typed_path
 from minikits.nifti import read_labels, read_volume, write_image
@@ -613,12 +614,12 @@ def test_a_network_that_was_stopped_early_is_named(scans, tmp_path, here):
 
 def test_a_fold_in_another_folds_folder_is_named(tmp_path):
     put(tmp_path / "fold3" / "checkpoint.pt", fold="0")
-    _, _, said = predict.load_networks([tmp_path], None)
+    _, _, said = load_networks([tmp_path], None)
     assert "lies in fold3, but is of fold 0" in said[-1]
 
 
 def test_networks_wait_on_the_cpu_ready_to_predict(runs):
-    members, recipe, _ = predict.load_networks([runs[0] / "plain"], ["1", "2"])
+    members, recipe, _ = load_networks([runs[0] / "plain"], ["1", "2"])
     assert recipe == TINY and len(members) == 2
     for member in members:
         assert not any(module.training for module in member.network.modules())
@@ -631,7 +632,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, strange):
     list(weights.values())[-1].view(-1)[-1] = strange
     put(path, network=weights)
     with pytest.raises(ValueError, match="weights that are NaN or infinite"):
-        predict.load_networks([tmp_path], None)
+        load_networks([tmp_path], None)
 
 
 # --- what the options reach ---------------------------------------------------------------------------------------
@@ -1473,7 +1474,7 @@ def test_memory_is_kept_for_what_a_window_and_a_scan_need(
     runs, tmp_path, monkeypatch, whole, asked
 ):
     """Nothing is asked for that is not there: each scan that is too large is named."""
-    members, recipe, _ = predict.load_networks([runs[0] / "plain", runs[0] / "residual"], ["0"])
+    members, recipe, _ = load_networks([runs[0] / "plain", runs[0] / "residual"], ["0"])
     scans = [predict.Scan("a", put_scan(tmp_path / "a.nii"), tmp_path / "m.nii.gz", (0,))]
     calls = []
     monkeypatch.setattr(
@@ -1709,7 +1710,7 @@ def test_networks_that_see_images_differently_are_not_averaged(tmp_path, field, 
     with pytest.raises(
         ValueError, match=rf"fold1/checkpoint\.pt: {field} is .* in the first; average"
     ):
-        predict.load_networks([tmp_path], None)
+        load_networks([tmp_path], None)
 
 
 def test_cross_validation_leaves_out_what_the_networks_recipe_does(phantoms, tmp_path, here):

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "checkpoints": {"files", "unet"},
     "nnunet": {"files", "unet", "checkpoints"},
     "training": {"devices", "losses", "sampling"},
+    "ensemble": {"checkpoints"},
     "prediction": {"volumes", "preprocessing"},
     "masks": {"files", "cases"},
     "reports": {"volumes", "files", "evaluation"},
