@@ -3,7 +3,7 @@
 Reading order, a patch's life: recipe, paper, volumes, resampling, preprocessing, nifti, cases,
 sampling, augmentation, unet, losses, training, train.py, checkpoints, nnunet,
 ensemble, prediction, masks, evaluation, reports, predict.py, evaluate.py.
-Beside it: files, devices, phantoms (synthetic cases).
+Beside it: files, devices, fast, phantoms (synthetic cases).
 """
 
 __version__ = "0.1.0"

@@ -5,10 +5,12 @@ import ctypes
 import os
 import re
 import signal
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
+import torch.nn.functional as F
 from torch import distributed
 
 OUT_OF_MEMORY = re.compile(
@@ -51,6 +53,41 @@ def exact_float32() -> None:
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
     for part in (cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn):
         part.fp32_precision = "ieee"
+
+
+def check_bfloat16(device: torch.device, convolve: Callable = F.conv3d) -> None:
+    """ValueError where 3D convolutions in bfloat16 are wrong on this device, forward or backward.
+
+    Versions of cuDNN gave wrong ones without a word [pytorch #163539, #166122]. A small one is
+    compared with float32, in both layouts that networks use: some milliseconds."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 32, 8, 16, 16), (32, 32, 3, 3, 3), (2, 32, 8, 16, 16)]
+    numbers = []  # the input, the kernel, and a gradient of the output
+    for shape in shapes:
+        drawn = torch.randn(shape, generator=generator).bfloat16()  # so that both begin alike
+        numbers.append(drawn.to(device))
+
+    exact = _convolution_and_gradients(numbers, torch.float32, torch.contiguous_format, F.conv3d)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        found = _convolution_and_gradients(numbers, torch.bfloat16, layout, convolve)
+        for ours, right in zip(found, exact):
+            error = ((ours.float() - right).abs().max() / right.abs().max()).item()
+            if not error < 0.02:  # rounding to 8 bits is 0.004
+                raise ValueError(
+                    f"device {device}: a 3D convolution in bfloat16 is wrong by {error:.0%} with "
+                    f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}; take "
+                    "--precision fp32, or other versions"
+                )
+
+
+def _convolution_and_gradients(numbers, dtype, layout, convolve):
+    """(output, gradient of the input, of the kernel) of a convolution, computed in dtype."""
+    x, kernel, gradient = [each.to(dtype, memory_format=layout, copy=True) for each in numbers]
+    x.requires_grad_()
+    kernel.requires_grad_()
+    output = convolve(x, kernel, padding=1)
+    output.backward(gradient)
+    return output.detach(), x.grad, kernel.grad
 
 
 def claim_memory(device, needed=0):

@@ -55,15 +55,17 @@ def training_step(
     recipe: Recipe,
     *,
     precision: torch.dtype = torch.float32,
+    loss_of: Callable = segmentation_loss,
 ) -> torch.Tensor:
     """Changes the weights once, and gives the batch's loss, a scalar.
 
     image (B, 1, Z, Y, X) floats, target (B, Z, Y, X) ints; the model is in training mode and on
-    their device. precision: the dtype of its convolutions; the loss is taken in float32. The
-    gradient's global norm is clipped [nnU-Net v1 nnUNetTrainerV2.py:254]."""
+    their device. precision: the dtype of its convolutions; the loss is taken in float32. loss_of:
+    of logits and target, compiled or not. The gradient's global norm is clipped
+    [nnU-Net v1 nnUNetTrainerV2.py:254]. Nothing here waits for a GPU."""
     with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
         logits = model(image)
-    loss = segmentation_loss(logits, target)
+    loss = loss_of(logits, target)
 
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -80,6 +82,7 @@ def train_epoch(
     progress: Progress,
     *,
     precision: torch.dtype = torch.float32,
+    loss_of: Callable = segmentation_loss,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict:
     """Trains what is left of the epoch that `progress` is in, or until stop() is true, asked after
@@ -100,7 +103,9 @@ def train_epoch(
 
     for image, target in fetch_ahead(draw, left):
         waited += monotonic() - asked
-        loss = training_step(model, image, target, optimizer, recipe, precision=precision)
+        loss = training_step(
+            model, image, target, optimizer, recipe, precision=precision, loss_of=loss_of
+        )
         loss_sum = loss_sum + loss  # stays on the device: no waiting for it before the epoch's end
         progress.batch += 1
         if stop():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import distributed
 
 from minikits import devices
@@ -64,6 +65,60 @@ def test_a_gpu_that_emulates_bfloat16_does_not_get_it_unasked(monkeypatch, name,
 def test_a_cpu_computes_in_bfloat16_where_it_can(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
     assert devices.pick_precision("auto", CPU) == dtype
+
+
+def test_a_right_convolution_in_bfloat16_passes():
+    devices.check_bfloat16(CPU)
+
+
+def forgets_a_plane(x, kernel, padding):
+    """As a convolution that reads the wrong memory at one end of the last axis."""
+    output = F.conv3d(x, kernel, padding=padding)
+    return torch.cat([output[..., :-1], output[..., :1]], dim=-1)
+
+
+def forgets_in_channels_last(x, kernel, padding):
+    wrong = x.is_contiguous(memory_format=torch.channels_last_3d)
+    return (forgets_a_plane if wrong else F.conv3d)(x, kernel, padding=padding)
+
+
+class WrongOnTheWayBack(torch.autograd.Function):
+    """Nothing, but a gradient that is 3% too large."""
+
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return 1.03 * gradient
+
+
+def wrong_gradient_of_the_kernel(x, kernel, padding):
+    return F.conv3d(x, WrongOnTheWayBack.apply(kernel), padding=padding)
+
+
+def wrong_gradient_of_the_input(x, kernel, padding):
+    return F.conv3d(WrongOnTheWayBack.apply(x), kernel, padding=padding)
+
+
+@pytest.mark.parametrize(
+    "convolve",
+    [
+        forgets_a_plane,
+        forgets_in_channels_last,
+        wrong_gradient_of_the_kernel,
+        wrong_gradient_of_the_input,
+        lambda x, kernel, padding: F.conv3d(x, kernel, padding=padding) * torch.nan,
+    ],
+)
+def test_a_wrong_convolution_in_bfloat16_is_refused_with_its_versions(convolve):
+    with pytest.raises(
+        ValueError,
+        match=r"device cpu: a 3D convolution in bfloat16 is wrong by .*% with torch .*, cuDNN .*; "
+        "take --precision fp32, or other versions",
+    ):
+        devices.check_bfloat16(CPU, convolve)
 
 
 @pytest.mark.parametrize("device, backend", [(CPU, "gloo"), (GPU, "nccl")])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import TINY
 
+from minikits.losses import segmentation_loss
 from minikits.training import Progress, sgd, train_epoch, training_step
 from minikits.unet import build_unet
 
@@ -154,6 +155,21 @@ def test_convolutions_have_the_precision_that_was_asked_for_and_the_loss_float32
         and loss.ndim == 0
         and not loss.requires_grad
     )
+
+
+def test_the_loss_may_be_a_compiled_one():
+    """Here one that is a tenth of it, told to the loop as to the step."""
+    network = build_unet("plain", STEPS).double()
+    twin = copy.deepcopy(network)
+
+    def tenth(logits, target):
+        return 0.1 * segmentation_loss(logits, target)
+
+    row = train_epoch(network, random_batch, sgd(network, STEPS), STEPS, Progress(), loss_of=tenth)
+
+    slower = replace(STEPS, learning_rate=0.005, weight_decay=0.1, max_gradient_norm=9.0)
+    usual = train_epoch(twin, random_batch, sgd(twin, slower), slower, Progress())
+    assert row["loss"] == pytest.approx(0.1 * usual["loss"])
 
 
 def test_an_epoch_in_two_parts_is_the_epoch_in_one():

@@ -12,6 +12,7 @@ SCRIPTS = [ROOT / f"{name}.py" for name in ("train", "predict", "evaluate")]
 FILES = [*PACKAGE, *SCRIPTS]
 
 MAY_IMPORT = {
+    "fast": {"losses"},
     "recipe": set(),
     "files": set(),
     "preprocessing": {"resampling"},
