@@ -250,6 +250,18 @@ def test_an_existing_checkpoint_is_not_replaced(tmp_path):
     assert "exists already" in said and (tmp_path / "checkpoint.pt").read_text() == "mine"
 
 
+def test_an_imported_checkpoint_says_so_and_how_long_it_was_trained(tmp_path):
+    geometry = json.loads((GOLDEN / "plain.json").read_text())
+    content = torch.load(GOLDEN / "plain.model", weights_only=False)
+    content["epoch"] = 17
+    torch.save(content, tmp_path / "theirs.model")
+
+    import_nnunet(tmp_path / "theirs.model", "plain", geometry, tmp_path / "ours.pt")
+
+    checkpoint = load_checkpoint(tmp_path / "ours.pt")
+    assert (checkpoint["fold"], checkpoint["epoch"]) == ("imported", 17)
+
+
 @pytest.mark.parametrize("axes", ["ZXY", "XZY", "YXZ"])
 def test_a_network_of_turned_axes_is_turned_back(tmp_path, axes):
     geometry = json.loads((GOLDEN / "plain.json").read_text())

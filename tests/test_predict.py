@@ -618,6 +618,14 @@ def test_a_fold_in_another_folds_folder_is_named(tmp_path):
     assert "lies in fold3, but is of fold 0" in said[-1]
 
 
+def test_a_networks_seed_and_epoch_are_told(tmp_path):
+    put(tmp_path / "fold0" / "checkpoint.pt", seed=7, epoch=1)
+
+    (member,), _, _ = load_networks([tmp_path], None)
+
+    assert (member.seed, member.epoch, member.epochs) == (7, 1, TINY.epochs)
+
+
 def test_networks_wait_on_the_cpu_ready_to_predict(runs):
     members, recipe, _ = load_networks([runs[0] / "plain"], ["1", "2"])
     assert recipe == TINY and len(members) == 2
