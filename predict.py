@@ -2,14 +2,14 @@
 
 import argparse
 import json
-import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from time import monotonic
@@ -18,14 +18,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from minikits.cases import (
-    FOLDERS,
-    Found,
-    check_resampled_size,
-    look_for_cases,
-    look_for_training_cases,
-    mask_name,
-)
+from minikits.cases import check_resampled_size
 from minikits.devices import (
     claim_memory,
     exact_float32,
@@ -38,19 +31,15 @@ from minikits.devices import (
 )
 from minikits.ensemble import Member, load_networks
 from minikits.files import forgiving_output, typed_path, typed_spacing, voxel_count
-from minikits.masks import Scan, keep_stamps, noted_mask, plan_masks, stamp
+from minikits.masks import Job, Scan, find_scans, keep_stamps, noted_mask, plan_masks, stamp
 from minikits.nifti import MAX_VOXELS, doubts, read_volume, write_labels
 from minikits.paper import CLASSES
 from minikits.prediction import scan_bytes, segment_volume, window_bytes
-from minikits.preprocessing import (
-    label_orders,
-    resampled_shape,
-)
+from minikits.preprocessing import label_orders, resampled_shape
 from minikits.recipe import Recipe
 from minikits.resampling import resample
 from minikits.volumes import Volume
 
-LONGEST_NAME = 230  # bytes of a mask's name, less .nii.gz and _kidney; file systems take 255
 UNPACKED = 5  # bytes in memory that a byte of a compressed scan comes to, about
 
 
@@ -64,7 +53,8 @@ class Work:
     device: torch.device
     precision: torch.dtype
     memory: float  # bytes that the device has
-    stop: list  # signals that were noted
+    edited: set[str]  # names of masks that stay as they are
+    stop: list[int]  # signals that were noted
     device_turn: Lock = field(default_factory=Lock)
 
 
@@ -84,53 +74,161 @@ def main():
             sys.exit(128 + noted[0])
         except (ValueError, OSError) as error:
             failed = [str(error)]
+
     for line in failed:
         sys.stderr.write(f"predict.py: {line}\n")
     sys.exit(2 if failed else 0)
+
+
+def predict(arguments: argparse.Namespace, noted: list[int]) -> list[str]:
+    """Predicts every scan that has no mask yet, or this process's share of them; returns a line for
+    each that failed. noted: signals that came in. Stopped where one left scans undone."""
+    device = pick_device(arguments.device)
+    precision = pick_precision(arguments.precision, device)
+    rank, world = join_processes(torch.device("cpu"))
+    exact_float32()
+
+    members, recipe, said = load_networks(arguments.model, arguments.folds)
+    crossed = arguments.cross_validation
+    found, scans = find_scans(arguments.scans, arguments.out, members, recipe, crossed=crossed)
+    job = as_job(arguments, members, precision)
+    decide = partial(plan_masks, arguments.out, job, scans, overwrite=arguments.overwrite)
+    plan = decided_by_first(rank, world, decide)
+    if rank == 0:
+        print(*said, found.summary(), *plan.said, sep="\n", flush=True)
+
+    memory = keep_memory(device, members, recipe, precision, scans)
+    work = Work(arguments, members, recipe, device, precision, memory, plan.edited, noted)
+    stamps = {}
+    try:
+        failed = predict_scans(share_of(plan.waiting, rank, world), work, stamps)
+        stamps = gathered(stamps, world)  # torchrun stops all processes once one has failed
+    finally:
+        if rank == 0:
+            keep_stamps_if_possible(arguments.out, plan.record, stamps)
+    return plan.failed + failed if rank == 0 else failed
+
+
+def predict_scans(scans: list[Scan], work: Work, stamps: dict[str, dict]) -> list[str]:
+    """Two threads take scans: one reads, prepares or writes its own while the device works for the
+    other. Scans that find no memory beside another's are tried once more, alone. Puts into `stamps`
+    what prediction.json is to say of each mask; returns a line for each scan that failed. Stopped
+    where the run was told to stop before all were done."""
+    began = monotonic()
+    done, crowded = [], []
+
+    def attempt(scan: Scan, *, alone: bool = False) -> str | None:
+        if work.stop:
+            raise Stopped
+
+        failed = None
+        try:
+            said, stamps[scan.mask.name] = predict_scan(scan, work)
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error) and not alone and len(scans) > 1:
+                crowded.append(scan)
+                say(f"{scan.id}: no memory beside another scan; tried alone at the end")
+                return None
+            failed = failure(scan, error)
+            said = f"failed: {failed}"
+
+        done.append(scan)
+        left = (monotonic() - began) / len(done) * (len(scans) - len(done))
+        say(f"{scan.id}: {said} ({len(done)} of {len(scans)}, {left:.0f} s left)")
+        return failed
+
+    with ThreadPoolExecutor(2) as threads:
+        tried = list(threads.map(attempt, scans))
+    tried += [attempt(scan, alone=True) for scan in crowded]
+    return [failed for failed in tried if failed]
+
+
+def predict_scan(scan: Scan, work: Work) -> tuple[str, dict]:
+    """Writes a scan's mask, unless one that was edited stays, and its probabilities if wanted.
+    Returns the volumes, in a line, and the stamps of scan and mask."""
+    volume, scan_stamp = read_scan(scan, work)
+    keep_probabilities = None
+    if work.arguments.probabilities:
+        keep_probabilities = partial(write_probabilities, scan, volume)
+
+    labels = segment_volume(
+        volume,
+        [work.members[number].network for number in scan.networks],
+        work.recipe,
+        mirroring=not work.arguments.no_mirroring,
+        device=work.device,
+        precision=work.precision,
+        on_window=watch(scan.id, work.stop),
+        on_probabilities=keep_probabilities,
+        device_turn=work.device_turn,  # one scan's probabilities at a time, until they are labels
+    )
+
+    stamps = {"scan": scan_stamp}
+    if scan.mask.name not in work.edited:
+        with named_if_not_written(scan.mask), noted_mask(scan.mask, scan_stamp) as built:
+            write_labels(built, labels, volume)
+        stamps["mask"] = stamp(scan.mask, contents=True)
+    return volumes_of(labels, volume.voxel_mm3), stamps
+
+
+# --- what the command line says -------------------------------------------------------------------
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Predict kidney (1) and tumor (2) masks of abdominal CT scans."
     )
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--in",
         dest="scans",
         type=typed_path,
         required=True,
         help="a scan, a folder of scans or of cases",
     )
-    add("--out", type=typed_path, required=True, help="folder for the masks")
-    add(
+    parser.add_argument("--out", type=typed_path, required=True, help="folder for the masks")
+    parser.add_argument(
         "--model",
         type=typed_path,
         nargs="+",
         default=[Path("runs/residual")],
         help="run folders, averaged",
     )
-    add(
+    parser.add_argument(
         "--folds",
         type=fold_name,
         nargs="+",
         metavar="N",
         help="only these folds, numbers; or all, the network that saw all cases",
     )
-    add("--no-mirroring", action="store_true", help="an eighth of the work; the paper mirrors")
-    add("--probabilities", action="store_true", help="of kidney and tumor, into OUT/probabilities")
-    add("--cross-validation", action="store_true", help="each case by networks that held it out")
-    add("--overwrite", action="store_true", help="predict scans again that have a mask")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--precision", choices=["auto", "fp32", "bf16"], default="auto")
-    add("--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ")
-    add(
+    parser.add_argument(
+        "--no-mirroring",
+        action="store_true",
+        help="an eighth of the work, slightly less accurate",
+    )
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="of kidney and tumor, into OUT/probabilities",
+    )
+    parser.add_argument(
+        "--cross-validation", action="store_true", help="each case by networks that held it out"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="predict scans again that have a mask"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
+    parser.add_argument(
+        "--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ"
+    )
+    parser.add_argument(
         "--assume-spacing",
         type=typed_spacing,
         nargs=3,
         metavar=("Z", "Y", "X"),
         help="mm; axes as KiTS19's",
     )
-    add(
+    parser.add_argument(
         "--max-voxels", type=voxel_count, default=MAX_VOXELS, help="of a scan (default %(default)s)"
     )
     return parser.parse_args()
@@ -145,44 +243,146 @@ def fold_name(text: str) -> str:
     return str(int(text))
 
 
-def predict(arguments: argparse.Namespace, noted: list) -> list[str]:
-    """Predicts every scan that has no mask yet, or this process's share of them; returns a line for
-    each that failed. noted: signals that came in. Stopped where one left scans undone."""
-    device = pick_device(arguments.device)
-    precision = pick_precision(arguments.precision, device)
-    rank, world = join_processes(torch.device("cpu"))
-    exact_float32()
+def as_job(arguments: argparse.Namespace, members: list[Member], precision: torch.dtype) -> Job:
+    """What prediction.json says of this run, as JSON gives it back."""
+    job = {
+        "networks": [member.as_record() for member in members],
+        "mirroring": not arguments.no_mirroring,
+        "precision": str(precision).removeprefix("torch."),
+        "cross_validation": arguments.cross_validation,
+        "probabilities": arguments.probabilities,
+        "affine": arguments.affine,
+        "assume_spacing": arguments.assume_spacing,
+    }
+    return Job(**json.loads(json.dumps(job)))
 
-    members, recipe, said = load_networks(arguments.model, arguments.folds)
-    found, scans = find_scans(arguments, members, recipe)
-    job = describe(arguments, members, precision)
-    plan = decided_by_first(
-        rank,
-        world,
-        lambda: plan_masks(
-            arguments.out,
-            job,
-            scans,
-            overwrite=arguments.overwrite,
-            probabilities=arguments.probabilities,
-        ),
+
+# --- a scan's files and its line ------------------------------------------------------------------
+
+
+def read_scan(scan: Scan, work: Work) -> tuple[Volume, dict]:
+    """The scan, and what its file looked like. Says what is doubtful of it. ValueError for one that
+    changed meanwhile, and before it is tried for one that is too large."""
+    before = stamp(scan.path)
+    volume = read_volume(
+        scan.path,
+        affine=work.arguments.affine,
+        assume_spacing=work.arguments.assume_spacing,
+        max_voxels=work.arguments.max_voxels,
     )
-    if rank == 0:
-        print(*said, found.summary(), *plan.said, sep="\n", flush=True)
+    read = stamp(scan.path, contents=True)
+    if before != {name: read[name] for name in before}:
+        raise ValueError(f"{scan.path}: was changed while it was read; run predict.py again")
 
-    memory = keep_memory(device, members, recipe, precision, scans)
-    work = Work(arguments, members, recipe, device, precision, memory, noted)
-    waiting = [scan for scan in scans if scan.mask.name in plan.waiting]
-    waiting.sort(key=lambda scan: -scan.path.stat().st_size if world > 1 else 0)
-    stamps = {}
-    failed = plan.failed if rank == 0 else []
+    for doubt in doubts(volume):
+        say(f"warning: {doubt}")
+    check_resampled_size(volume, work.recipe)
+    check_room(volume, work)
+    return volume, read
+
+
+def write_probabilities(scan: Scan, volume: Volume, probabilities: torch.Tensor) -> None:
+    """(K, Z, Y, X), resampled -> a file for each structure on the scan's own grid: bytes, which the
+    header's slope makes 0 to 1."""
+    for structure, path in scan.probabilities.items():
+        coarse = probabilities[CLASSES.index(structure)].cpu()
+        native = resample(coarse, volume.voxels.shape, label_orders(volume.spacing_mm))
+        with named_if_not_written(path):
+            write_labels(path, np.rint(255 * native), volume, slope=1 / 255)
+
+
+@contextmanager
+def named_if_not_written(path: Path) -> Iterator[None]:
+    """A file that cannot be written is named, not the scan alone that it is of."""
     try:
-        failed = failed + predict_scans(waiting[rank::world], work, plan.edited, stamps)
-        stamps = gathered(stamps, world)  # torchrun stops all processes once one has failed
-    finally:
-        if rank == 0:
-            keep_stamps_if_possible(arguments.out, plan.record, stamps)
-    return failed
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error}); is the disk full?") from None
+
+
+def volumes_of(labels: np.ndarray, voxel_mm3: float) -> str:
+    """Kidney and tumor in ml, in a line."""
+    kidney_ml = np.count_nonzero(labels == 1) * voxel_mm3 / 1000
+    tumor_ml = np.count_nonzero(labels == 2) * voxel_mm3 / 1000
+    return f"kidney {kidney_ml:.0f} ml, tumor {tumor_ml:.0f} ml"
+
+
+def failure(scan: Scan, error: Exception) -> str:
+    """A scan's failure in a line that names its file. A RuntimeError that is not about memory is
+    nothing that a scan can cause, and is raised again."""
+    if is_out_of_memory(error):
+        return (
+            f"{scan.path}: {what_memory_lacked(error)}; is its spacing right? --assume-spacing "
+            "Z Y X (mm) gives another, --device another device"
+        )
+    if isinstance(error, RuntimeError):
+        raise error
+
+    lines = str(error).splitlines()
+    said = lines[0] if lines else type(error).__name__
+    return said if said.startswith(str(scan.path)) else f"{scan.path}: {said}"
+
+
+def say(line: str) -> None:
+    """A line in one piece, since two threads speak."""
+    print(f"{line}\n", end="", flush=True)
+
+
+def watch(what: str, stop: list[int]) -> Callable[[float, int], None]:
+    """A function that is told the windows done: it ends a run that was told to stop, and shows, on
+    a terminal, the part that is done and the time left."""
+    began = monotonic()
+    shown = sys.stdout.isatty()
+
+    def on_window(done: float, total: int) -> None:
+        if stop:
+            raise Stopped
+        if shown:
+            left = (monotonic() - began) / done * (total - done)
+            print(
+                f"\r{what}: {100 * done / total:.0f}% of {total} windows, {left:.0f} s left ",
+                end="\r",
+                flush=True,
+            )
+
+    return on_window
+
+
+# --- how much memory there is ---------------------------------------------------------------------
+
+
+def keep_memory(
+    device: torch.device,
+    members: list[Member],
+    recipe: Recipe,
+    precision: torch.dtype,
+    scans: list[Scan],
+) -> float:
+    """Bytes of memory that the device has. A CPU's is kept once taken, where there is plenty for a
+    network, its windows and the largest scan."""
+    memory = claim_memory(device)
+    window = max(window_bytes(member.arch, recipe, precision) for member in members)
+    weights = max(sum(value.nbytes for value in member.network.parameters()) for member in members)
+    largest = max(scan.path.stat().st_size for scan in scans)
+    needed = window + weights + UNPACKED * largest
+    if needed < memory:  # else a scan that finds none is named when its turn comes
+        claim_memory(device, needed)
+    return memory
+
+
+def check_room(volume: Volume, work: Work) -> None:
+    """Refuses, before it is tried, a scan that is too large for the device's memory."""
+    shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, work.recipe)
+    needed = scan_bytes(shape, work.recipe)
+    if needed > work.memory:
+        raise ValueError(
+            f"{volume.path}: has shape {shape} at the networks' spacing, which takes "
+            f"{needed / 2**30:.1f} GiB; device {work.device} has {work.memory / 2**30:.1f}. Is its "
+            "spacing right? --assume-spacing Z Y X (mm) gives another, --device another device"
+        )
+
+
+# --- several processes of one run (torchrun) ------------------------------------------------------
 
 
 def decided_by_first(rank: int, world: int, decide: Callable):
@@ -205,285 +405,32 @@ def decided_by_first(rank: int, world: int, decide: Callable):
     return answer[0]
 
 
-def gathered(stamps: dict, world: int) -> dict:
+def share_of(scans: list[Scan], rank: int, world: int) -> list[Scan]:
+    """Those that this process predicts; the largest first, where others wait for the last."""
+    if world == 1:
+        return scans
+    scans = sorted(scans, key=lambda scan: scan.path.stat().st_size, reverse=True)
+    return scans[rank::world]
+
+
+def gathered(stamps: dict[str, dict], world: int) -> dict[str, dict]:
     """The entries of all processes, on each of them, once all have theirs."""
     if world == 1:
         return stamps
     parts = [None] * world
     distributed.all_gather_object(parts, stamps)
-    return {name: entry for part in parts for name, entry in part.items()}
+    together = {}
+    for part in parts:
+        together.update(part)
+    return together
 
 
-def keep_stamps_if_possible(out: Path, record: dict, stamps: dict) -> None:
+def keep_stamps_if_possible(out: Path, record: dict, stamps: dict[str, dict]) -> None:
     """prediction.json says already what matters; that it cannot take more is a warning."""
     try:
         keep_stamps(out, record, stamps)
     except OSError as error:
         print(f"warning: {out}: prediction.json does not say how the masks look ({error})")
-
-
-# --- which scans ----------------------------------------------------------------------------------
-
-
-def find_scans(
-    arguments: argparse.Namespace, members: list[Member], recipe: Recipe
-) -> tuple[Found, list[Scan]]:
-    """What there is, and a Scan for each image. In cross-validation a case is predicted by the
-    networks that held it out by name; one that none did is left out. ValueError where nothing is
-    left, where cases would have unequal numbers of networks, and where masks would lie among scans
-    or labels."""
-    source, out, crossed = arguments.scans, arguments.out, arguments.cross_validation
-    found = look_for_training_cases(source, recipe) if crossed else look_for_cases(source)
-    check_apart(source, out, found)
-
-    cases, scans, left_out = [], [], list(found.left_out)
-    for case in found.cases:
-        suited = [
-            number
-            for number, member in enumerate(members)
-            if not crossed or case.id in member.held_out
-        ]
-        if not case.image:
-            left_out.append(f"{case.id} (labels, but no image)")
-        elif not suited:
-            left_out.append(f"{case.id} (held out from none of the networks)")
-        elif len(os.fsencode(mask_name(case))) > LONGEST_NAME:
-            left_out.append(f"{case.id} (its mask's name would be too long)")
-        else:
-            mask = out / f"{mask_name(case)}.nii.gz"
-            cases.append(case)
-            scans.append(Scan(case.id, case.image, mask, tuple(suited)))
-
-    found = Found(cases, left_out)
-    if not scans and crossed:
-        raise ValueError(
-            f"{source}: nothing is left to cross-validate; name other runs or folds, "
-            f"or the cases as they were named in training; {found.summary()}"
-        )
-    if not scans:
-        raise ValueError(f"{source}: no scan found, only labels; wanted imaging.nii.gz or images/")
-    check_counts(source, scans, members)
-    return found, scans
-
-
-def check_apart(source: Path, out: Path, found: Found) -> None:
-    """Refuses an --out that is no folder, or where scans or labels lie, or the folders of cases."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is no folder; choose another --out for the masks")
-
-    places = {source.resolve()}
-    for case in found.cases:
-        for path in (case.image, case.labels):
-            if path:
-                places |= {path.parent.resolve(), path.resolve().parent}
-    beside_images = out.name.lower() in FOLDERS and source.resolve() in (
-        out.resolve().parent,
-        out.resolve().parent / "images",
-    )
-    if out.resolve() in places or beside_images:
-        raise ValueError(
-            f"{out}: scans or labels lie there; choose another folder for the masks with --out"
-        )
-
-
-def check_counts(source: Path, scans: list[Scan], members: list[Member]) -> None:
-    """Refuses scans that would not all be predicted by as many networks of the same architectures:
-    their scores would not be of one method."""
-    kinds = {scan.id: sorted(members[number].arch for number in scan.networks) for scan in scans}
-    most = max(kinds.values(), key=len)
-    others = [
-        f"{id} by {len(kind)} ({', '.join(kind)})" for id, kind in kinds.items() if kind != most
-    ]
-    if others:
-        alike = len(scans) - len(others)
-        held_out = "case was held out" if alike == 1 else "cases were held out"
-        networks = "network" if len(most) == 1 else "networks"
-        raise ValueError(
-            f"{source}: {alike} {held_out} by {len(most)} {networks} "
-            f"({', '.join(most)}), but {len(others)} by others: {', '.join(others[:5])}; name "
-            "runs that have the same folds, or with --folds those that all of them have"
-        )
-
-
-def describe(arguments: argparse.Namespace, members: list[Member], precision: torch.dtype) -> dict:
-    """What prediction.json says of this run, as JSON gives it back."""
-    about = {
-        "networks": [member.as_record() for member in members],
-        "mirroring": not arguments.no_mirroring,
-        "precision": str(precision).removeprefix("torch."),
-        "cross_validation": arguments.cross_validation,
-        "probabilities": arguments.probabilities,
-        "affine": arguments.affine,
-        "assume_spacing": arguments.assume_spacing,
-    }
-    return json.loads(json.dumps(about))
-
-
-# --- prediction -----------------------------------------------------------------------------------
-
-
-def keep_memory(
-    device: torch.device,
-    members: list[Member],
-    recipe: Recipe,
-    precision: torch.dtype,
-    scans: list[Scan],
-) -> float:
-    """Bytes of memory that the device has. A CPU's is kept once taken, where there is plenty for a
-    network, its windows and the largest scan."""
-    memory = claim_memory(device)
-    window = max(window_bytes(member.arch, recipe, precision) for member in members)
-    weights = max(sum(value.nbytes for value in member.network.parameters()) for member in members)
-    largest = max(scan.path.stat().st_size for scan in scans)
-    needed = window + weights + UNPACKED * largest
-    if needed < memory:  # else a scan that finds none is named when its turn comes
-        claim_memory(device, needed)
-    return memory
-
-
-def predict_scans(scans: list[Scan], work: Work, edited: set[str], stamps: dict) -> list[str]:
-    """Two threads take scans: one reads, prepares or writes its own while the device works for the
-    other. Scans that find no memory beside another's are tried once more, alone. Puts into `stamps`
-    what prediction.json is to say; returns a line for each scan that failed. Stopped where the run
-    was told to stop before all were done. edited: masks that stay."""
-    started, done, short = monotonic(), [], []
-
-    def attempt(scan: Scan, *, alone: bool = False) -> str | None:
-        if work.stop:
-            raise Stopped
-        failed = None
-        try:
-            keep_mask = scan.mask.name in edited
-            said, stamps[scan.mask.name] = predict_scan(scan, work, keep_mask=keep_mask)
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if is_out_of_memory(error) and not alone and len(scans) > 1:
-                short.append(scan)
-                say(f"{scan.id}: no memory beside another scan; tried alone at the end")
-                return None
-            failed = failure(scan, error)
-            said = f"failed: {failed}"
-        done.append(scan)
-        left = (monotonic() - started) / len(done) * (len(scans) - len(done))
-        say(f"{scan.id}: {said} ({len(done)} of {len(scans)}, {left:.0f} s left)")
-        return failed
-
-    with ThreadPoolExecutor(2) as threads:
-        tried = list(threads.map(attempt, scans))
-    tried += [attempt(scan, alone=True) for scan in short]
-    return [failed for failed in tried if failed]
-
-
-def say(line: str) -> None:
-    """A line in one piece, since two threads speak."""
-    print(f"{line}\n", end="", flush=True)
-
-
-def predict_scan(scan: Scan, work: Work, *, keep_mask: bool = False) -> tuple[str, dict]:
-    """Writes a scan's mask, and its probabilities if wanted. Returns the volumes, in a line, and
-    the stamps of scan and mask. keep_mask: the mask that is there stays as it is."""
-    arguments, before = work.arguments, stamp(scan.path)
-    volume = read_volume(
-        scan.path,
-        affine=arguments.affine,
-        assume_spacing=arguments.assume_spacing,
-        max_voxels=arguments.max_voxels,
-    )
-    read = stamp(scan.path, contents=True)
-    if before != {name: read[name] for name in before}:
-        raise ValueError(f"{scan.path}: was changed while it was read; run predict.py again")
-    for doubt in doubts(volume):
-        say(f"warning: {doubt}")
-    check_resampled_size(volume, work.recipe)
-    check_room(volume, work)
-
-    def keep_probabilities(probabilities: torch.Tensor) -> None:
-        if arguments.probabilities:
-            write_probabilities(scan, probabilities, volume)
-
-    labels = segment_volume(
-        volume,
-        [work.members[number].network for number in scan.networks],
-        work.recipe,
-        mirroring=not arguments.no_mirroring,
-        device=work.device,
-        precision=work.precision,
-        on_window=watch(scan.id, work.stop),
-        on_probabilities=keep_probabilities,
-        device_turn=work.device_turn,  # one scan's probabilities at a time, until they are labels
-    )
-
-    stamps = {"scan": read}
-    if not keep_mask:
-        with named_if_not_written(scan.mask), noted_mask(scan.mask, read) as built:
-            write_labels(built, labels, volume)
-        stamps["mask"] = stamp(scan.mask, contents=True)
-    kidney_ml = np.count_nonzero(labels == 1) * volume.voxel_mm3 / 1000
-    tumor_ml = np.count_nonzero(labels == 2) * volume.voxel_mm3 / 1000
-    return f"kidney {kidney_ml:.0f} ml, tumor {tumor_ml:.0f} ml", stamps
-
-
-def write_probabilities(scan: Scan, probabilities: torch.Tensor, volume: Volume) -> None:
-    """(K, Z, Y, X), resampled -> a file for each structure on the scan's own grid: bytes, which the
-    header's slope makes 0 to 1."""
-    for structure, path in scan.probabilities.items():
-        coarse = probabilities[CLASSES.index(structure)].cpu()
-        native = resample(coarse, volume.voxels.shape, label_orders(volume.spacing_mm))
-        with named_if_not_written(path):
-            write_labels(path, np.rint(255 * native), volume, slope=1 / 255)
-
-
-@contextmanager
-def named_if_not_written(path: Path):
-    """A file that cannot be written is named, not the scan alone that it is of."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"{path} cannot be written ({error}); is the disk full?") from None
-
-
-def check_room(volume: Volume, work: Work) -> None:
-    """Refuses, before it is tried, a scan that is too large for the device's memory."""
-    shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, work.recipe)
-    needed = scan_bytes(shape, work.recipe)
-    if needed > work.memory:
-        raise ValueError(
-            f"{volume.path}: has shape {shape} at the networks' spacing, which takes "
-            f"{needed / 2**30:.1f} GiB; device {work.device} has {work.memory / 2**30:.1f}. Is its "
-            "spacing right? --assume-spacing Z Y X (mm) gives another, --device another device"
-        )
-
-
-def failure(scan: Scan, error: Exception) -> str:
-    """A scan's failure in a line that names its file. A RuntimeError that is not about memory is
-    nothing that a scan can cause, and is raised again."""
-    if is_out_of_memory(error):
-        return (
-            f"{scan.path}: {what_memory_lacked(error)}; is its spacing right? --assume-spacing "
-            "Z Y X (mm) gives another, --device another device"
-        )
-    said = (str(error).splitlines() or [type(error).__name__])[0]
-    if isinstance(error, RuntimeError):
-        raise error
-    return said if said.startswith(str(scan.path)) else f"{scan.path}: {said}"
-
-
-def watch(what: str, stop: list) -> Callable:
-    """A function that is told the windows done: it ends a run that was told to stop, and shows, on
-    a terminal, the part that is done and the time left."""
-    began, shown = monotonic(), sys.stdout.isatty()
-
-    def on_window(done: float, total: int) -> None:
-        if stop:
-            raise Stopped
-        if shown:
-            left = (monotonic() - began) / done * (total - done)
-            print(
-                f"\r{what}: {100 * done / total:.0f}% of {total} windows, {left:.0f} s left ",
-                end="\r",
-                flush=True,
-            )
-
-    return on_window
 
 
 if __name__ == "__main__":

@@ -12,14 +12,25 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from minikits.cases import FOLDERS, kits19_kind, nifti_name
+from minikits.cases import (
+    FOLDERS,
+    Found,
+    kits19_kind,
+    look_for_cases,
+    look_for_training_cases,
+    mask_name,
+    nifti_name,
+)
+from minikits.ensemble import Member
 from minikits.files import claim, place_beside, read_json, remove_leftovers, write_text
 from minikits.paper import CLASSES
+from minikits.recipe import Recipe
 
 RECORD = "prediction.json"
+LONGEST_NAME = 230  # bytes of a mask's name, less .nii.gz and _kidney; file systems take 255
 CHANGES_MASKS = ("networks", "mirroring", "precision", "cross_validation")  # never mixed
 READING = ("affine", "assume_spacing")  # change the mask of a scan that needs them; kept for each
 
@@ -42,6 +53,19 @@ class Scan:
 
 
 @dataclass(frozen=True)
+class Job:
+    """The networks and options of a run, as prediction.json has them."""
+
+    networks: list[dict]  # what is known of each; the others refer to them by their numbers
+    mirroring: bool
+    precision: str  # float32 or bfloat16
+    cross_validation: bool
+    probabilities: bool
+    affine: str | None
+    assume_spacing: list[float] | None
+
+
+@dataclass(frozen=True)
 class Decision:
     """What becomes of a scan; entry is what prediction.json says of it from now on."""
 
@@ -56,71 +80,351 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is to do. waiting and edited hold names of masks."""
+    """What a run is to do."""
 
-    waiting: set[str]  # to be predicted
-    edited: set[str]  # stay as they are
+    waiting: list[Scan]  # to be predicted
+    edited: set[str]  # names of masks that stay as they are, also where their scan is waiting
     said: list[str]  # lines on what was found
     failed: list[str]  # lines
     record: dict  # what prediction.json holds
 
 
-def plan_masks(
-    out: Path, job: dict, scans: list[Scan], *, overwrite: bool = False, probabilities: bool = False
-) -> Plan:
+# --- which scans are there ------------------------------------------------------------------------
+
+
+def find_scans(
+    source: Path, out: Path, members: list[Member], recipe: Recipe, *, crossed: bool = False
+) -> tuple[Found, list[Scan]]:
+    """What there is, and a Scan for each image. crossed: in cross-validation a case is predicted by
+    the networks that held it out by name; one that none did is left out. ValueError where nothing
+    is left, where cases would have unequal numbers of networks, and where masks would lie among
+    scans or labels."""
+    found = look_for_training_cases(source, recipe) if crossed else look_for_cases(source)
+    _check_apart(source, out, found)
+
+    cases, scans, left_out = [], [], list(found.left_out)
+    for case in found.cases:
+        networks = range(len(members))
+        if crossed:
+            networks = [number for number in networks if case.id in members[number].held_out]
+        if not case.image:
+            left_out.append(f"{case.id} (labels, but no image)")
+        elif not networks:
+            left_out.append(f"{case.id} (held out from none of the networks)")
+        elif len(os.fsencode(mask_name(case))) > LONGEST_NAME:
+            left_out.append(f"{case.id} (its mask's name would be too long)")
+        else:
+            mask = out / f"{mask_name(case)}.nii.gz"
+            cases.append(case)
+            scans.append(Scan(case.id, case.image, mask, tuple(networks)))
+
+    found = Found(cases, left_out)
+    if not scans and crossed:
+        raise ValueError(
+            f"{source}: nothing is left to cross-validate; name other runs or folds, "
+            f"or the cases as they were named in training; {found.summary()}"
+        )
+    if not scans:
+        raise ValueError(f"{source}: no scan found, only labels; wanted imaging.nii.gz or images/")
+    _check_alike(source, scans, members)
+    return found, scans
+
+
+def _check_apart(source, out, found):
+    """Refuses an --out that is no folder, or where scans or labels lie, or the folders of cases."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: is no folder; choose another --out for the masks")
+
+    places = {source.resolve()}
+    for case in found.cases:
+        for path in (case.image, case.labels):
+            if path:
+                places |= {path.parent.resolve(), path.resolve().parent}
+    above = out.resolve().parent
+    beside_images = out.name.lower() in FOLDERS and source.resolve() in (above, above / "images")
+    if out.resolve() in places or beside_images:
+        raise ValueError(
+            f"{out}: scans or labels lie there; choose another folder for the masks with --out"
+        )
+
+
+def _check_alike(source, scans, members):
+    """Refuses scans that would not all be predicted by as many networks of the same architectures:
+    their scores would not be of one method."""
+    archs = {scan.id: sorted(members[number].arch for number in scan.networks) for scan in scans}
+    most = max(archs.values(), key=len)
+    others = [f"{id} by {len(few)} ({', '.join(few)})" for id, few in archs.items() if few != most]
+    if others:
+        alike = len(scans) - len(others)
+        held_out = "case was held out" if alike == 1 else "cases were held out"
+        networks = "network" if len(most) == 1 else "networks"
+        raise ValueError(
+            f"{source}: {alike} {held_out} by {len(most)} {networks} "
+            f"({', '.join(most)}), but {len(others)} by others: {', '.join(others[:5])}; name "
+            "runs that have the same folds, or with --folds those that all of them have"
+        )
+
+
+# --- what becomes of them -------------------------------------------------------------------------
+
+
+def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = False) -> Plan:
     """Takes the folder for this process, removes masks that are of other scans or networks than the
     ones to come, and writes prediction.json, in this order: whenever it is killed, no mask passes
-    for another's. job: CHANGES_MASKS, READING, and what else prediction.json is to say.
-    ValueError, with everything as it was, where scans, labels or other masks would be lost or mixed
-    with these, or another process has the folder."""
+    for another's. ValueError, with everything as it was, where scans, labels or other masks would
+    be lost or mixed with these, or another process has the folder."""
     unprotected = claim(out, doing="predicts")
     remove_leftovers(out / "probabilities")
     earlier = _with_notes(out, read_record(out))
     _check_ours(out, earlier)
     replaced = {scan.mask.name for scan in scans if overwrite}
-    remaining = {
+    entries = {
         name: entry
         for name, entry in earlier["scans"].items()
         if name not in replaced and (out / name).exists()
     }
-    differ = [name for name in CHANGES_MASKS if earlier.get(name) != job[name]]
-    if differ and remaining:
-        shown = [
-            name if name == "networks" else f"{name} {earlier[name]}, now {job[name]}"
-            for name in differ
-        ]
-        raise ValueError(
-            f"{out / RECORD}: the masks here are of other networks or options "
-            f"({'; '.join(shown)}); choose another folder with --out"
-        )
+    known = earlier["scans"]
+    differ = [name for name in CHANGES_MASKS if earlier.get(name) != getattr(job, name)]
+    if differ:
+        _check_none_is_mixed(out, earlier, job, differ, entries)
+        known = {}
 
-    known = {} if differ else earlier["scans"]
-    decisions = [
-        _decide(scan, job, known.get(scan.mask.name), overwrite, probabilities) for scan in scans
-    ]
+    decisions = [_decide(scan, job, known.get(scan.mask.name), overwrite) for scan in scans]
     _check_reading(out, decisions, job)
     said = [f"warning: {unprotected}"] if unprotected else []
     said += _what_is_there(decisions)
 
-    for decision in decisions:
-        if decision.outdated:
-            decision.scan.mask.unlink(missing_ok=True)
-            for path in decision.scan.probabilities.values():
-                path.unlink(missing_ok=True)
-    entries = {**remaining, **{each.scan.mask.name: each.entry for each in decisions}}
-    for name in earlier["scans"].keys() - entries.keys():  # whose mask somebody has deleted
-        for path in Scan(name, Path(), out / name, ()).probabilities.values():
-            path.unlink(missing_ok=True)
+    entries |= {decision.scan.mask.name: decision.entry for decision in decisions}
+    deleted = earlier["scans"].keys() - entries.keys()  # by somebody, who left the probabilities
+    _remove_stale(out, decisions, deleted)
     record = _as_record(job, entries)
     write_text(out / RECORD, json.dumps(record, indent=1))
     _remove_notes(out)
     return Plan(
-        waiting={each.scan.mask.name for each in decisions if each.wanted},
-        edited={each.scan.mask.name for each in decisions if each.edited},
+        waiting=[decision.scan for decision in decisions if decision.wanted],
+        edited={decision.scan.mask.name for decision in decisions if decision.edited},
         said=said,
-        failed=[each.problem for each in decisions if each.problem],
+        failed=[decision.problem for decision in decisions if decision.problem],
         record=record,
     )
+
+
+def _check_none_is_mixed(out, earlier, job, differ, remaining):
+    """Refuses to put masks beside those that remain of other networks or options."""
+    if not remaining:
+        return
+    shown = []
+    for name in differ:
+        options = f"{name} {earlier[name]}, now {getattr(job, name)}"
+        shown.append(name if name == "networks" else options)
+    raise ValueError(
+        f"{out / RECORD}: the masks here are of other networks or options "
+        f"({'; '.join(shown)}); choose another folder with --out"
+    )
+
+
+def _remove_stale(out, decisions, deleted):
+    """Removes what is outdated, and the probabilities of masks that were deleted (names)."""
+    for decision in decisions:
+        if decision.outdated:
+            decision.scan.mask.unlink(missing_ok=True)
+            _remove_probabilities(decision.scan)
+    for name in deleted:
+        _remove_probabilities(Scan(name, Path(), out / name, ()))
+
+
+def _remove_probabilities(scan):
+    for path in scan.probabilities.values():
+        path.unlink(missing_ok=True)
+
+
+def _check_ours(out, record):
+    """Refuses a folder with NIfTI files that prediction.json does not name: scans, or labels."""
+    ours = set()
+    for name in record["scans"]:
+        scan = Scan(name, Path(), out / name, ())
+        ours |= {scan.mask, *scan.probabilities.values()}
+
+    for path in sorted([*out.glob("*"), *out.glob("*/*")]):
+        folder = path.parent
+        if not nifti_name(path) or path in ours:
+            continue
+        of_a_case = folder.name.lower() in FOLDERS or kits19_kind(path) is not None
+        if of_a_case or folder in (out, out / "probabilities"):
+            raise ValueError(
+                f"{path}: lies in {out}, and its {RECORD} names no such mask; scans and labels are "
+                "never replaced: choose another folder for the masks with --out"
+            )
+
+
+def _decide(scan, job, earlier, overwrite):
+    """The Decision on a scan. earlier: its entry, if that is of the same networks and options."""
+    entry = {
+        "case": scan.id,
+        "networks": list(scan.networks),
+        "affine": job.affine,
+        "assume_spacing": job.assume_spacing,
+        "scan": stamp(scan.path),
+        "mask": None,
+    }
+    if earlier is None:
+        return Decision(scan, entry, outdated=True)
+
+    same_scan = is_as_stamped(scan.path, earlier["scan"])
+    same_reading = all(earlier.get(name) == getattr(job, name) for name in READING)
+    if same_scan:
+        entry["scan"] = {**earlier["scan"], **entry["scan"]}
+    if overwrite or not scan.mask.exists():
+        outdated = not (same_scan and same_reading)
+        if scan.mask.exists() and not outdated:  # it stays until the new one is there
+            entry["mask"] = earlier["mask"]
+        return Decision(scan, entry, outdated=outdated)
+
+    problem = _problem_of_mask(scan, earlier, same_scan)
+    if problem:
+        return Decision(scan, earlier, wanted=False, problem=problem)
+    if not same_scan:
+        return Decision(scan, entry, outdated=True)
+
+    entry = {**earlier, "scan": entry["scan"]}
+    edited = not is_as_stamped(scan.mask, earlier["mask"])
+    probabilities = scan.probabilities.values()
+    lacking = job.probabilities and not all(path.exists() for path in probabilities)
+    if lacking and not same_reading:
+        problem = (
+            f"{scan.mask}: has no probabilities yet, and was made with {_reading_of(earlier)}; "
+            "give that again with --in this scan alone, or --overwrite"
+        )
+        return Decision(scan, entry, wanted=False, problem=problem)
+    return Decision(scan, entry, wanted=lacking, edited=edited, lacking=lacking)
+
+
+def _problem_of_mask(scan, earlier, same_scan):
+    """Why a mask that is there can neither stay nor be predicted again; "" where it can."""
+    if earlier["mask"] is None:
+        return (
+            f"{scan.mask}: lies there, but no run has finished it, so it may be somebody else's; "
+            "move it away, or --overwrite predicts it again"
+        )
+    if not same_scan and not is_as_stamped(scan.mask, earlier["mask"]):
+        return (
+            f"{scan.path}: was replaced since its mask was made, and {scan.mask} was "
+            "changed since it was predicted; --overwrite predicts it again"
+        )
+    return ""
+
+
+def _reading_of(entry):
+    """The options of the command line by which a mask's scan was read."""
+    options = []
+    if entry.get("affine"):
+        options.append(f"--affine {entry['affine']}")
+    if entry.get("assume_spacing"):
+        options.append(f"--assume-spacing {' '.join(map(str, entry['assume_spacing']))}")
+    return " ".join(options) or "no option"
+
+
+def _check_reading(out, decisions, job):
+    """Refuses masks that would stay although another --affine or --assume-spacing is given now.
+    Where none is, those that were made with one stay: the option was for their scans alone."""
+    for name in READING:
+        option = getattr(job, name)
+        if option is None:
+            continue
+        others = [each.scan.mask.name for each in decisions if each.entry.get(name) != option]
+        if others:
+            masks, were = ("mask", "was") if len(others) == 1 else ("masks", "were")
+            raise ValueError(
+                f"{out}: {len(others)} {masks} ({', '.join(others[:5])}) {were} made with another "
+                f"--{name.replace('_', '-')}; give --in only the scans that want it, --overwrite, "
+                "or another --out"
+            )
+
+
+def _what_is_there(decisions):
+    """Lines on masks that there are already: how many stay, and which do not, and why."""
+    staying = [each for each in decisions if not each.wanted and not each.problem]
+    lines = []
+    if staying:
+        have = "has" if len(staying) == 1 else "have"
+        lines.append(
+            f"{len(staying)} of {len(decisions)} scans {have} a mask already; --overwrite "
+            "predicts them again"
+        )
+    for each in decisions:
+        mask = each.scan.mask
+        if each.edited:
+            lines.append(
+                f"{mask}: was changed since it was predicted, and stays; --overwrite "
+                "predicts it again"
+            )
+        elif each.outdated and mask.exists():
+            lines.append(
+                f"{mask}: is of other networks or options, or {each.scan.path} was "
+                "replaced since; predicted again"
+            )
+        elif each.lacking:
+            lines.append(f"{mask}: has no probabilities yet, and is predicted again for these")
+    return lines
+
+
+# --- prediction.json -----------------------------------------------------------------------------
+
+
+def read_record(out: Path) -> dict:
+    """What an earlier run wrote into prediction.json; of none, no scans. ValueError for a file that
+    is not as this module writes it."""
+    path = out / RECORD
+    if not path.exists() and not path.is_symlink():
+        return {"scans": {}}
+
+    advice = "move it away, or choose another folder with --out"
+    try:
+        record = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {advice}") from None
+    if not _is_record(record):
+        raise ValueError(
+            f"{path}: not as this predict.py writes it, perhaps another tool's; {advice}"
+        )
+    return record
+
+
+def _is_record(record):
+    """Whether a value has the form of what this module writes into prediction.json."""
+    if not isinstance(record, dict) or not {*CHANGES_MASKS, *READING, "scans"} <= record.keys():
+        return False
+    if not isinstance(record["scans"], dict):
+        return False
+    networks = record["networks"] if isinstance(record["networks"], list) else []
+    return all(_is_entry(entry, len(networks)) for entry in record["scans"].values())
+
+
+def _is_entry(entry, count):
+    """Whether a value has the form of what prediction.json keeps of a mask by some of `count`
+    networks."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("case"), str):
+        return False
+    networks, scan, mask = (entry.get(name) for name in ("networks", "scan", "mask"))
+    numbers = isinstance(networks, list) and all(
+        type(number) is int and 0 <= number < count for number in networks
+    )
+    return numbers and isinstance(scan, dict) and isinstance(mask, (dict, type(None)))
+
+
+def _as_record(job, entries):
+    """What prediction.json holds: the job, the scans, and trained_on, the ids that masks here are
+    no held-out predictions of. In cross-validation these are the ids that the networks behind the
+    masks were trained on, less those that have a mask: it was held out from its own."""
+    used = set()
+    for entry in entries.values():
+        used.update(entry["networks"])
+    trained_on = set()
+    for number in used:
+        trained_on.update(job.networks[number]["trained_on"])
+    if job.cross_validation:
+        trained_on -= {entry["case"] for entry in entries.values()}
+    return {**asdict(job), "trained_on": sorted(trained_on), "scans": entries}
 
 
 def keep_stamps(out: Path, record: dict, stamps: dict[str, dict]) -> None:
@@ -176,174 +480,7 @@ def _remove_notes(out):
         path.unlink(missing_ok=True)
 
 
-def read_record(out: Path) -> dict:
-    """What an earlier run wrote into prediction.json; of none, no scans. ValueError for a file that
-    is not as this module writes it."""
-    path = out / RECORD
-    if not path.exists() and not path.is_symlink():
-        return {"scans": {}}
-
-    advice = "move it away, or choose another folder with --out"
-    try:
-        record = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{error}; {advice}") from None
-    known = isinstance(record, dict) and {*CHANGES_MASKS, *READING, "scans"} <= record.keys()
-    entries = record["scans"] if known else None
-    networks = record["networks"] if known and isinstance(record["networks"], list) else []
-    sound = isinstance(entries, dict) and all(
-        _is_entry(entry, len(networks)) for entry in entries.values()
-    )
-    if not sound:
-        raise ValueError(
-            f"{path}: not as this predict.py writes it, perhaps another tool's; {advice}"
-        )
-    return record
-
-
-def _is_entry(entry, count):
-    """Whether a value has the form of what prediction.json keeps of a mask by some of `count`
-    networks."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("case"), str):
-        return False
-    networks, scan, mask = (entry.get(name) for name in ("networks", "scan", "mask"))
-    numbers = isinstance(networks, list) and all(
-        type(number) is int and 0 <= number < count for number in networks
-    )
-    return numbers and isinstance(scan, dict) and isinstance(mask, (dict, type(None)))
-
-
-def _as_record(job, entries):
-    """What prediction.json holds: the job, the scans, and trained_on, the ids that masks here are
-    no held-out predictions of. In cross-validation these are the ids that the networks behind the
-    masks were trained on, less those that have a mask: it was held out from its own."""
-    used = {number for entry in entries.values() for number in entry["networks"]}
-    trained_on = {id for number in used for id in job["networks"][number]["trained_on"]}
-    if job["cross_validation"]:
-        trained_on -= {entry["case"] for entry in entries.values()}
-    return {**job, "trained_on": sorted(trained_on), "scans": entries}
-
-
-def _check_ours(out, record):
-    """Refuses a folder with NIfTI files that prediction.json does not name: scans, or labels."""
-    ours = set()
-    for name in record["scans"]:
-        scan = Scan(name, Path(), out / name, ())
-        ours |= {scan.mask, *scan.probabilities.values()}
-
-    for path in sorted([*out.glob("*"), *out.glob("*/*")]):
-        folder = path.parent
-        if not nifti_name(path) or path in ours:
-            continue
-        of_a_case = folder.name.lower() in FOLDERS or kits19_kind(path) is not None
-        if of_a_case or folder in (out, out / "probabilities"):
-            raise ValueError(
-                f"{path}: lies in {out}, and its {RECORD} names no such mask; scans and labels are "
-                "never replaced: choose another folder for the masks with --out"
-            )
-
-
-def _decide(scan, job, earlier, overwrite, probabilities):
-    """The Decision on a scan. earlier: its entry, if that is of the same networks and options."""
-    entry = {
-        "case": scan.id,
-        "networks": list(scan.networks),
-        "affine": job["affine"],
-        "assume_spacing": job["assume_spacing"],
-        "scan": stamp(scan.path),
-        "mask": None,
-    }
-    if earlier is None:
-        return Decision(scan, entry, outdated=True)
-
-    same_scan = is_as_stamped(scan.path, earlier["scan"])
-    same_reading = all(earlier.get(name) == job[name] for name in READING)
-    if same_scan:
-        entry["scan"] = {**earlier["scan"], **entry["scan"]}
-    if overwrite or not scan.mask.exists():
-        outdated = not (same_scan and same_reading)
-        if scan.mask.exists() and not outdated:  # it stays until the new one is there
-            entry["mask"] = earlier["mask"]
-        return Decision(scan, entry, outdated=outdated)
-
-    if earlier["mask"] is None:
-        problem = (
-            f"{scan.mask}: lies there, but no run has finished it, so it may be somebody else's; "
-            "move it away, or --overwrite predicts it again"
-        )
-        return Decision(scan, earlier, wanted=False, problem=problem)
-    edited = not is_as_stamped(scan.mask, earlier["mask"])
-    if not same_scan and edited:
-        problem = (
-            f"{scan.path}: was replaced since its mask was made, and {scan.mask} was "
-            "changed since it was predicted; --overwrite predicts it again"
-        )
-        return Decision(scan, earlier, wanted=False, problem=problem)
-    if not same_scan:
-        return Decision(scan, entry, outdated=True)
-
-    entry = {**earlier, "scan": entry["scan"]}
-    lacking = probabilities and not all(path.exists() for path in scan.probabilities.values())
-    if lacking and not same_reading:
-        problem = (
-            f"{scan.mask}: has no probabilities yet, and was made with {_reading_of(earlier)}; give "
-            "that again with --in this scan alone, or --overwrite"
-        )
-        return Decision(scan, entry, wanted=False, problem=problem)
-    return Decision(scan, entry, wanted=lacking, edited=edited, lacking=lacking)
-
-
-def _reading_of(entry):
-    """The options of the command line by which a mask's scan was read."""
-    options = []
-    if entry.get("affine"):
-        options.append(f"--affine {entry['affine']}")
-    if entry.get("assume_spacing"):
-        options.append(f"--assume-spacing {' '.join(map(str, entry['assume_spacing']))}")
-    return " ".join(options) or "no option"
-
-
-def _check_reading(out, decisions, job):
-    """Refuses masks that would stay although another --affine or --assume-spacing is given now.
-    Where none is, those that were made with one stay: the option was for their scans alone."""
-    for name in READING:
-        if job[name] is None:
-            continue
-        others = [each.scan.mask.name for each in decisions if each.entry.get(name) != job[name]]
-        if others:
-            masks, were = ("mask", "was") if len(others) == 1 else ("masks", "were")
-            raise ValueError(
-                f"{out}: {len(others)} {masks} ({', '.join(others[:5])}) {were} made with another "
-                f"--{name.replace('_', '-')}; give --in only the scans that want it, --overwrite, "
-                "or another --out"
-            )
-
-
-def _what_is_there(decisions):
-    """Lines on masks that there are already: how many stay, and which do not, and why."""
-    staying = [each for each in decisions if not each.wanted and not each.problem]
-    lines = []
-    if staying:
-        have = "has" if len(staying) == 1 else "have"
-        lines.append(
-            f"{len(staying)} of {len(decisions)} scans {have} a mask already; --overwrite "
-            "predicts them again"
-        )
-    for each in decisions:
-        mask = each.scan.mask
-        if each.edited:
-            lines.append(
-                f"{mask}: was changed since it was predicted, and stays; --overwrite "
-                "predicts it again"
-            )
-        elif each.outdated and mask.exists():
-            lines.append(
-                f"{mask}: is of other networks or options, or {each.scan.path} was "
-                "replaced since; predicted again"
-            )
-        elif each.lacking:
-            lines.append(f"{mask}: has no probabilities yet, and is predicted again for these")
-    return lines
+# --- whether a file was replaced ------------------------------------------------------------------
 
 
 def stamp(path: Path, *, contents: bool = False) -> dict:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "training": {"devices", "losses", "sampling"},
     "ensemble": {"checkpoints"},
     "prediction": {"volumes", "preprocessing"},
-    "masks": {"files", "cases"},
+    "masks": {"files", "cases", "ensemble"},
     "reports": {"volumes", "files", "evaluation"},
     "phantoms": {"nifti", "files", "cases"},  # what is a case, it asks there
 }
