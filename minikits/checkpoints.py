@@ -14,7 +14,9 @@ Loading is torch's `weights_only=True`, with no way around it.
 import pickletools
 import re
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +39,9 @@ KEYS = {
     "log": list,
 }
 FOLD_FOLDER = re.compile(r"fold(0|[1-9][0-9]*)")  # of one of several folds, as train.py names it
-NAMES = {
+
+# what a checkpoint's pickle may call; torch allows more, with which a file can take any memory
+CALLS = {
     "collections OrderedDict",
     "torch._utils _rebuild_tensor_v2",
     "torch FloatStorage",
@@ -45,8 +49,11 @@ NAMES = {
 }
 
 
-def save_checkpoint(path, **content):
-    """Writes one, whole or not at all: OSError, naming it, where the disk does not take it."""
+# --- writing --------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path: Path, **content: Any) -> None:
+    """Writes one, whole or not at all. OSError, naming it, where the disk does not take it."""
     try:
         with written_whole(path) as file:
             torch.save({"format": FORMAT, "minikits": __version__, **content}, file)
@@ -58,111 +65,151 @@ def save_checkpoint(path, **content):
         ) from error
 
 
-def load_plain(path, keys, writer, names=None):
-    """The dictionary in a file that `writer` wrote, with at least these keys; nothing in it can run."""
+# --- reading --------------------------------------------------------------------------------------
+
+
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
+    """What `save_checkpoint` wrote: tensors on the CPU, `recipe` as a Recipe. ValueError for what
+    it did not write."""
+    content = load_plain(Path(path), KEYS, "train.py", calls=CALLS)
+
+    train_ids = content["cases"].get("train")
+    are_ids = isinstance(train_ids, list) and all(type(id) is str for id in train_ids)
+    if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES or not are_ids:
+        raise ValueError(
+            f"{path}: format {content['format']}, architecture {content['arch']!r}, "
+            f"cases {train_ids!r:.50}; wanted format {FORMAT}, one of {', '.join(ARCHITECTURES)}, "
+            "and a list of cases"
+        )
+    return {**content, "recipe": recipe_from(content["recipe"], source=path)}
+
+
+def load_plain(
+    path: Path, keys: Mapping[str, type], writer: str, *, calls: set[str] | None = None
+) -> dict[str, Any]:
+    """The dictionary in a file that `writer` wrote, with at least these keys; nothing in it can run.
+
+    calls: all that its pickle may call, where torch's own list is too long. ValueError for a file
+    that is damaged, holds anything else than plain tensors and data, or lacks a key.
+    """
     wanted = f"wanted a checkpoint of {writer}"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {wanted}")
+
     try:
-        if (
-            names
-        ):  # all that it may call; torch allows more, which can take any memory, and checks no sums
-            with zipfile.ZipFile(path) as file:
-                odd = (
-                    sum(entry.file_size for entry in file.infolist()) > path.stat().st_size
-                    or file.testzip()
-                )
-                pickles = [
-                    file.read(name) for name in file.namelist() if name.endswith(".pkl") and not odd
-                ]
-            calls = {
-                name
-                for each in pickles
-                for code, name, _ in pickletools.genops(each)
-                if code.name == "GLOBAL"
-            }
-            if odd or calls - names:
-                raise ValueError
+        if calls is not None:
+            _check_archive(path, calls)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage can surface anywhere in the reader
         raise ValueError(
             f"{path}: damaged, or holds more than plain tensors and data, which is not loaded "
             f"({type(error).__name__}); {wanted}"
         ) from None
+
     for key, kind in keys.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise ValueError(f"{path}: holds no {key!r} ({kind.__name__}); {wanted}")
     return content
 
 
-def load_checkpoint(path):
-    """The dictionary, tensors on the CPU, `recipe` as a Recipe. ValueError for what `save_checkpoint` did not write."""
-    content = load_plain(Path(path), KEYS, "train.py", NAMES)
-    ids = content["cases"].get("train")
-    named = isinstance(ids, list) and {*map(type, ids)} <= {str}
-    if content["format"] != FORMAT or content["arch"] not in ARCHITECTURES or not named:
-        raise ValueError(
-            f"{path}: format {content['format']}, architecture {content['arch']!r}, cases {ids!r:.50}; "
-            f"wanted format {FORMAT}, one of {', '.join(ARCHITECTURES)}, and a list of cases"
-        )
-    return {**content, "recipe": recipe_from(content["recipe"], source=path)}
+def _check_archive(path, calls):
+    """ValueError for a zip archive that unpacks to more than its size or has a wrong checksum, none
+    of which torch looks at, or whose pickles call anything else than `calls`."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError("larger than it is")
+        if archive.testzip():
+            raise ValueError("a checksum that does not fit")
+
+        pickles = [name for name in archive.namelist() if name.endswith(".pkl")]
+        for name in pickles:
+            for opcode, argument, _ in pickletools.genops(archive.read(name)):
+                if opcode.name == "GLOBAL" and argument not in calls:
+                    raise ValueError(f"calls {argument}")
 
 
-def load_network(checkpoint, path):
-    """The network of a checkpoint; refuses weights whose names, shapes or values are not those of its recipe's."""
+def load_network(checkpoint: Mapping[str, Any], path: Path | str) -> torch.nn.Module:
+    """The network of a checkpoint, on the CPU. ValueError, naming `path`, for weights whose names,
+    shapes or values are not those of a network of its recipe."""
     with torch.device("meta"):  # takes no memory, whatever the recipe says
         network = build_unet(checkpoint["arch"], checkpoint["recipe"])
-    wanted, found = (
-        {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
-        for weights in (network.state_dict(), checkpoint["network"])
-    )
+
+    wanted = _shapes(network.state_dict())
+    found = _shapes(checkpoint["network"])
     for name in sorted({**wanted, **found}, key=str):
         here, there = found.get(name, "absent"), wanted.get(name, "absent")
         if here != there:
             raise ValueError(
-                f"{path}: weight {name} is {here}, wanted {there} for the {checkpoint['arch']} network "
-                "of its recipe; the file is not what it says"
+                f"{path}: weight {name} is {here}, wanted {there} for the {checkpoint['arch']} "
+                "network of its recipe; the file is not what it says"
             )
-    if not all(value.isfinite().all() for value in checkpoint["network"].values()):
-        raise ValueError(
-            f"{path}: weights that are NaN or infinite; wanted finite ones, of another epoch or run"
-        )
+
+    for weight in checkpoint["network"].values():
+        if not weight.isfinite().all():
+            raise ValueError(
+                f"{path}: weights that are NaN or infinite; wanted finite ones, of another epoch "
+                "or run"
+            )
+
     network.load_state_dict(checkpoint["network"], assign=True)
     return network.to(torch.get_default_dtype())
 
 
-def find_checkpoints(run: Path | str, folds: list | None = None) -> list[Path]:
-    """The checkpoints of a run folder (runs/residual holds fold0/checkpoint.pt, ...), by their numbers.
-    folds: which, numbers or "all" (the network that train.py --fold all trained). None: all numbered ones; or foldall,
-    or the folder's own checkpoint.pt. Other names (fold0_old, fold0.bak) are no folds. FileNotFoundError where nothing
-    is found; ValueError for a fold named twice, and where folds has to choose between numbered ones and foldall."""
+def _shapes(weights):
+    """{name: shape}; () for what is no tensor."""
+    return {name: tuple(getattr(weight, "shape", ())) for name, weight in weights.items()}
+
+
+# --- finding --------------------------------------------------------------------------------------
+
+
+def find_checkpoints(run: Path | str, folds: Sequence[int | str] | None = None) -> list[Path]:
+    """The checkpoints of a run folder (runs/residual holds fold0/checkpoint.pt, ...).
+
+    folds: which, numbers or "all" (the network that train.py --fold all trained). None: all
+    numbered ones, by their numbers; or foldall; or the folder's own checkpoint.pt. Other names
+    (fold0_old, fold0.bak) are no folds. FileNotFoundError where nothing is found; ValueError for a
+    fold named twice, and where folds has to choose between numbered ones and foldall.
+    """
     run = Path(run)
     if folds:
-        names = [str(fold) for fold in folds]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"--folds {' '.join(names)}: {', '.join(twice)} is named twice, and would count twice; "
-                "name each fold once"
-            )
-        return [run / f"fold{name}" / "checkpoint.pt" for name in names]
+        return _checkpoints_of([str(fold) for fold in folds], run)
 
-    numbered = [
-        path for path in run.glob("fold*/checkpoint.pt") if FOLD_FOLDER.fullmatch(path.parent.name)
-    ]
-    numbered.sort(key=lambda path: int(path.parent.name.removeprefix("fold")))
-    of_all = [path for path in [run / "foldall" / "checkpoint.pt"] if path.exists()]
-    if numbered and of_all:
-        numbers = " ".join(path.parent.name.removeprefix("fold") for path in numbered)
+    numbered = _numbered_checkpoints(run)
+    of_all = run / "foldall" / "checkpoint.pt"
+    if numbered and of_all.exists():
+        numbers = " ".join(str(_number_of(path)) for path in numbered)
         raise ValueError(
-            f"{run}: holds networks of single folds and one of all cases, which are not averaged unless "
-            f"you say so; choose with --folds {numbers} or --folds all"
+            f"{run}: holds networks of single folds and one of all cases, which are not averaged "
+            f"unless you say so; choose with --folds {numbers} or --folds all"
         )
 
-    own = [path for path in [run / "checkpoint.pt"] if path.exists()]
-    found = numbered or of_all or own
-    if not found:
-        raise FileNotFoundError(
-            f"{run / 'fold0' / 'checkpoint.pt'}: no such checkpoint; wanted a run of train.py"
+    if numbered:
+        return numbered
+    for path in (of_all, run / "checkpoint.pt"):
+        if path.exists():
+            return [path]
+    raise FileNotFoundError(
+        f"{run / 'fold0' / 'checkpoint.pt'}: no such checkpoint; wanted a run of train.py"
+    )
+
+
+def _checkpoints_of(folds, run):
+    twice = sorted({fold for fold in folds if folds.count(fold) > 1})
+    if twice:
+        raise ValueError(
+            f"--folds {' '.join(folds)}: {', '.join(twice)} is named twice, and would count twice; "
+            "name each fold once"
         )
-    return found
+    return [run / f"fold{fold}" / "checkpoint.pt" for fold in folds]
+
+
+def _numbered_checkpoints(run):
+    found = run.glob("fold*/checkpoint.pt")
+    of_folds = [path for path in found if FOLD_FOLDER.fullmatch(path.parent.name)]
+    return sorted(of_folds, key=_number_of)
+
+
+def _number_of(checkpoint):
+    return int(checkpoint.parent.name.removeprefix("fold"))

@@ -1,6 +1,7 @@
 """Import of networks that nnU-Net v1 trained: python -m minikits.nnunet FILE.model
 
-Its networks are ours, so its weights are taken one by one, in the order of the forward pass.
+Its networks are ours, so its weights are taken one by one, in the order of ours. A file `*.model`
+holds a dictionary with `state_dict`; the pickle beside it (`*.model.pkl`) is not read.
 """
 
 import argparse
@@ -13,63 +14,56 @@ import torch
 from minikits.checkpoints import load_network, load_plain, save_checkpoint
 from minikits.files import read_json, typed_path
 from minikits.paper import ARCHITECTURES, recipe_from
+from minikits.recipe import Recipe
 from minikits.unet import build_unet
 
-# nnU-Net v1's weights, in the order of ours: how their names begin. Within a group both follow the forward pass.
+# How the names of its weights begin, in the order of ours; within a group both follow the forward
+# pass.
 DECODER = (
     "decoder.tus",
     "decoder.stages",
     "decoder.deep_supervision_outputs",
     "decoder.segmentation_output",
 )
-NNUNET_ORDER = {
+GROUPS = {
     "plain": ("conv_blocks_context", "tu", "conv_blocks_localization", "seg_outputs"),
     "residual": ("encoder", *DECODER),
     "preactivation": ("encoder", "norm_nonlins", *DECODER),
 }
-GEOMETRY = (
-    "spacing_mm",
-    "patch",
-    "window_hu",
-    "mean_hu",
-    "sd_hu",
-)  # what a network's weights do not tell
+UPSAMPLING = {"plain": "tu", "residual": "decoder.tus", "preactivation": "decoder.tus"}
+
+# what a network's weights do not tell
+GEOMETRY = ("spacing_mm", "patch", "window_hu", "mean_hu", "sd_hu")
 
 
-def import_nnunet(path, arch, geometry, out):
-    """Writes nnU-Net v1's checkpoint `path` (`.model`; the pickle beside it is not read) as one of ours: its Recipe.
-    geometry: a dictionary of GEOMETRY as the network was trained and, if its axes were not Z Y X, "axes": "ZXY"; the
-    weights tell the rest but the nonlinearities. ValueError where anything does not fit; nothing is written then."""
-    geometry = {"axes": "ZYX", **(geometry if isinstance(geometry, dict) else {})}
-    axes, missing = geometry.pop("axes"), [name for name in GEOMETRY if name not in geometry]
-    if missing or sorted(str(axes)) != ["X", "Y", "Z"]:
-        raise ValueError(
-            f"geometry: no {', '.join(missing) or 'axes like ZXY'} in it; wanted {', '.join(GEOMETRY)} as "
-            f"the network was trained, and its axes if not ZYX; found {axes!r}"
-        )
+def import_nnunet(path: Path, arch: str, geometry: dict, out: Path) -> Recipe:
+    """Writes nnU-Net v1's checkpoint `path` as one of ours, `out`; returns its recipe.
+
+    geometry: a dictionary of GEOMETRY as the network was trained and, if its axes were not Z Y X,
+    "axes": "ZXY" or the like. The weights tell the rest of the recipe. ValueError where anything
+    does not fit; nothing is written then.
+    """
+    path = Path(path)
+    axes, geometry = _checked_geometry(geometry)
     if out.exists():
         raise ValueError(f"{out}: exists already; choose another --out")
-    weights, structure, epoch = _read_nnunet(Path(path), arch)
-    recipe = recipe_from({**structure, **geometry}, source=str(path))
+
+    named_weights, epoch = _read(path)
+    weights = _in_our_order(named_weights, arch, path)
+    structure = _structure(named_weights, arch)
+    as_trained = recipe_from({**structure, **geometry}, source=str(path))
+
     turn = [axes.index(axis) for axis in "ZYX"]
-    recipe = replace(
-        recipe,
-        stage_strides=tuple(tuple(stride[axis] for axis in turn) for stride in recipe.strides),
-        **{
-            name: tuple(getattr(recipe, name)[axis] for axis in turn)
-            for name in ("spacing_mm", "patch")
-        },
-    )
+    recipe = _turned_recipe(as_trained, turn)
     with torch.device("meta"):
-        ours = build_unet(arch, recipe).state_dict()
-    if len(weights) != len(ours):
+        names = list(build_unet(arch, recipe).state_dict())
+    if len(weights) != len(names):
         raise ValueError(
-            f"{path}: holds {len(weights)} weights, wanted {len(ours)} of a {arch} network of its strides"
+            f"{path}: holds {len(weights)} weights, wanted {len(names)} of a {arch} network of its "
+            "strides"
         )
-    turned = [
-        value.permute(0, 1, *(2 + axis for axis in turn)).contiguous() if value.ndim == 5 else value
-        for value in weights
-    ]
+
+    turned = [_turned_weight(weight, turn) for weight in weights]
     content = {
         "arch": arch,
         "recipe": asdict(recipe),
@@ -79,63 +73,128 @@ def import_nnunet(path, arch, geometry, out):
         "epoch": epoch,
         "log": [],
         "optimizer": {},
-        "network": dict(zip(ours, turned)),
+        "network": dict(zip(names, turned)),
     }
-    load_network({**content, "recipe": recipe}, path)
+    load_network({**content, "recipe": recipe}, path)  # refuses what does not fit
     save_checkpoint(out, **content)
     return recipe
 
 
-def _read_nnunet(path, arch):
-    """(the weights in the order of ours, the recipe's fields that they tell, epochs trained)."""
-    numbers = [np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8"))] + [
-        (np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar")
-        for core in ("core", "_core")
-    ]
-    with torch.serialization.safe_globals(numbers):  # nnU-Net keeps its losses as numpy's scalars
+def _checked_geometry(geometry):
+    """(axes, the others): what the user says of how the network was trained."""
+    others = dict(geometry) if isinstance(geometry, dict) else {}
+    axes = others.pop("axes", "ZYX")
+    missing = [name for name in GEOMETRY if name not in others]
+    if missing or sorted(str(axes)) != ["X", "Y", "Z"]:
+        raise ValueError(
+            f"geometry: no {', '.join(missing) or 'axes like ZXY'} in it; wanted "
+            f"{', '.join(GEOMETRY)} as the network was trained, and its axes if not ZYX; "
+            f"found {axes!r}"
+        )
+    return axes, others
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def _read(path):
+    """({name: weight}, how many epochs it was trained). What nnU-Net names twice comes once."""
+    with torch.serialization.safe_globals(_numpy_scalars()):
         content = load_plain(path, {"state_dict": dict}, "nnU-Net v1")
-    theirs = {
-        name: value for name, value in content["state_dict"].items() if ".all." not in name
-    }  # those come twice
-    if not all(isinstance(value, torch.Tensor) for value in content["state_dict"].values()):
+
+    weights = content["state_dict"]
+    if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise ValueError(
             f"{path}: its state_dict holds more than tensors; wanted a checkpoint of nnU-Net v1"
         )
-    groups = [
-        [name for name in theirs if name.startswith(f"{prefix}.")] for prefix in NNUNET_ORDER[arch]
-    ]
-    if not all(groups) or sum(map(len, groups)) < len(theirs):
-        raise ValueError(
-            f"{path}: holds {', '.join(sorted({name.split('.')[0] for name in theirs}))}, wanted "
-            f"{', '.join(NNUNET_ORDER[arch])} of a {arch} network; is it of another architecture?"
-        )
-    if arch == "preactivation":
-        groups[1].sort(
-            key=lambda name: -int(name.split(".")[1])
-        )  # their skips count from the top, ours from below
-    up = [value.shape for name, value in theirs.items() if name.startswith(("tu.", "decoder.tus."))]
-    fields = {
-        "stage_strides": [(1, 1, 1), *(tuple(shape[2:]) for shape in reversed(up))],
-        f"{'plain' if arch == 'plain' else 'residual'}_features": up[-1][1],
-        "max_features": up[0][0],
-        "residual_blocks": [
-            sum(
-                name.startswith(f"encoder.stages.{stage}.") and name.endswith(".conv1.weight")
-                for name in theirs
-            )
-            or 1
-            for stage in range(len(up) + 1)
-        ],
-    }
+    named_once = {name: weight for name, weight in weights.items() if ".all." not in name}
+
     epoch = content.get("epoch")
-    return (
-        [theirs[name] for group in groups for name in group],
-        fields,
-        epoch if type(epoch) is int else 0,
+    if type(epoch) is not int:
+        epoch = 0
+    return named_once, epoch
+
+
+def _numpy_scalars():
+    """What torch has to be allowed to load nnU-Net's list of losses, which are numpy's scalars."""
+    scalar = np._core.multiarray.scalar
+    scalars = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i8")]
+    return [np.dtype, *kinds, *scalars]
+
+
+def _in_our_order(weights, arch, path):
+    """The weights as our network has them. ValueError for those of another architecture."""
+    groups = {}
+    for beginning in GROUPS[arch]:
+        groups[beginning] = [name for name in weights if name.startswith(f"{beginning}.")]
+
+    sizes = [len(names) for names in groups.values()]
+    if 0 in sizes or sum(sizes) < len(weights):
+        found = sorted({name.split(".")[0] for name in weights})
+        raise ValueError(
+            f"{path}: holds {', '.join(found)}, wanted {', '.join(GROUPS[arch])} of a {arch} "
+            "network; is it of another architecture?"
+        )
+
+    if arch == "preactivation":  # its skips count from the top, ours from below
+        groups["norm_nonlins"].sort(key=lambda name: int(name.split(".")[1]), reverse=True)
+    return [weights[name] for names in groups.values() for name in names]
+
+
+def _structure(weights, arch):
+    """The fields of a recipe that the shapes of a network's weights tell."""
+    upsampling = []  # shapes (features below, features, z, y, x), the coarsest first
+    for name, weight in weights.items():
+        if name.startswith(f"{UPSAMPLING[arch]}."):
+            upsampling.append(weight.shape)
+    strides = [(1, 1, 1)]
+    for shape in reversed(upsampling):
+        strides.append(tuple(shape[2:]))
+
+    blocks = [_residual_blocks(weights, stage) for stage in range(len(strides))]
+    first = "plain_features" if arch == "plain" else "residual_features"
+    return {
+        "stage_strides": strides,
+        first: upsampling[-1][1],
+        "max_features": upsampling[0][0],
+        "residual_blocks": blocks,
+    }
+
+
+def _residual_blocks(weights, stage):
+    """How many blocks a stage of the encoder has; 1, of no meaning, in a plain network."""
+    start, end = f"encoder.stages.{stage}.", ".conv1.weight"
+    count = sum(name.startswith(start) and name.endswith(end) for name in weights)
+    return max(count, 1)
+
+
+# --- axes -----------------------------------------------------------------------------------------
+
+
+def _turned_recipe(recipe, turn):
+    """The recipe of the same network with axes Z Y X; turn: where each of these is in the old."""
+
+    def turned(values):
+        return tuple(values[axis] for axis in turn)
+
+    return replace(
+        recipe,
+        spacing_mm=turned(recipe.spacing_mm),
+        patch=turned(recipe.patch),
+        stage_strides=tuple(turned(stride) for stride in recipe.strides),
     )
 
 
-def main():
+def _turned_weight(weight, turn):
+    """A kernel (out, in, *axes) with axes Z Y X; other weights as they are."""
+    if weight.ndim != 5:
+        return weight
+    axes = [2 + axis for axis in turn]
+    return weight.permute(0, 1, *axes).contiguous()
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description="Use networks that nnU-Net v1 trained.")
     parser.add_argument("model", type=typed_path, help="a file *.model of nnU-Net v1")
     parser.add_argument("--arch", choices=ARCHITECTURES, required=True)
@@ -146,15 +205,15 @@ def main():
         "--out", type=typed_path, required=True, help="runs/imported/fold0/checkpoint.pt"
     )
     arguments = parser.parse_args()
+
     try:
-        recipe = import_nnunet(
-            arguments.model, arguments.arch, read_json(arguments.geometry), arguments.out
-        )
+        geometry = read_json(arguments.geometry)
+        recipe = import_nnunet(arguments.model, arguments.arch, geometry, arguments.out)
     except (ValueError, OSError) as error:
         parser.exit(2, f"nnunet: {error}\n")
-    print(
-        f"{arguments.out}: strides {recipe.strides}; {'Leaky' * (arguments.arch == 'plain')}ReLU taken for granted"
-    )
+
+    activation = "LeakyReLU" if arguments.arch == "plain" else "ReLU"
+    print(f"{arguments.out}: strides {recipe.strides}; {activation} taken for granted")
 
 
 if __name__ == "__main__":
