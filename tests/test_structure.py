@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "fast": {"losses"},
     "recipe": set(),
     "files": set(),
-    "preprocessing": {"resampling"},
+    "preprocessing": {"volumes", "resampling"},
     "nifti": {"volumes", "files"},
     "cases": {"volumes", "preprocessing", "nifti", "files"},
     "sampling": {"cases", "augmentation"},
