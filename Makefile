@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo
 
-.PHONY: demo test fuzz lint mutants table1 parity golden bench clean
+.PHONY: demo test fuzz lint read mutants table1 parity golden bench clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -27,6 +27,10 @@ mutants: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+
+# figures of how plainly the code reads, beside those of others; a report, no gate
+read: $(VENV)/installed
+	$(RUN) benchmarks/read.py
 
 # the paper's comparison in small, around the kidneys of ../shared/kits19 if they are there; half an hour
 table1: $(VENV)/installed
