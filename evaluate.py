@@ -3,11 +3,12 @@
 import argparse
 import signal
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from minikits.cases import Case, Found, excluded_ids, find_masks, look_for_cases, nifti_name
-from minikits.evaluation import compare, score_case, some, summarise
+from minikits.evaluation import CaseScores, compare, score_case, some, summarise
 from minikits.files import (
     forgiving_output,
     read_json,
@@ -18,7 +19,16 @@ from minikits.files import (
 )
 from minikits.nifti import MAX_VOXELS, check_same_grid, read_labels, read_volume
 from minikits.paper import PAPER
-from minikits.reports import as_csv, as_json, comparison_table, draw_overlay, first_line, table
+from minikits.reports import (
+    cases_csv,
+    comparison_json,
+    comparison_table,
+    draw_overlay,
+    first_line,
+    summary_json,
+    table,
+    why_no_figures,
+)
 from minikits.sampling import fetch_ahead
 from minikits.volumes import Volume
 
@@ -26,16 +36,18 @@ UNKNOWN = "whether the networks were trained on these cases is unknown"
 
 
 @dataclass(frozen=True)
-class Masks:
-    """{case: mask}, and lines on what lies among the masks and is none."""
+class Reading:
+    """The options of `read_volume`: for files that it would refuse."""
 
-    files: dict[str, Path]
-    left_out: list[str]
+    affine: str | None = None
+    assume_spacing: list[float] | None = None
+    max_voxels: int = MAX_VOXELS
 
 
 @dataclass(frozen=True)
-class References:
-    """{case: label file}, {case: image, if it has one}, and lines on what is left out."""
+class LabelFiles:
+    """Of a folder of masks or references: {case: label file}, {case: image, if it has one}, and
+    lines on what else lies there and is left out."""
 
     labels: dict[str, Path]
     images: dict[str, Path]
@@ -52,7 +64,16 @@ class Pair:
     image: Path | None
 
 
-def main():
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What a pair's files hold; or errors, a line each, for which it cannot be scored."""
+
+    mask: Volume | None
+    reference: Volume | None
+    errors: list[str]
+
+
+def main() -> None:
     forgiving_output()
     parser = argument_parser()
     arguments = parser.parse_args()
@@ -61,7 +82,9 @@ def main():
         failed = evaluate_all(arguments)
     except (ValueError, OSError) as error:
         failed = [str(error)]
-    lines = [f"evaluate.py: {line}\n" for line in dict.fromkeys(failed)]
+
+    each_once = dict.fromkeys(failed)  # a damaged reference fails in every folder of masks
+    lines = [f"evaluate.py: {line}\n" for line in each_once]
     parser.exit(2 if failed else 0, "".join(lines))
 
 
@@ -113,11 +136,7 @@ def evaluate_all(arguments: argparse.Namespace) -> list[str]:
         raise ValueError(
             "--pred: several folders of one name; rename one, the reports bear their names"
         )
-    reading = {
-        "affine": arguments.affine,
-        "assume_spacing": arguments.assume_spacing,
-        "max_voxels": arguments.max_voxels,
-    }
+    reading = Reading(arguments.affine, arguments.assume_spacing, arguments.max_voxels)
 
     systems, failed = {}, []
     for name, folder in folders.items():
@@ -125,12 +144,15 @@ def evaluate_all(arguments: argparse.Namespace) -> list[str]:
         if out and len(folders) > 1:
             out = out / name
         try:
-            rows, lines = evaluate(folder, arguments.ref, out, arguments.allow_missing, **reading)
+            scores, lines = evaluate(
+                folder, arguments.ref, reading, out=out, allow_missing=arguments.allow_missing
+            )
         except (ValueError, OSError) as error:
-            rows, lines = [], [str(error)]
+            failed.append(str(error))
+            continue
         failed += lines
-        if rows:
-            systems[name] = rows
+        if scores:
+            systems[name] = scores
 
     if len(systems) > 1:
         try:
@@ -140,148 +162,161 @@ def evaluate_all(arguments: argparse.Namespace) -> list[str]:
     return failed
 
 
-def compare_systems(systems: dict[str, list[dict]], out: Path | None) -> None:
-    """Prints how {name: rows} compare, and writes it; ValueError where they share no case."""
-    compared = compare(systems)
-    count = len(compared["cases"])
-    cases = "case" if count == 1 else "cases"
-    print(f"\nThe {count} {cases} that all have, best first; p: sign flips, paired, Holm")
-    print(comparison_table(compared), flush=True)
-    if out:
-        write_if_possible(out / "comparison.json", as_json(compared))
-
-
 def evaluate(
-    folder: Path, reference_folder: Path, out: Path | None, allow_missing: bool, **reading
-) -> tuple[list[dict], list[str]]:
+    folder: Path,
+    reference_folder: Path,
+    reading: Reading,
+    *,
+    out: Path | None = None,
+    allow_missing: bool = False,
+) -> tuple[list[CaseScores], list[str]]:
     """Scores one folder of masks, and prints the table; then writes it, and a picture per case,
-    into `out` if given. Returns the rows, and a line for each mask or reference that cannot be
-    used. reading: options of `read_volume`. ValueError or OSError where there is nothing to score,
-    or where masks or references are missing and may not be."""
+    into `out` if given. Returns the scores, and a line for each mask or reference that cannot be
+    used. ValueError or OSError where there is nothing to score, or where masks or references are
+    missing and may not be."""
     references = find_references(reference_folder)
-    masks = find_label_files(folder, references.labels)
+    masks = find_mask_files(folder, references.labels)
     pairs, left_out = match(folder, masks, references, allow_missing)
 
-    rows, damaged, failed = score(pairs, reading)
-    left_out += [f"{id} (cannot be scored)" for id in damaged]
-    found = Found([Case(row["case"]) for row in rows], left_out)
+    scores_by_case, failed = score(pairs, reading)
+    scores = list(scores_by_case.values())
+    left_out += [f"{pair.id} (cannot be scored)" for pair in pairs if pair.id not in scores_by_case]
+
+    found = Found([Case(id) for id in scores_by_case], left_out)
     print(f"{folder} against {reference_folder}, {found.summary()}")
-    if rows:
-        print(table(rows), flush=True)
+    if scores:
+        print(table(scores), flush=True)
     for doubt in doubts_about(folder, pairs):
         print(f"warning: {doubt}")
 
-    if out and rows:
-        write_if_possible(out / "cases.csv", as_csv(rows))
-        write_if_possible(out / "summary.json", as_json(summarise(rows)))
-        scored = [pair for pair in pairs if pair.id not in damaged]
-        for line in draw_overlays(out / "overlays", scored, rows, reading):
-            print(f"warning: {line}")
-    return rows, failed
+    if out and scores:
+        write_if_possible(out / "cases.csv", cases_csv(scores))
+        write_if_possible(out / "summary.json", summary_json(summarise(scores)))
+        draw_pictures(out / "overlays", pairs, scores_by_case, reading)
+    return scores, failed
 
 
-def find_references(folder: Path) -> References:
+def compare_systems(systems: dict[str, list[CaseScores]], out: Path | None) -> None:
+    """Prints how {name: scores} compare, and writes it; ValueError where they share no case."""
+    comparison = compare(systems)
+
+    count = len(comparison.cases)
+    cases = "case" if count == 1 else "cases"
+    print(f"\nThe {count} {cases} that all have, best first; p: sign flips, paired, Holm")
+    print(comparison_table(comparison), flush=True)
+    if out:
+        write_if_possible(out / "comparison.json", comparison_json(comparison))
+
+
+# --- which masks, which references ----------------------------------------------------------------
+
+
+def find_references(folder: Path) -> LabelFiles:
     """Those of a folder of cases; in a flat folder every file is a label file."""
     found = look_for_cases(folder)
     labels = {case.id: case.labels for case in found.cases if case.labels}
     if labels:
         images = {case.id: case.image for case in found.cases if case.image}
         unlabelled = [f"{case.id} (no labels)" for case in found.cases if not case.labels]
-        return References(labels, images, found.left_out + unlabelled)
+        return LabelFiles(labels, images, found.left_out + unlabelled)
+
     files = {case.image for case in found.cases}
     labels = {id: path for id, path in find_masks(folder).items() if path in files}
-    return References(labels, {}, found.left_out)
+    return LabelFiles(labels, {}, found.left_out)
 
 
-def find_label_files(folder: Path, ids) -> Masks:
+def find_mask_files(folder: Path, ids: Collection[str]) -> LabelFiles:
     """Those of a flat folder of masks, of one mask, or the labels of a folder of cases. ids: those
     of the references."""
     if not folder.is_dir():
-        return Masks(find_masks(folder, ids=ids), [])
+        return LabelFiles(find_masks(folder, ids=ids), {}, [])
 
     found = look_for_cases(folder)
     labels = {case.id: case.labels for case in found.cases if case.labels}
     if labels:
-        return Masks(labels, found.left_out)
+        return LabelFiles(labels, {}, found.left_out)
 
     masks = find_masks(folder, ids=ids)
     # a mask that cannot be opened is named when it is read; probabilities/ is predict.py's own
     named_elsewhere = (*(f"{path.name} (" for path in masks.values()), "probabilities/")
     left_out = [line for line in found.left_out if not line.startswith(named_elsewhere)]
-    return Masks(masks, left_out)
+    return LabelFiles(masks, {}, left_out)
 
 
 def match(
-    folder: Path, masks: Masks, references: References, allow_missing: bool
+    folder: Path, masks: LabelFiles, references: LabelFiles, allow_missing: bool
 ) -> tuple[list[Pair], list[str]]:
     """The Pairs of masks and references, and lines on what is left out: what is missing and may be
     (`--allow-missing`), and what the paper excludes. ValueError where anything else is missing, or
     nothing is left."""
-    both = sorted(masks.files.keys() & references.labels.keys())
-    without_reference = sorted(masks.files.keys() - references.labels.keys())
-    without_mask = sorted(references.labels.keys() - masks.files.keys())
+    both = sorted(masks.labels.keys() & references.labels.keys())
+    without_reference = sorted(masks.labels.keys() - references.labels.keys())
+    without_mask = sorted(references.labels.keys() - masks.labels.keys())
     excluded = sorted(excluded_ids(PAPER).intersection(without_mask))
     without_mask = [id for id in without_mask if id not in excluded]
-
     strays = list(dict.fromkeys(references.left_out + masks.left_out))  # one folder may be both
+
+    also = f"; left out: {some(strays)}" if strays else ""
     if not both:
         raise ValueError(
-            f"{folder}: no case has a mask and a reference: masks of {some(sorted(masks.files))}, "
-            f"references of {some(sorted(references.labels))}{also(strays)}; wanted one name"
+            f"{folder}: no case has a mask and a reference: masks of {some(sorted(masks.labels))}, "
+            f"references of {some(sorted(references.labels))}{also}; wanted one name"
         )
     for kind, missing in (("reference", without_reference), ("mask", without_mask)):
         if missing and not allow_missing:
             have = "case has" if len(missing) == 1 else "cases have"
             raise ValueError(
                 f"{folder}: {len(missing)} {have} no {kind} ({some(missing)}), wanted one for "
-                f"each{also(strays)}; --allow-missing scores the cases that have both"
+                f"each{also}; --allow-missing scores the cases that have both"
             )
 
+    pairs = []
+    for id in both:
+        pairs.append(Pair(id, masks.labels[id], references.labels[id], references.images.get(id)))
     left_out = [f"{id} (no mask)" for id in without_mask]
     left_out += [f"{id} (no mask; among the paper's excluded cases)" for id in excluded]
     left_out += [f"{id} (no reference)" for id in without_reference]
-    pairs = []
-    for id in both:
-        pairs.append(Pair(id, masks.files[id], references.labels[id], references.images.get(id)))
     return pairs, left_out + strays
 
 
-def also(strays: list[str]) -> str:
-    """What lies among masks and references and is none, to end a message with."""
-    return f"; left out: {some(strays)}" if strays else ""
+# --- scores ---------------------------------------------------------------------------------------
 
 
-def score(pairs: list[Pair], reading: dict) -> tuple[list[dict], list[str], list[str]]:
-    """Rows of scores; the ids of pairs that cannot be scored, and a line for each reason."""
-    rows, damaged, failed = [], [], []
+def score(pairs: list[Pair], reading: Reading) -> tuple[dict[str, CaseScores], list[str]]:
+    """{case: scores} of the pairs that can be scored; a line for each reason why others cannot."""
+    scores, failed = {}, []
     ahead = fetch_ahead(lambda pair: read_pair(pair, reading), pairs)  # a thread reads the next one
-    for pair, (volumes, errors) in zip(pairs, ahead):
-        if errors:
-            damaged.append(pair.id)
-            failed += errors
+    for pair, labels in zip(pairs, ahead):
+        if labels.errors:
+            failed += labels.errors
         else:
-            mask, reference = volumes
-            rows.append(score_case(pair.id, mask.voxels, reference.voxels))
-    return rows, damaged, failed
+            mask, reference = labels.mask.voxels, labels.reference.voxels
+            scores[pair.id] = score_case(pair.id, mask, reference)
+    return scores, failed
 
 
-def read_pair(pair: Pair, reading: dict) -> tuple[list[Volume], list[str]]:
-    """Mask and reference, and lines on what is wrong: none where both can be read and lie on one
-    grid."""
+def read_pair(pair: Pair, reading: Reading) -> Labels:
+    """Mask and reference. Errors where one of them cannot be read, or they lie on two grids."""
     volumes, errors = [], []
     for path in (pair.mask, pair.reference):
         try:
-            volumes.append(read_labels(path, **reading))
+            volumes.append(read_labels(path, **vars(reading)))
         except (ValueError, OSError) as error:
             errors.append(str(error))
         except MemoryError:
             errors.append(f"{path}: not enough memory to read it")
-    if not errors:
-        try:
-            check_same_grid(*volumes)
-        except ValueError as error:
-            errors.append(str(error))
-    return volumes, errors
+    if errors:
+        return Labels(None, None, errors)
+
+    mask, reference = volumes
+    try:
+        check_same_grid(mask, reference)
+    except ValueError as error:
+        errors.append(str(error))
+    return Labels(mask, reference, errors)
+
+
+# --- what prediction.json says of the masks beside it ---------------------------------------------
 
 
 def doubts_about(folder: Path, pairs: list[Pair]) -> list[str]:
@@ -295,25 +330,20 @@ def doubts_about(folder: Path, pairs: list[Pair]) -> list[str]:
         about = read_json(path)
     except (ValueError, OSError) as error:
         return [f"{error}; {UNKNOWN}"]
-
-    trained_on = about.get("trained_on") if isinstance(about, dict) else None
-    if not isinstance(trained_on, list) or not all(isinstance(id, str) for id in trained_on):
+    if not names_training_cases(about):
         return [f"{path}: not as predict.py writes it; {UNKNOWN}"]
 
     doubts = []
-    seen = [pair.id for pair in pairs if {pair.id, nifti_name(pair.mask)}.intersection(trained_on)]
+    seen = seen_in_training(pairs, about["trained_on"])
     if seen:
         doubts.append(
             f"{folder}: its networks were trained on {len(seen)} of these cases ({some(seen)})"
         )
-    scans = about.get("scans")
-    if isinstance(scans, dict):
-        strange = [pair.mask.name for pair in pairs if pair.mask.name not in scans]
-        if strange:
-            doubts.append(
-                f"{path}: says nothing of {len(strange)} of these masks "
-                f"({some(strange)}); {UNKNOWN}"
-            )
+    strange = unknown_masks(pairs, about)
+    if strange:
+        doubts.append(
+            f"{path}: says nothing of {len(strange)} of these masks ({some(strange)}); {UNKNOWN}"
+        )
     unfinished = unfinished_networks(about)
     if unfinished:
         were = "was" if len(unfinished) == 1 else "were"
@@ -324,11 +354,35 @@ def doubts_about(folder: Path, pairs: list[Pair]) -> list[str]:
     return doubts
 
 
+def names_training_cases(about: object) -> bool:
+    """Whether it lists, as predict.py does, the ids that the networks were trained on."""
+    trained_on = about.get("trained_on") if isinstance(about, dict) else None
+    return isinstance(trained_on, list) and all(isinstance(id, str) for id in trained_on)
+
+
+def seen_in_training(pairs: list[Pair], trained_on: list[str]) -> list[str]:
+    """The cases that a network was trained on, by their own names or their masks'."""
+    seen = []
+    for pair in pairs:
+        if pair.id in trained_on or nifti_name(pair.mask) in trained_on:
+            seen.append(pair.id)
+    return seen
+
+
+def unknown_masks(pairs: list[Pair], about: dict) -> list[str]:
+    """The masks that are not among those that predict.py wrote."""
+    scans = about.get("scans")
+    if not isinstance(scans, dict):
+        return []
+    return [pair.mask.name for pair in pairs if pair.mask.name not in scans]
+
+
 def unfinished_networks(about: dict) -> list[str]:
-    """ "residual fold 1: epoch 22 of 1000" for each network of prediction.json that says so."""
+    """ "residual fold 1: epoch 22 of 1000" for each network that says so."""
     networks = about.get("networks")
     if not isinstance(networks, list):
         return []
+
     unfinished = []
     for network in networks:
         if not isinstance(network, dict):
@@ -341,44 +395,56 @@ def unfinished_networks(about: dict) -> list[str]:
     return unfinished
 
 
+# --- reports: the scores are printed already, so that what fails here is a warning ----------------
+
+
 def write_if_possible(path: Path, text: str) -> None:
-    """The scores are printed already: what cannot be written is a warning."""
     try:
         write_text(path, text)
     except (ValueError, OSError) as error:
         print(f"warning: {path}: not written ({error})")
 
 
-def draw_overlays(folder: Path, pairs: list[Pair], rows: list[dict], reading: dict) -> list[str]:
-    """A picture for each pair; lines on those left out, and on those that matplotlib warned of.
-    Whatever goes wrong, the scores stand."""
-    try:
-        import matplotlib.figure  # noqa: F401 (a broken installation may raise anything)
-    except Exception as error:
-        return [f"no pictures: matplotlib cannot be imported ({first_line(error)})"]
+def draw_pictures(
+    folder: Path, pairs: list[Pair], scores: dict[str, CaseScores], reading: Reading
+) -> None:
+    """A picture for each pair that has scores; says which are left out, and of which matplotlib
+    warned."""
+    why = why_no_figures()
+    if why:
+        print(f"warning: no pictures: matplotlib cannot be imported ({why})")
+        return
 
     left_out, warned = [], []
-    for pair, row in zip(pairs, rows):
+    for pair in pairs:
+        if pair.id not in scores:
+            continue
+        path = folder / f"{pair.id}.png"
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                (mask, reference), _ = read_pair(pair, reading)
-                image = reference
-                if pair.image:
-                    image = read_volume(pair.image, **reading)
-                    check_same_grid(image, reference)
-                draw_overlay(folder / f"{pair.id}.png", row, image, mask.voxels, reference.voxels)
+                draw_picture(path, pair, scores[pair.id], reading)
         except Exception as error:  # of the image's file, of matplotlib, of the disk
             left_out.append(f"{pair.id} ({first_line(error)})")
-        else:
-            warned += [f"{pair.id} ({first_line(each.message)})" for each in caught[:1]]
+            continue
+        if caught:
+            warned.append(f"{pair.id} ({first_line(caught[0].message)})")
 
-    lines = []
+    wanted = f"of {len(scores)} pictures"
     if left_out:
-        lines.append(f"{len(left_out)} of {len(pairs)} pictures left out: {some(left_out)}")
+        print(f"warning: {len(left_out)} {wanted} left out: {some(left_out)}")
     if warned:
-        lines.append(f"{len(warned)} of {len(pairs)} pictures may lack something: {some(warned)}")
-    return lines
+        print(f"warning: {len(warned)} {wanted} may lack something: {some(warned)}")
+
+
+def draw_picture(path: Path, pair: Pair, scores: CaseScores, reading: Reading) -> None:
+    """Of the image where there is one; else of the reference."""
+    labels = read_pair(pair, reading)
+    image = labels.reference
+    if pair.image:
+        image = read_volume(pair.image, **vars(reading))
+        check_same_grid(image, labels.reference)
+    draw_overlay(path, scores, image, labels.mask.voxels, labels.reference.voxels)
 
 
 if __name__ == "__main__":

@@ -326,10 +326,11 @@ def measure_evaluate(tool, masks, references):
     ]
     if tool == "minikits":
         sys.path.insert(0, str(ROOT))
-        from evaluate import evaluate
+        from evaluate import Reading, evaluate
 
-        (rows, _), figures = measure(evaluate, masks, references, None, True)
-        scores = [(row["kidney"], row["tumor"]) for row in rows]
+        scoring = partial(evaluate, masks, references, Reading(), allow_missing=True)
+        (cases, _), figures = measure(scoring)
+        scores = [(scored.kidney, scored.tumor) for scored in cases]
     else:
         scores, figures = measure(lambda: [kits19_dice(*map(voxels, pair)) for pair in pairs])
     for arrays in (list(map(voxels, pair)) for pair in pairs):

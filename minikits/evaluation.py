@@ -1,8 +1,10 @@
 """Kidney, tumor and composite Dice, as the challenge computes them [paper 3]; intervals and paired
-tests [ours]."""
+tests [ours]. Scores are shares, 0 to 1; one that does not exist is NaN."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations, product
-from math import isnan, nan
+from math import inf, isnan, nan
 
 import numpy as np
 
@@ -10,33 +12,100 @@ SCORES = ("kidney", "tumor", "composite")
 RESAMPLES = 9999  # sign patterns of the permutation test, where there are more than so many
 WEIGHTS_DRAWN = (100, 1000)  # for an interval: so many blocks of so many, in memory one at a time
 FEWEST_CASES = 3  # of an interval [ours: from two it would span 84 points or more]
+NAMED_AT_MOST = 5  # of a list, in a message
 
 
-def kits_dice(prediction, reference):
-    """(kidney, tumor) Dice of two label maps 0, 1, 2 of one shape, of any axis order. Both empty:
-    NaN; one empty: 0. ValueError where the shapes differ, or for other values."""
-    prediction, reference = (np.asarray(labels) for labels in (prediction, reference))
+@dataclass(frozen=True)
+class CaseScores:
+    """The scores of one case. NaN: it has no such score."""
+
+    case: str
+    kidney: float
+    tumor: float
+    composite: float
+
+
+@dataclass(frozen=True)
+class MeanScore:
+    """The mean of one score over the cases that have it, and its 95% interval, low to high. NaN:
+    there is none, and no_interval says why."""
+
+    mean: float
+    low: float
+    high: float
+    no_interval: str
+    cases: int
+    without_score: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean difference of one score between two systems, its adjusted p, and over how many cases
+    it is: those where both have the score. NaN: there is no such case."""
+
+    difference: float
+    p: float
+    cases: int
+
+
+@dataclass(frozen=True)
+class ComparedPair:
+    """Two systems by name, and how far the better one's scores are above the other's."""
+
+    better: str
+    worse: str
+    kidney: Difference
+    tumor: Difference
+    composite: Difference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Systems, by name, on the cases that all have. ranking: the best first. not_ranked: those
+    without any composite, which are neither better nor worse than others."""
+
+    ranking: list[str]
+    not_ranked: list[str]
+    cases: list[str]
+    summaries: dict[str, dict[str, MeanScore]]
+    pairs: list[ComparedPair]
+
+
+# --- one case -------------------------------------------------------------------------------------
+
+
+def kits_dice(prediction, reference) -> tuple[float, float]:
+    """(kidney, tumor) Dice of two label maps 0, 1, 2 of one shape, of any axis order.
+
+    The kidney counts with the tumor in it. A structure in neither: NaN; in one alone: 0.
+    ValueError where the shapes differ, or for other values."""
+    prediction, reference = np.asarray(prediction), np.asarray(reference)
     if prediction.shape != reference.shape:
         raise ValueError(
             f"prediction {prediction.shape} and reference {reference.shape} differ in shape"
         )
     _check_labels(prediction, "prediction")
     _check_labels(reference, "reference")
-    slowest = np.abs(prediction.strides).argmax()  # slabs along it lie together in memory
-    counts = np.zeros(
-        (2, 2), dtype=int
-    )  # kidney (the tumor with it), tumor: voxels of both, voxels of either
-    for slab in zip(*(np.moveaxis(labels, slowest, 0) for labels in (prediction, reference))):
-        for count, (ours, theirs) in zip(
-            counts, ([part > 0 for part in slab], [part == 2 for part in slab])
-        ):
-            count += (
-                np.count_nonzero(ours & theirs),
-                np.count_nonzero(ours) + np.count_nonzero(theirs),
-            )
-    return tuple(
-        2 * int(both) / int(total) if total else nan for both, total in counts
-    )  # nan: the mean leaves it out
+
+    kidney = np.zeros(2, dtype=int)
+    tumor = np.zeros(2, dtype=int)
+    # slab by slab, each of which lies together in memory: 1.7 times as fast as all at once
+    axis = int(np.abs(prediction.strides).argmax())
+    for ours, theirs in zip(np.moveaxis(prediction, axis, 0), np.moveaxis(reference, axis, 0)):
+        kidney += _overlap(ours > 0, theirs > 0)
+        tumor += _overlap(ours == 2, theirs == 2)
+    return _dice(*kidney), _dice(*tumor)
+
+
+def _overlap(ours, theirs):
+    """Voxels that both masks have, and those of each, added up."""
+    return np.count_nonzero(ours & theirs), np.count_nonzero(ours) + np.count_nonzero(theirs)
+
+
+def _dice(both, of_each):
+    if of_each == 0:
+        return nan  # in neither: no score, the mean leaves it out
+    return 2 * int(both) / int(of_each)
 
 
 def _check_labels(labels, name):
@@ -47,33 +116,36 @@ def _check_labels(labels, name):
         raise ValueError(f"{name}: label values {found} found, wanted only 0, 1 and 2")
 
 
-def score_case(case_id, prediction, reference):
-    """One row of the table: {"case", "kidney", "tumor", "composite"}. The composite is their arithmetic mean."""
+def score_case(case: str, prediction, reference) -> CaseScores:
+    """The Dice of two label maps, and the composite, their arithmetic mean; NaN where one is."""
     kidney, tumor = kits_dice(prediction, reference)
-    return {"case": case_id, "kidney": kidney, "tumor": tumor, "composite": (kidney + tumor) / 2}
+    composite = (kidney + tumor) / 2
+    return CaseScores(case, kidney, tumor, composite)
 
 
-def summarise(rows):
-    """{score: {"mean", "from", "to", "no_interval", "cases", "without_score"}}: NaN is left out of
-    the mean, and counted. from, to: its 95% interval; NaN where there is none, and no_interval says
-    why. No case with a score: the mean is NaN too."""
+# --- the mean over cases --------------------------------------------------------------------------
+
+
+def summarise(cases: Sequence[CaseScores]) -> dict[str, MeanScore]:
+    """{score: its MeanScore} over cases. A score of NaN is left out of the mean, and counted."""
     summary = {}
     for score in SCORES:
-        known = [row[score] for row in rows if not np.isnan(row[score])]
-        lowest, highest = mean_interval(known)
-        summary[score] = {
-            "mean": float(np.mean(known)) if known else nan,
-            "from": lowest,
-            "to": highest,
-            "no_interval": no_interval(known),
-            "cases": len(known),
-            "without_score": len(rows) - len(known),
-        }
+        values = values_of(cases, score)
+        known = values[~np.isnan(values)]
+        mean = float(np.mean(known)) if len(known) else nan
+        low, high = mean_interval(known)
+        without = len(values) - len(known)
+        summary[score] = MeanScore(mean, low, high, no_interval(known), len(known), without)
     return summary
 
 
+def values_of(cases: Sequence[CaseScores], score: str) -> np.ndarray:
+    """One score of each case -> (N,)."""
+    return np.array([getattr(case, score) for case in cases], dtype=float)
+
+
 def mean_interval(scores, seed: int = 0) -> tuple[float, float]:
-    """The 95% interval (from, to) of the mean score over all cases like these; scores in 0 to 1.
+    """The 95% interval (low, high) of the mean score over all cases like these; scores in 0 to 1.
 
     An end is a percentile of weighted means, the weights drawn uniformly among all that sum to 1,
     of the scores and one more: the worst there can be (0) for the lower end, the best (1) for the
@@ -92,7 +164,8 @@ def mean_interval(scores, seed: int = 0) -> tuple[float, float]:
 
     generator = np.random.default_rng(seed)
     blocks, block = WEIGHTS_DRAWN
-    with_worst, with_best = np.empty(WEIGHTS_DRAWN), np.empty(WEIGHTS_DRAWN)
+    with_worst = np.empty(WEIGHTS_DRAWN)
+    with_best = np.empty(WEIGHTS_DRAWN)
     for number in range(blocks):
         weights = generator.dirichlet(np.ones(len(scores) + 1), size=block)
         with_worst[number] = weights @ np.append(scores, 0)
@@ -110,102 +183,125 @@ def no_interval(scores) -> str:
     return ""
 
 
-def sign_flip_test(differences, seed=0):
-    """Two-sided p that paired differences have mean 0: how often their mean, signs flipped, is as
-    far from 0. All sign patterns where there are fewer than RESAMPLES, else so many random ones.
-    No differences: 1. ValueError for NaN or infinite ones."""
-    values, n = np.asarray(differences, dtype=float), len(differences)
-    if not np.isfinite(values).all():
-        raise ValueError(f"differences {values} found, wanted finite ones")
-    exact = 2**n <= RESAMPLES
-    signs = (
-        np.array(list(product((-1, 1), repeat=n)))
-        if exact
-        else np.random.default_rng(seed).choice((-1, 1), size=(RESAMPLES, n))
-    )
-    as_far = np.count_nonzero(
-        np.abs(signs @ values) >= np.abs(values.sum()) - 1e-9 * np.abs(values).sum()
-    )
-    return as_far / len(signs) if exact else (as_far + 1) / (RESAMPLES + 1)
+# --- several systems ------------------------------------------------------------------------------
 
 
-def holm(p_values):
-    """The p-values of a family of tests, adjusted by Holm's method, in their order."""
-    order, adjusted = np.argsort(p_values), np.empty(len(p_values))
-    adjusted[order] = np.maximum.accumulate(np.sort(p_values) * np.arange(len(order), 0, -1)).clip(
-        max=1
-    )
-    return adjusted.tolist()
+def compare(systems: dict[str, Sequence[CaseScores]]) -> Comparison:
+    """Ranks {name: scores} on the cases that all have, and compares each pair. Pairs stand in the
+    order of `ranked`, better first. ValueError where no case is in all."""
+    cases = _cases_of_all(systems)
+    shared = {}
+    for name, scored in systems.items():
+        by_case = {scores.case: scores for scores in scored}
+        shared[name] = [by_case[case] for case in cases]
+
+    summaries = {name: summarise(scored) for name, scored in shared.items()}
+    order = ranked(summaries)
+    not_ranked = [name for name in order if isnan(summaries[name]["composite"].mean)]
+    ranking = [name for name in order if name not in not_ranked]
+
+    duels = list(combinations(order, 2))
+    kidney = _differences(duels, "kidney", shared)
+    tumor = _differences(duels, "tumor", shared)
+    composite = _differences(duels, "composite", shared)
+    pairs = []
+    for number, (better, worse) in enumerate(duels):
+        pair = ComparedPair(better, worse, kidney[number], tumor[number], composite[number])
+        pairs.append(pair)
+    return Comparison(ranking, not_ranked, cases, summaries, pairs)
 
 
-def compare(systems):
-    """{"ranking", "not_ranked", "cases", "summaries", "pairs"} of {name: rows}, on the cases that
-    all have; the ranking is `ranked`'s, less the systems that have no composite: these are neither
-    better nor worse than others. Pairs in that order, better first, then those not ranked: each
-    score's mean difference over the cases where both have one, how many these are, and its p of the
-    sign-flip test, Holm-adjusted over the pairs. Without such a case: NaN, and no part of Holm's
-    family. ValueError where no case is in all."""
-    in_all = set.intersection(*({row["case"] for row in rows} for rows in systems.values()))
+def _cases_of_all(systems):
+    """The cases, sorted, that each system has scores of."""
+    cases_by_system = {}
+    for name, scored in systems.items():
+        cases_by_system[name] = [scores.case for scores in scored]
+
+    in_all = set.intersection(*map(set, cases_by_system.values()))
     if not in_all:
-        have = []
-        for name, rows in systems.items():
-            have.append(f"{name} has {some([row['case'] for row in rows])}")
+        have = [f"{name} has {some(cases)}" for name, cases in cases_by_system.items()]
         raise ValueError(
             f"no case is in all of them, so there is nothing to compare: {'; '.join(have)}"
         )
-    cases = sorted(in_all)
-
-    shared = {}
-    for name, rows in systems.items():
-        by_case = {row["case"]: row for row in rows}
-        shared[name] = [by_case[case] for case in cases]
-    summaries = {name: summarise(rows) for name, rows in shared.items()}
-    order = ranked(summaries)
-    not_ranked = [name for name in order if isnan(summaries[name]["composite"]["mean"])]
-    pairs = [{"better": better, "worse": worse} for better, worse in combinations(order, 2)]
-    for score in SCORES:
-        _compare_pairs(pairs, score, shared)
-    return {
-        "ranking": [name for name in order if name not in not_ranked],
-        "not_ranked": not_ranked,
-        "cases": cases,
-        "summaries": summaries,
-        "pairs": pairs,
-    }
+    return sorted(in_all)
 
 
-def ranked(summaries) -> list[str]:
+def ranked(summaries: dict[str, dict[str, MeanScore]]) -> list[str]:
     """The names of {name: summary}, best first: by the mean composite, where these are equal by the
-    mean tumor Dice [paper 3], then by name. A mean of NaN comes after every number. Equal: to 12
-    digits."""
+    mean tumor Dice [paper 3], then by name. A mean of NaN comes after every number."""
 
     def place(name):
-        key = []
-        for score in ("composite", "tumor"):
-            mean = summaries[name][score]["mean"]
-            key += [1, 0] if isnan(mean) else [0, -round(mean, 12)]
-        return [*key, name]
+        composite, tumor = summaries[name]["composite"], summaries[name]["tumor"]
+        return _place(composite.mean), _place(tumor.mean), name
 
     return sorted(summaries, key=place)
 
 
-def _compare_pairs(pairs, score, shared):
-    """Puts one score's {"difference", "p", "cases"} into each pair; shared: {name: rows}, all of
-    the same cases."""
-    scores = {name: np.array([row[score] for row in rows]) for name, rows in shared.items()}
-    tested, p_values = [], []
-    for pair in pairs:
-        differences = scores[pair["better"]] - scores[pair["worse"]]
-        known = differences[~np.isnan(differences)]
-        pair[score] = {"difference": nan, "p": nan, "cases": len(known)}
-        if len(known):
-            pair[score]["difference"] = float(known.mean())
-            tested.append(pair[score])
-            p_values.append(sign_flip_test(known))
-    for found, p in zip(tested, holm(p_values)):
-        found["p"] = p
+def _place(mean):
+    """Sorts means, the highest first. Those that are equal to 12 digits are equal."""
+    return inf if isnan(mean) else -round(mean, 12)
 
 
-def some(names, most=5):
+def _differences(duels, score, shared):
+    """A Difference for each (better, worse). shared: {name: [CaseScores]}, all of the same cases in
+    the same order. The p-values are of one family."""
+    values = {name: values_of(scored, score) for name, scored in shared.items()}
+    paired = []
+    for better, worse in duels:
+        differences = values[better] - values[worse]
+        paired.append(differences[~np.isnan(differences)])
+    p_values = [sign_flip_test(known) if len(known) else nan for known in paired]
+
+    found = []
+    for known, p in zip(paired, holm(p_values)):
+        mean = float(known.mean()) if len(known) else nan
+        found.append(Difference(mean, p, len(known)))
+    return found
+
+
+def sign_flip_test(differences, seed: int = 0) -> float:
+    """Two-sided p that paired differences have mean 0: how often their mean, signs flipped, is as
+    far from 0. All sign patterns where there are at most RESAMPLES, else so many random ones.
+    No differences: 1. ValueError for NaN or infinite ones."""
+    values = np.asarray(differences, dtype=float)
+    if not np.isfinite(values).all():
+        raise ValueError(f"differences {values} found, wanted finite ones")
+
+    count = len(values)
+    if 2**count <= RESAMPLES:
+        signs = np.array(list(product((-1, 1), repeat=count)))
+        return _as_far(signs, values) / len(signs)
+
+    signs = np.random.default_rng(seed).choice((-1, 1), size=(RESAMPLES, count))
+    return (_as_far(signs, values) + 1) / (RESAMPLES + 1)  # 1: the differences as they are
+
+
+def _as_far(signs, values):
+    """How many rows of signs bring the sum at least as far from 0 as it is, but for rounding."""
+    flipped = np.abs(signs @ values)
+    rounding = 1e-9 * np.abs(values).sum()
+    return np.count_nonzero(flipped >= np.abs(values.sum()) - rounding)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of a family of tests, adjusted by Holm's method, in their order: the smallest
+    times the number of tests, the next one times one less, and so on; none below the one before it.
+    NaN is no test: it stays, and does not count."""
+    tests = [number for number, p in enumerate(p_values) if not isnan(p)]
+    smallest_first = sorted(tests, key=lambda number: p_values[number])
+
+    adjusted = [nan] * len(p_values)
+    highest = 0.0
+    for rank, number in enumerate(smallest_first):
+        remaining = len(tests) - rank
+        highest = max(highest, p_values[number] * remaining)
+        adjusted[number] = min(highest, 1.0)
+    return adjusted
+
+
+def some(names: Sequence[str]) -> str:
     """The first names of a list, for a message."""
-    return ", ".join([*names[:most], *(["..."] if len(names) > most else [])]) or "none"
+    shown = ", ".join(names[:NAMED_AT_MOST])
+    if len(names) > NAMED_AT_MOST:
+        return f"{shown}, ..."
+    return shown or "none"

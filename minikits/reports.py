@@ -1,14 +1,25 @@
-"""What a run leaves to read: tables as text, CSV, JSON, and figures where matplotlib is installed."""
+"""What a run leaves to read: tables as text, CSV, JSON; figures where matplotlib is installed."""
 
 import csv
 import io
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from minikits.evaluation import SCORES, some, summarise
+from minikits.evaluation import (
+    SCORES,
+    CaseScores,
+    Comparison,
+    Difference,
+    MeanScore,
+    some,
+    summarise,
+    values_of,
+)
 from minikits.files import write_text, written_whole
 from minikits.paper import TABLE_1
 from minikits.volumes import Volume
@@ -18,106 +29,173 @@ NO_SCORE = {  # what a score of NaN means
     "tumor": "neither mask nor reference has any tumor",
     "composite": "it is the mean of both scores, and one of them is missing",
 }
+SOFT_TISSUE_HU = (-160, 300)  # black and white of a picture
 
 
-def table(rows):
-    """The rows, their mean and its 95% interval as lines of text, in per cent as the paper prints
-    them; then why scores or intervals are missing."""
-    summary = summarise(rows)
-    lines = _lines([*rows, *_ends(summary)])
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def table(cases: Sequence[CaseScores]) -> str:
+    """The scores of each case, their mean and its 95% interval as lines of text, in per cent as the
+    paper prints them; then why scores or intervals are missing."""
+    summary = summarise(cases)
+    rows = []
+    for scores in cases:
+        rows.append((scores.case, [scores.kidney, scores.tumor, scores.composite]))
+    lines = _aligned(rows + _mean_rows("mean", summary))
+
     for score in SCORES:
-        missing = [row["case"] for row in rows if np.isnan(row[score])]
+        values = values_of(cases, score)
+        missing = [scores.case for scores, value in zip(cases, values) if np.isnan(value)]
         if missing:
             have = "has" if len(missing) == 1 else "have"
             lines.append(
-                f"{len(missing)} of {len(rows)} cases {have} no {score} score "
+                f"{len(missing)} of {len(cases)} cases {have} no {score} score "
                 f"({some(missing)}): {NO_SCORE[score]}"
             )
-    return "\n".join([*lines, *_without_interval(summary)])
+    return "\n".join(lines + _without_interval(summary))
 
 
-def comparison_table(compared):
-    """What `compare` found as lines of text: the paper's Table 1 with intervals, its own numbers, the tests."""
-    names = compared["ranking"] + compared["not_ranked"]
+def comparison_table(comparison: Comparison) -> str:
+    """A comparison as lines of text: the paper's Table 1 with intervals, its own numbers below the
+    systems that bear their names, and the tests."""
+    names = comparison.ranking + comparison.not_ranked
     rows = []
     for name in names:
-        rows += _ends(compared["summaries"][name], name)
+        rows += _mean_rows(name, comparison.summaries[name])
         if name in TABLE_1:
-            printed = {score: dice / 100 for score, dice in zip(SCORES, TABLE_1[name])}
-            rows.append({"case": "  paper", **printed})
-    lines = _lines(rows)
-    for name in compared["not_ranked"]:
+            rows.append(("  paper", [percent / 100 for percent in TABLE_1[name]]))
+    lines = _aligned(rows)
+
+    for name in comparison.not_ranked:
         lines.append(f"{name}: not ranked, since it has no composite score of these cases")
     for name in names:
-        lines += [f"{name}: {line}" for line in _without_interval(compared["summaries"][name])]
-    for pair in compared["pairs"]:
-        found = ", ".join(f"{score} {_difference(pair[score])}" for score in SCORES)
-        lines.append(f"{pair['better']} - {pair['worse']}: {found}")
+        for line in _without_interval(comparison.summaries[name]):
+            lines.append(f"{name}: {line}")
+    for pair in comparison.pairs:
+        lines.append(
+            f"{pair.better} - {pair.worse}: kidney {_in_words(pair.kidney)}, "
+            f"tumor {_in_words(pair.tumor)}, composite {_in_words(pair.composite)}"
+        )
     return "\n".join(lines)
 
 
-def _difference(found):
-    if not found["cases"]:
+def _mean_rows(name, summary):
+    """Rows (name, [kidney, tumor, composite]) of a mean and the ends of its interval."""
+    return [
+        (name, [summary[score].mean for score in SCORES]),
+        ("  95% from", [summary[score].low for score in SCORES]),
+        ("  to", [summary[score].high for score in SCORES]),
+    ]
+
+
+def _aligned(rows):
+    """Lines of rows (name, [kidney, tumor, composite]), in columns, below a heading."""
+    heading = "Dice in %"
+    width = max(len(heading), *(len(name) for name, _ in rows))
+    lines = [heading.ljust(width) + "".join(score.rjust(11) for score in SCORES)]
+    for name, scores in rows:
+        cells = [_in_percent(score).rjust(11) for score in scores]
+        lines.append(name.ljust(width) + "".join(cells))
+    return lines
+
+
+def _in_percent(score: float, decimals: int = 2) -> str:
+    """97.34 of 0.9734; - where there is no score."""
+    return "-" if np.isnan(score) else f"{100 * score:.{decimals}f}"
+
+
+def _in_words(found: Difference) -> str:
+    """ "+1.20 (p 0.031, 6 cases)", in points."""
+    if found.cases == 0:
         return "- (no case where both have a score)"
-    p = f"p {found['p']:.3f}" if found["p"] >= 0.0005 else "p < 0.001"
-    cases = "1 case" if found["cases"] == 1 else f"{found['cases']} cases"
-    return f"{100 * found['difference']:+.2f} ({p}, {cases})"
+    p = f"p {found.p:.3f}" if found.p >= 0.0005 else "p < 0.001"
+    cases = "1 case" if found.cases == 1 else f"{found.cases} cases"
+    return f"{100 * found.difference:+.2f} ({p}, {cases})"
 
 
-def _without_interval(summary):
+def _without_interval(summary: dict[str, MeanScore]) -> list[str]:
     """Lines on the scores whose mean has no interval, those of one reason together."""
-    reasons = {}
+    scores_by_reason = {}
     for score, found in summary.items():
-        if found["no_interval"]:
-            reasons.setdefault(found["no_interval"], []).append(score)
-    return [f"no 95% interval of {', '.join(scores)}: {why}" for why, scores in reasons.items()]
-
-
-def _ends(summary, name="mean"):
+        if found.no_interval:
+            scores_by_reason.setdefault(found.no_interval, []).append(score)
     return [
-        {"case": label, **{score: found[end] for score, found in summary.items()}}
-        for label, end in ((name, "mean"), ("  95% from", "from"), ("  to", "to"))
+        f"no 95% interval of {', '.join(scores)}: {reason}"
+        for reason, scores in scores_by_reason.items()
     ]
 
 
-def _lines(rows):
-    width = max(len("Dice in %"), *(len(row["case"]) for row in rows))
-    cells = [
-        [
-            row["case"],
-            *("-" if np.isnan(row[score]) else f"{100 * row[score]:.2f}" for score in SCORES),
-        ]
-        for row in rows
-    ]
-    return [
-        f"{name:<{width}}{k:>11}{t:>11}{c:>11}"
-        for name, k, t, c in [["Dice in %", *SCORES], *cells]
-    ]
+# --- files ----------------------------------------------------------------------------------------
 
 
-def as_csv(rows):
+def cases_csv(cases: Sequence[CaseScores]) -> str:
+    """The text of cases.csv: case, kidney, tumor, composite."""
+    return as_csv([asdict(scores) for scores in cases])
+
+
+def summary_json(summary: dict[str, MeanScore]) -> str:
+    """The text of summary.json."""
+    return as_json(_with_ends(summary))
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """The text of comparison.json."""
+    content = asdict(comparison)
+    for name, summary in comparison.summaries.items():
+        content["summaries"][name] = _with_ends(summary)
+    return as_json(content)
+
+
+def _with_ends(summary):
+    """A summary as JSON has it, the interval `from` and `to`."""
+    content = {}
+    for score, found in summary.items():
+        content[score] = {
+            "mean": found.mean,
+            "from": found.low,
+            "to": found.high,
+            "no_interval": found.no_interval,
+            "cases": found.cases,
+            "without_score": found.without_score,
+        }
+    return content
+
+
+def as_csv(rows: Sequence[dict]) -> str:
     """One or more rows of the same keys as the text of a CSV file, a line of names first; NaN is
     `nan`."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(rows[0])
+    names = list(rows[0])
+    writer.writerow(names)
     for row in rows:
-        writer.writerow([row[name] for name in rows[0]])
+        writer.writerow([row[name] for name in names])
     return text.getvalue()
 
 
-def as_json(content):
-    """Strict JSON: NaN becomes null."""
-    return (
-        json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=1) + "\n"
-    )
+def as_json(content) -> str:
+    """The text of a file of strict JSON: NaN becomes null."""
+    text = json.dumps(content)
+    strict = json.loads(text, parse_constant=lambda _: None)
+    return json.dumps(strict, indent=1) + "\n"
 
 
-def write_log(path, log):
+def first_line(error: Exception | Warning) -> str:
+    """What went wrong, for a message of one line; the kind of error where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+# --- a training's log and curve -------------------------------------------------------------------
+
+
+def write_log(path: Path, log: Sequence[dict]) -> None:
+    """A line for each epoch."""
     write_text(path, as_csv(log))
 
 
-def draw_curve(path, log):
+def draw_curve(path: Path, log: Sequence[dict]) -> None:
     """Losses, patch Dice and learning rates of all epochs, where matplotlib is installed."""
     if not find_spec("matplotlib"):
         return
@@ -126,11 +204,12 @@ def draw_curve(path, log):
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     epochs = [row["epoch"] for row in log]
-    for name in ("loss", "patch_dice_kidney", "patch_dice_tumor", "learning_rate"):
-        unit, label = 1, name.replace("_", " ")
-        if name == "learning_rate":
-            unit, label = log[0][name], "learning rate / its first"
-        axes.plot(epochs, [row[name] / unit for row in log], label=label)
+    for name in ("loss", "patch_dice_kidney", "patch_dice_tumor"):
+        axes.plot(epochs, [row[name] for row in log], label=name.replace("_", " "))
+    first_rate = log[0]["learning_rate"]
+    rates = [row["learning_rate"] / first_rate for row in log]
+    axes.plot(epochs, rates, label="learning rate / its first")
+
     axes.set(
         xlabel="epoch",
         ylim=(-1, max(1.0, log[0]["loss"])),
@@ -141,14 +220,20 @@ def draw_curve(path, log):
         figure.savefig(file, format="png", dpi=120)
 
 
-def first_line(error: Exception | Warning) -> str:
-    """What went wrong, for a message of one line; the kind of error where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+# --- a case's picture -----------------------------------------------------------------------------
+
+
+def why_no_figures() -> str:
+    """Why matplotlib cannot be imported; empty where it can. A broken one may raise anything."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except Exception as error:
+        return first_line(error)
+    return ""
 
 
 def draw_overlay(
-    path: Path, row: dict, image: Volume, mask: np.ndarray, reference: np.ndarray
+    path: Path, scores: CaseScores, image: Volume, mask: np.ndarray, reference: np.ndarray
 ) -> None:
     """Two axial slices in soft tissue's window of HU, with the contours of reference (solid) and
     mask (dashed), arrays (Z, Y, X). ValueError where slices are one voxel thin: no contours."""
@@ -156,23 +241,20 @@ def draw_overlay(
 
     if min(reference.shape[1:]) < 2:
         raise ValueError(f"slices of {reference.shape[1:]} voxels have no contours")
-    has_tumor = (reference == 2).any()
-    most = ("most tumor", reference == 2) if has_tumor else ("most kidney", reference > 0)
-    worst = ("most voxels wrong", mask != reference)
+
     figure = Figure(figsize=(11, 5.4), layout="constrained")
-    for axes, (why, voxels) in zip(figure.subplots(1, 2), (most, worst)):
-        z = int(voxels.sum(axis=(1, 2)).argmax())
-        aspect = image.spacing_mm[1] / image.spacing_mm[2]
-        axes.imshow(image.voxels[z], "gray", vmin=-160, vmax=300, aspect=aspect)
-        for labels, line in ((reference[z], "solid"), (mask[z], "dashed")):
-            for lowest, colour in ((1, "tab:cyan"), (2, "tab:red")):  # kidney with tumor, tumor
-                region = labels >= lowest
-                if region.any() and not region.all():  # else it has no contour
-                    axes.contour(region, [0.5], colors=colour, linestyles=line)
-        axes.set(title=f"slice {z}: {why}", xticks=[], yticks=[])
+    left, right = figure.subplots(1, 2)
+    if (reference == 2).any():
+        _draw_slice(left, _slice_of_most(reference == 2), "most tumor", image, mask, reference)
+    else:
+        _draw_slice(left, _slice_of_most(reference > 0), "most kidney", image, mask, reference)
+    worst = _slice_of_most(mask != reference)
+    _draw_slice(right, worst, "most voxels wrong", image, mask, reference)
+
     title = (
-        f"{row['case']}: Dice of kidney (cyan) {percent(row['kidney'])}, "
-        f"of tumor (red) {percent(row['tumor'])}; reference solid, prediction dashed"
+        f"{scores.case}: Dice of kidney (cyan) {_in_percent(scores.kidney, decimals=1)}, "
+        f"of tumor (red) {_in_percent(scores.tumor, decimals=1)}; "
+        "reference solid, prediction dashed"
     )
     title = title.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8
     figure.suptitle(title, parse_math=False)  # a dollar in a name begins no formula
@@ -180,5 +262,22 @@ def draw_overlay(
         figure.savefig(file, format="png", dpi=110)
 
 
-def percent(score: float) -> str:
-    return "-" if np.isnan(score) else f"{100 * score:.1f}"
+def _slice_of_most(voxels):
+    """The z of the slice that holds the most of a mask (Z, Y, X)."""
+    return int(voxels.sum(axis=(1, 2)).argmax())
+
+
+def _draw_slice(axes, z, why, image, mask, reference):
+    darkest, brightest = SOFT_TISSUE_HU
+    _, y_mm, x_mm = image.spacing_mm
+    axes.imshow(image.voxels[z], "gray", vmin=darkest, vmax=brightest, aspect=y_mm / x_mm)
+    axes.set(title=f"slice {z}: {why}", xticks=[], yticks=[])
+
+    for labels, line in ((reference[z], "solid"), (mask[z], "dashed")):
+        _draw_contour(axes, labels >= 1, "tab:cyan", line)  # the kidney with the tumor in it
+        _draw_contour(axes, labels == 2, "tab:red", line)
+
+
+def _draw_contour(axes, region, colour, line):
+    if region.any() and not region.all():  # else it has none
+        axes.contour(region, [0.5], colors=colour, linestyles=line)

@@ -1,4 +1,5 @@
-"""evaluate.py on tiny volumes: what is scored, what is named instead, and by-products that cost no score."""
+"""evaluate.py on tiny volumes: what is scored, what is named instead, and by-products that cost no
+score."""
 
 import csv
 import json
@@ -71,7 +72,8 @@ def evaluate(monkeypatch):
 
 @pytest.fixture
 def run(evaluate, monkeypatch, capsys):
-    """Runs the script in this process; returns its output, both streams, if it ends with the status expected."""
+    """Runs the script in this process; returns its output, both streams, if it ends with the status
+    expected."""
 
     def run(*arguments, expect=0):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
@@ -86,7 +88,8 @@ def run(evaluate, monkeypatch, capsys):
 
 @pytest.fixture
 def three(tmp_path):
-    """Masks a, b, c (flat) and their references in KiTS19's layout: right, half, a kidney without tumor."""
+    """Masks a, b, c (flat) and their references in KiTS19's layout: right, half, a kidney without
+    tumor."""
     for id, mask, reference in (("a", FULL, FULL), ("b", HALF, FULL), ("c", PLAIN, PLAIN)):
         write_mask(tmp_path / "masks" / f"{id}.nii.gz", mask)
         write_case(tmp_path / "data", id, reference)
@@ -94,7 +97,8 @@ def three(tmp_path):
 
 
 def scores(printed):
-    """{case or "mean": [kidney, tumor, composite] as printed} of every table, without the ends of intervals."""
+    """{case or "mean": [kidney, tumor, composite] as printed} of every table, without the ends of
+    intervals."""
     found = {}
     for line in printed.splitlines():
         words = line.split()
@@ -118,9 +122,8 @@ def test_hand_worked_masks_are_scored_printed_and_written(run, three, tmp_path):
     low, high = mean_interval([1, b, 1])
     assert f"  95% from {100 * low:10.2f}          -          -\n" in printed
     assert f"  to      {100 * high:11.2f}          -          -\n" in printed
-    assert (
-        printed.startswith(f"{masks} against {data}, 3 cases found\n") and "warning" not in printed
-    )
+    assert printed.startswith(f"{masks} against {data}, 3 cases found\n")
+    assert "warning" not in printed
     rows = list(csv.reader((tmp_path / "report" / "cases.csv").open()))
     assert rows == [
         ["case", "kidney", "tumor", "composite"],
@@ -179,7 +182,9 @@ def test_two_files_for_one_case_are_refused_by_name(run, tmp_path, folder):
 
     said = run("--pred", tmp_path / "masks", "--ref", tmp_path / "references", expect=2)
 
-    assert "prediction_00001.nii.gz" in said and "case_00001" in said and said.count("\n") == 1
+    assert "prediction_00001.nii.gz" in said
+    assert "case_00001" in said
+    assert said.count("\n") == 1
 
 
 def test_the_labels_of_a_kits19_folder_can_be_scored_too(run, three):
@@ -222,8 +227,10 @@ def test_a_mask_on_another_grid_has_no_score(run, tmp_path, change, told):
 
     said = run("--pred", tmp_path / "masks", "--ref", tmp_path / "references", expect=2)
 
-    assert scores(said).keys() == {"b", "mean"} and "1 left out: a (cannot be scored)" in said
-    assert f"evaluate.py: {tmp_path / 'masks' / 'a.nii.gz'}: " in said and told in said
+    assert scores(said).keys() == {"b", "mean"}
+    assert "1 left out: a (cannot be scored)" in said
+    assert f"evaluate.py: {tmp_path / 'masks' / 'a.nii.gz'}: " in said
+    assert told in said
 
 
 def test_every_damaged_mask_is_named_and_the_sound_ones_are_scored(run, three, tmp_path):
@@ -236,11 +243,9 @@ def test_every_damaged_mask_is_named_and_the_sound_ones_are_scored(run, three, t
     assert "1 case found, 2 left out: a (cannot be scored), b (cannot be scored)" in said
     assert scores(said)["c"] == ["100.00", "-", "-"]
     errors = [line for line in said.splitlines() if line.startswith("evaluate.py: ")]
-    assert (
-        len(errors) == 2
-        and "a.nii.gz: damaged" in errors[0]
-        and "b.nii.gz: label values 7" in errors[1]
-    )
+    assert len(errors) == 2
+    assert "a.nii.gz: damaged" in errors[0]
+    assert "b.nii.gz: label values 7" in errors[1]
     assert [line[0] for line in csv.reader((tmp_path / "report" / "cases.csv").open())] == [
         "case",
         "c",
@@ -262,7 +267,8 @@ def test_a_mask_that_memory_does_not_take_is_named_and_the_others_are_scored(
     monkeypatch.setattr(evaluate, "read_labels", short_of_memory)
 
     said = run("--pred", masks, "--ref", data, expect=2)
-    assert "a.nii.gz: not enough memory" in said and scores(said).keys() == {"b", "c", "mean"}
+    assert "a.nii.gz: not enough memory" in said
+    assert scores(said).keys() == {"b", "c", "mean"}
 
 
 def test_damaged_references_are_named_once_for_all_systems(run, three, tmp_path):
@@ -275,11 +281,9 @@ def test_damaged_references_are_named_once_for_all_systems(run, three, tmp_path)
     said = run("--pred", masks, tmp_path / "others", "--ref", data, expect=2)
 
     errors = [line for line in said.splitlines() if line.startswith("evaluate.py: ")]
-    assert (
-        len(errors) == 2
-        and str(masks / "a.nii.gz") in errors[0]
-        and "segmentation.nii.gz" in errors[1]
-    )
+    assert len(errors) == 2
+    assert str(masks / "a.nii.gz") in errors[0]
+    assert "segmentation.nii.gz" in errors[1]
     assert "The 2 cases that all have, best first" in said
 
 
@@ -290,7 +294,9 @@ def test_a_mask_and_its_reference_that_are_both_damaged_are_both_named(run, thre
 
     said = run("--pred", masks, "--ref", data, expect=2)
     errors = [line for line in said.splitlines() if line.startswith("evaluate.py: ")]
-    assert len(errors) == 2 and "a.nii.gz" in errors[0] and "segmentation.nii.gz" in errors[1]
+    assert len(errors) == 2
+    assert "a.nii.gz" in errors[0]
+    assert "segmentation.nii.gz" in errors[1]
 
 
 def test_nothing_but_damaged_masks_has_no_table(run, tmp_path):
@@ -307,7 +313,8 @@ def test_nothing_but_damaged_masks_has_no_table(run, tmp_path):
         expect=2,
     )
 
-    assert "0 cases found, 1 left out: a (cannot be scored)" in said and "Dice in %" not in said
+    assert "0 cases found, 1 left out: a (cannot be scored)" in said
+    assert "Dice in %" not in said
     assert not (tmp_path / "r").exists()
 
 
@@ -317,10 +324,8 @@ def test_what_lacks_its_counterpart_is_refused_or_named_and_counted(run, three):
     write_mask(masks / "stranger.nii.gz")
 
     refused = run("--pred", masks, "--ref", data, expect=2)
-    assert (
-        "1 case has no reference (stranger), wanted one for each" in refused
-        and "--allow-missing" in refused
-    )
+    assert "1 case has no reference (stranger), wanted one for each" in refused
+    assert "--allow-missing" in refused
     assert refused.count("\n") == 1
 
     allowed = run("--pred", masks, "--ref", data, "--allow-missing")
@@ -336,10 +341,8 @@ def test_masks_of_other_cases_altogether_are_refused_also_where_some_may_be_miss
         said = run(
             "--pred", tmp_path / "masks", "--ref", tmp_path / "references", *option, expect=2
         )
-        assert (
-            "no case has a mask and a reference: masks of a, references of z" in said
-            and said.count("\n") == 1
-        )
+        assert "no case has a mask and a reference: masks of a, references of z" in said
+        assert said.count("\n") == 1
 
 
 def test_the_cases_that_the_paper_excludes_are_named_and_no_error(run, tmp_path):
@@ -352,7 +355,8 @@ def test_the_cases_that_the_paper_excludes_are_named_and_no_error(run, tmp_path)
     printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "data")
 
     named = ", ".join(f"{id} (no mask; among the paper's excluded cases)" for id in excluded)
-    assert f"1 case found, 4 left out: {named}" in printed and scores(printed).keys() == {
+    assert f"1 case found, 4 left out: {named}" in printed
+    assert scores(printed).keys() == {
         "case_00001",
         "mean",
     }
@@ -378,10 +382,8 @@ def test_what_lies_among_the_references_and_is_none_is_named(run, three):
 
     write_mask(masks / "d.nii.gz")
     said = run("--pred", masks, "--ref", data, expect=2)
-    assert (
-        "1 case has no reference (d)" in said
-        and "left out: d/segmentation.nii.gz (a link to nothing)" in said
-    )
+    assert "1 case has no reference (d)" in said
+    assert "left out: d/segmentation.nii.gz (a link to nothing)" in said
 
 
 def test_what_lies_among_the_masks_and_is_none_is_named(run, three):
@@ -436,7 +438,8 @@ def test_a_link_to_nothing_among_flat_references_is_named(run, three):
     masks, _ = three
     (masks / "z.nii.gz").symlink_to("nowhere.nii.gz")
     said = run("--pred", masks.parent / "masks", "--ref", masks, expect=2)
-    assert "z" in said and "Traceback" not in said
+    assert "z" in said
+    assert "Traceback" not in said
 
 
 def distort(path, kind):
@@ -472,7 +475,8 @@ def test_an_image_that_cannot_be_used_costs_its_picture_alone(run, three, tmp_pa
     printed = run("--pred", masks, "--ref", data, "--out", tmp_path / "report")
 
     assert scores(printed) == sound
-    assert "warning: 1 of 3 pictures left out: b (" in printed and told in printed
+    assert "warning: 1 of 3 pictures left out: b (" in printed
+    assert told in printed
     assert sorted(path.name for path in (tmp_path / "report" / "overlays").iterdir()) == [
         "a.png",
         "c.png",
@@ -557,9 +561,8 @@ def test_a_volume_that_is_all_kidney_is_drawn_without_contours(run, tmp_path, dr
 
     run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
 
-    assert (
-        len(drawn[0].axes[0].collections) == 2 and not recwarn.list
-    )  # the mask's kidney and tumor
+    assert len(drawn[0].axes[0].collections) == 2  # the mask's kidney and tumor
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("name", ["p$1_^$x", "two words", "a%b{c}\\d", "é", "-dash"])
@@ -571,7 +574,8 @@ def test_any_name_is_scored_and_drawn(run, tmp_path, name):
         "--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report"
     )
 
-    assert "100.00" in printed and "warning" not in printed
+    assert "100.00" in printed
+    assert "warning" not in printed
     assert (tmp_path / "report" / "overlays" / f"{name}.png").exists()
 
 
@@ -664,9 +668,8 @@ def test_scores_are_written_before_any_picture(run, evaluate, three, tmp_path, m
         evaluate.main()
 
     assert scores(capsys.readouterr().out)["a"] == ["100.00"] * 3
-    assert (tmp_path / "report" / "cases.csv").exists() and (
-        tmp_path / "report" / "summary.json"
-    ).exists()
+    assert (tmp_path / "report" / "cases.csv").exists()
+    assert (tmp_path / "report" / "summary.json").exists()
 
 
 def test_a_report_that_cannot_be_written_is_a_warning_after_the_scores(run, three, tmp_path):
@@ -676,12 +679,12 @@ def test_a_report_that_cannot_be_written_is_a_warning_after_the_scores(run, thre
 
     printed = run("--pred", masks, "--ref", data, "--out", tmp_path / "file")
 
-    assert scores(printed) == sound and (tmp_path / "file").read_text() == "in the way"
+    assert scores(printed) == sound
+    assert (tmp_path / "file").read_text() == "in the way"
     for name in ("cases.csv", "summary.json"):
         assert f"warning: {tmp_path / 'file' / name}: not written (" in printed
-    assert "warning: 3 of 3 pictures left out" in printed and printed.index("mean") < printed.index(
-        "warning"
-    )
+    assert "warning: 3 of 3 pictures left out" in printed
+    assert printed.index("mean") < printed.index("warning")
 
 
 def warnings(printed):
@@ -711,10 +714,8 @@ def test_a_prediction_json_of_another_tool_costs_no_score(run, three, content):
 
     assert scores(printed)["a"] == ["100.00"] * 3
     (warning,) = warnings(printed)
-    assert (
-        "prediction.json: " in warning
-        and "whether the networks were trained on these cases is unknown" in warning
-    )
+    assert "prediction.json: " in warning
+    assert "whether the networks were trained on these cases is unknown" in warning
 
 
 @pytest.mark.parametrize("crossed", [False, True])
@@ -784,9 +785,8 @@ def test_a_mask_that_prediction_json_does_not_name_is_a_warning(run, three):
 def test_one_mask_file_is_scored_and_its_prediction_json_read(run, three):
     (three[0] / "prediction.json").write_text(json.dumps({"trained_on": ["b"]}))
     printed = run("--pred", three[0] / "b.nii.gz", "--ref", three[1], "--allow-missing")
-    assert "1 case found, 2 left out: a (no mask), c (no mask)" in printed and "b" in scores(
-        printed
-    )
+    assert "1 case found, 2 left out: a (no mask), c (no mask)" in printed
+    assert "b" in scores(printed)
     assert "were trained on 1 of these cases (b)" in printed
 
 
@@ -816,10 +816,13 @@ def test_the_frame_can_be_chosen_for_masks_references_and_images(run, tmp_path, 
     )
 
     said = run(*arguments, expect=0 if which == "image" else 2)
-    assert "pixdim" in said and "--affine sform" in said and ("mean" in said) == (which == "image")
+    assert "pixdim" in said
+    assert "--affine sform" in said
+    assert ("mean" in said) == (which == "image")
     for options in (["--affine", "sform"], ["--assume-spacing", 3, 1.5, 1]):
         printed = run(*arguments, *options)
-        assert scores(printed)["a"] == ["100.00"] * 3 and not warnings(printed)
+        assert scores(printed)["a"] == ["100.00"] * 3
+        assert not warnings(printed)
 
 
 def test_the_limit_of_voxels_can_be_chosen(run, three):
@@ -861,10 +864,10 @@ def test_several_systems_are_compared_on_what_all_have(run, three, tmp_path):
 
     assert "The 2 cases that all have, best first; p: sign flips, paired, Holm" in said
     compared = json.loads((tmp_path / "report" / "comparison.json").read_text())
-    assert compared["ranking"] == ["masks", "residual"] and compared["cases"] == ["a", "c"]
-    assert (
-        said.index("  paper") > said.index("The 2 cases") and "97.36      85.73      91.54" in said
-    )
+    assert compared["ranking"] == ["masks", "residual"]
+    assert compared["cases"] == ["a", "c"]
+    assert said.index("  paper") > said.index("The 2 cases")
+    assert "97.36      85.73      91.54" in said
     for name, cases in (("masks", ["a", "b", "c"]), ("residual", ["a", "c"])):
         rows = list(csv.reader((tmp_path / "report" / name / "cases.csv").open()))[1:]
         assert [row[0] for row in rows] == cases
@@ -888,8 +891,10 @@ def test_one_folder_that_cannot_be_scored_does_not_cost_the_others(run, three, t
         expect=2,
     )
 
-    assert "lacking: 2 cases have no mask (b, c)" in said and "none: no" in said
-    assert "The 3 cases that all have" in said and "good - masks" in said
+    assert "lacking: 2 cases have no mask (b, c)" in said
+    assert "none: no" in said
+    assert "The 3 cases that all have" in said
+    assert "good - masks" in said
     assert [line[:13] for line in said.splitlines()[-2:]] == ["evaluate.py: "] * 2
 
 
@@ -910,29 +915,27 @@ def test_systems_without_a_common_case_are_an_error_without_a_number(run, tmp_pa
         expect=2,
     )
 
-    assert (
-        "evaluate.py: --pred: no case is in all of them" in said
-        and "masks_a has a; masks_b has b" in said
-    )
-    assert "nan" not in said and scores(said)["a"] == ["100.00"] * 3
+    assert "evaluate.py: --pred: no case is in all of them" in said
+    assert "masks_a has a; masks_b has b" in said
+    assert "nan" not in said
+    assert scores(said)["a"] == ["100.00"] * 3
     assert not (tmp_path / "report" / "comparison.json").exists()
     assert (tmp_path / "report" / "masks_b" / "cases.csv").exists()
 
 
 def test_folders_of_one_name_are_refused(run, three, tmp_path):
     said = run("--pred", three[0], tmp_path / "x" / "masks", "--ref", three[1], expect=2)
-    assert "several folders of one name" in said and said.count("\n") == 1
+    assert "several folders of one name" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("missing", ["--pred", "--ref"])
 def test_a_folder_that_is_not_there_is_an_error_of_one_line(run, three, tmp_path, missing):
     places = {"--pred": three[0], "--ref": three[1], missing: tmp_path / "nowhere"}
     said = run(*[word for pair in places.items() for word in pair], expect=2)
-    assert (
-        said.startswith("evaluate.py: ")
-        and "nowhere: no such file or folder" in said
-        and said.count("\n") == 1
-    )
+    assert said.startswith("evaluate.py: ")
+    assert "nowhere: no such file or folder" in said
+    assert said.count("\n") == 1
 
 
 def test_a_tilde_is_the_home_folder(run, three, tmp_path, monkeypatch):
@@ -1019,4 +1022,5 @@ def test_an_excluded_case_that_is_scored_is_not_left_out(run, tmp_path):
     write_case(tmp_path / "data", "case_00023", image=False)
     write_mask(tmp_path / "masks" / "prediction_00023.nii.gz")
     printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "data")
-    assert "1 case found" in printed and "left out" not in printed
+    assert "1 case found" in printed
+    assert "left out" not in printed

@@ -60,7 +60,7 @@ def test_three_dependencies(path):
     others = (
         {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"minikits"}
     )
-    draws = path in SCRIPTS or path.stem == "reports"
+    draws = path.stem == "reports"
     allowed = {"torch", "numpy", "nibabel"} | ({"matplotlib"} if draws else set())
     assert others <= allowed
 
