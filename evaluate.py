@@ -17,7 +17,8 @@ from minikits.files import (
     voxel_count,
     write_text,
 )
-from minikits.nifti import MAX_VOXELS, check_same_grid, read_labels, read_volume
+from minikits.frames import check_same_grid
+from minikits.nifti import MAX_VOXELS, read_labels, read_volume
 from minikits.paper import PAPER
 from minikits.reports import (
     cases_csv,

@@ -29,10 +29,11 @@ from minikits.devices import (
     pick_precision,
     what_memory_lacked,
 )
+from minikits.doubts import doubts
 from minikits.ensemble import Member, load_networks
 from minikits.files import forgiving_output, typed_path, typed_spacing, voxel_count
 from minikits.masks import Job, Scan, find_scans, keep_stamps, noted_mask, plan_masks, stamp
-from minikits.nifti import MAX_VOXELS, doubts, read_volume, write_labels
+from minikits.nifti import MAX_VOXELS, read_volume, write_labels
 from minikits.paper import CLASSES
 from minikits.prediction import scan_bytes, segment_volume, window_bytes
 from minikits.preprocessing import label_orders, resampled_shape

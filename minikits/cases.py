@@ -21,8 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minikits.doubts import doubts
 from minikits.files import place_beside, read_json, remove_leftovers
-from minikits.nifti import check_same_grid, doubts, read_labels, read_volume
+from minikits.frames import check_same_grid
+from minikits.nifti import read_labels, read_volume
 from minikits.paper import CLASSES, FOLD_SEED, FOLDS
 from minikits.preprocessing import prepare_image, prepare_labels, resampled_shape
 from minikits.recipe import Recipe

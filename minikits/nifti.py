@@ -13,47 +13,23 @@ import numpy as np
 from nibabel.orientations import apply_orientation, ornt_transform
 from nibabel.wrapstruct import WrapStructError
 
-from minikits.files import SPACING_RANGE_MM, written_whole
+from minikits.files import written_whole
+from minikits.frames import choose_frame
 from minikits.volumes import (
     CANONICAL,
     KITS19_AFFINE,
     Volume,
-    mm_apart,
     orientation,
-    shear_degrees,
     turn_to_canonical,
 )
 
 MAX_VOXELS = 2_000_000_000
 READ_BYTES = 1 << 20
 
-# A qform keeps three of its quaternion's four numbers, as float32. The square of the fourth,
-# 1 - b2 - c2 - d2, is off by up to this, and is taken for 0 where it is no more, as nibabel does.
-# Near half a turn that is a thousandth of a radian.
-QUATERNION_ROUNDING = 3 * 2.0**-23
-QUATERNION_EXCESS = 1e-5  # by so much b2 + c2 + d2 may exceed 1; careless writers round like that
-UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # of xyzt_units, in mm; all else is mm
-CONVERT = "convert it again from DICOM, or give --assume-spacing Z Y X (mm; axes as KiTS19's)"
-
 LABEL_TOLERANCE = 1e-3  # a float label this near to 0, 1 or 2 is that label
 # CT is stored in 16 bits. What lies far beyond them is a fill value, such as -3.4e38, and the cubic
 # spline would carry it from the padding into the body.
 MAX_MAGNITUDE = 100_000
-
-# Bounds on shares: of air and tissue (fat, soft tissue) in what is no padding; of bone and of dense
-# bone in the body, which is what is no air. A CT of kidneys keeps them by far, and values in other
-# units break one of them at least.
-AIR_HU, BONE_HU, DENSE_HU = -200, 200, 700
-LOWEST_HU = -1200  # below is padding
-LEAST_AIR, LEAST_TISSUE, LEAST_BONE, MOST_DENSE = 0.001, 0.01, 0.001, 0.05
-SAMPLE_VOXELS = 1 << 24  # of a larger scan every second row and column is enough
-
-# What lies beyond is a fill value: beside it the cubic spline overshoots by more than a tenth of the
-# networks' unit, and at -32768 by all of their window.
-FILL_HU = (-5000, 40_000)
-
-COVERAGE_MM = 40  # along Z; a scan of kidneys has more
-SHEAR_DEGREES = 1.0  # over 300 mm a degree is 5 mm
 
 
 def read_volume(
@@ -106,7 +82,7 @@ def _read_framed(path, affine, assume_spacing, max_voxels):
     stored, header = _read(path, max_voxels)
     try:
         slope, intercept = _slope_and_intercept(header)
-        frame = _frame(header, affine, assume_spacing)
+        frame = choose_frame(header, affine, assume_spacing)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -138,283 +114,6 @@ def _slope_and_intercept(header):
             "numbers; is the header damaged? convert it again from DICOM"
         )
     return slope, intercept
-
-
-def doubts(volume: Volume) -> list[str]:
-    """Lines on what is suspect in an image that can be read: values that are not HU, little of the
-    body, axes that are not at right angles."""
-    lines = []
-
-    fault = _not_hu(volume.voxels)
-    if fault:
-        low, high = volume.voxels.min(), volume.voxels.max()
-        lines.append(
-            f"{volume.path}: values from {low:g} to {high:g}, {fault}; wanted those of a "
-            "body; is this CT in HU?"
-        )
-
-    lowest, highest = volume.voxels.min(), volume.voxels.max()
-    if not fault and (lowest < FILL_HU[0] or highest > FILL_HU[1]):
-        lines.append(
-            f"{volume.path}: values from {lowest:g} to {highest:g}, wanted them within "
-            f"{FILL_HU[0]} to {FILL_HU[1]}: resampling carries such fill values into the "
-            "body; set padding to -1024"
-        )
-
-    mm = len(volume.voxels) * volume.spacing_mm[0]
-    if mm < COVERAGE_MM:
-        lines.append(
-            f"{volume.path}: covers {mm:.3g} mm along Z, wanted {COVERAGE_MM} or more; "
-            "is this the whole scan?"
-        )
-
-    shear = shear_degrees(volume.affine)
-    if shear > SHEAR_DEGREES:
-        lines.append(
-            f"{volume.path}: axes {shear:.1f} degrees off right angles (gantry tilt?), "
-            "but it is resampled as if at right angles, so the networks see a sheared "
-            "body; correct the tilt when converting from DICOM"
-        )
-    return lines
-
-
-def _not_hu(voxels):
-    """What says that these are not HU, or None. Shares are judged, not the lowest and the highest
-    value, which padding and a few voxels of metal decide."""
-    if voxels.size > SAMPLE_VOXELS:
-        voxels = voxels[:, ::2, ::2]
-
-    padding = max(voxels.min(), LOWEST_HU)
-    inside = np.count_nonzero(voxels > padding)
-    air = np.count_nonzero((voxels > padding) & (voxels < AIR_HU))
-    body = inside - air
-    bone = np.count_nonzero(voxels > BONE_HU)
-    dense = np.count_nonzero(voxels > DENSE_HU)
-    tissue = body - bone
-
-    if air < LEAST_AIR * inside or inside == 0:
-        return f"air (below {AIR_HU}) in fewer than {LEAST_AIR:.1%} of what is no padding"
-    if tissue < LEAST_TISSUE * inside:
-        return (
-            f"fat and soft tissue ({AIR_HU} to {BONE_HU}) in fewer than {LEAST_TISSUE:.0%} of "
-            "what is no padding"
-        )
-    if bone < LEAST_BONE * body:
-        return f"bone (above {BONE_HU}) in fewer than {LEAST_BONE:.1%} of the body"
-    if bone > tissue:
-        return f"more bone (above {BONE_HU}) than fat and soft tissue"
-    if dense > MOST_DENSE * body:
-        return f"dense bone (above {DENSE_HU}) in {dense / body:.0%} of the body"
-    return None
-
-
-def check_same_grid(one: Volume, other: Volume) -> None:
-    """Refuses (ValueError) two volumes whose voxels do not lie at the same places: voxel by voxel
-    they would not mean the same. In which orientation each file stores them does not matter, nor do
-    codes and types."""
-    ours, theirs = one.voxels.shape, other.voxels.shape
-    if ours != theirs:
-        raise ValueError(
-            f"{one.path}: shape {ours}, but {other.path} has {theirs} (Z, Y, X), "
-            "wanted the same; is one resampled or cropped?"
-        )
-
-    one_grid = _grid_near(one, other.grid)
-    other_grid = _grid_near(other, one_grid)
-    apart = mm_apart(one_grid, other_grid, ours)
-    if apart:
-        raise ValueError(
-            f"{one.path}: lies up to {apart:.3g} mm from {other.path}, wanted the "
-            f"same place: affine {_rows(one.affine)}, the other's "
-            f"{_rows(other.affine)}; is one moved, turned or resampled?"
-        )
-
-
-def _grid_near(volume, wanted):
-    """A volume's grid, turned as near to `wanted` as the rounding of a qform leaves open; an sform
-    is taken as it is."""
-    if volume.header["sform_code"] > 0:
-        return volume.grid
-    near = wanted @ np.linalg.inv(volume.stored_voxel)
-    return _qform(volume.header, near) @ volume.stored_voxel
-
-
-def _rows(affine):
-    """An affine as a message shows it: three rows, to a micrometre."""
-    return affine[:3].round(3).tolist()
-
-
-def _frame(header, choice, assume_spacing):
-    """The affine (mm) that `read_volume`'s options choose, or else the one that sform, qform and
-    pixdim agree on. Changes the header to what a mask shall say: a sound value where the standard
-    reads one into an odd one, and a frame that was chosen as the only one."""
-    _settle(header)
-    if assume_spacing is not None:
-        return _assumed_frame(header, assume_spacing)
-
-    frames, faults = _frames_and_faults(header)
-    if not frames and not faults:  # nibabel would invent a frame
-        raise ValueError(f"neither sform nor qform is set, its frame is unknown; {CONVERT}")
-    if not frames:
-        raise ValueError(f"{' and '.join(faults)}; {CONVERT}")
-
-    preferred = "sform" if "sform" in frames else "qform"
-    conflict = _conflict(header, frames, faults, preferred)
-    if not conflict:
-        return frames[preferred]
-    if choice not in frames:
-        raise ValueError(conflict)
-    _bear(header, frames[choice], int(header[f"{choice}_code"]))
-    return frames[choice]
-
-
-def _settle(header):
-    """Brings odd values of a header to what the standard reads into them, so that masks have sound
-    ones."""
-    for code in ("sform_code", "qform_code"):
-        if not 0 <= header[code] <= 5:  # a code that is none
-            header[code] = 0
-
-    pixdim = header["pixdim"]
-    pixdim[1:4] = np.abs(pixdim[1:4])  # lengths; their sign has no meaning
-    if header["qform_code"] > 0 and np.isfinite(pixdim[0]):
-        pixdim[0] = -1 if pixdim[0] < 0 else 1
-
-    quaternion = _stored_quaternion(header)
-    squares = quaternion @ quaternion
-    if 2e-7 < squares - 1 <= QUATERNION_EXCESS:  # nibabel could refuse the mask for it
-        for letter, value in zip("bcd", quaternion / np.sqrt(squares)):
-            header[f"quatern_{letter}"] = value
-
-
-def _assumed_frame(header, spacing):
-    """The frame of a KiTS19 file with voxels of `spacing` (Z, Y, X) mm."""
-    lengths = np.array(spacing, dtype=np.float64)
-    smallest, largest = SPACING_RANGE_MM
-    if lengths.shape != (3,) or not ((lengths > smallest) & (lengths < largest)).all():
-        shown = " ".join(f"{length:g}" for length in lengths.ravel())
-        raise ValueError(
-            f"--assume-spacing {shown}: wanted three lengths Z Y X in mm, "
-            f"more than {smallest:g} and less than {largest:g}"
-        )
-    frame = KITS19_AFFINE * [*lengths, 1]
-    _bear(header, frame, "aligned")
-    return frame
-
-
-def _bear(header, frame, code):
-    """Writes a chosen frame (mm) into a header, as its only one."""
-    header["xyzt_units"] = int(header["xyzt_units"]) & ~7 | 2  # mm
-    header.set_sform(frame, code)
-    header.set_qform(frame, "unknown")  # it can be no shear; with code 0 it only sets pixdim
-
-
-def _frames_and_faults(header):
-    """({"sform" or "qform": affine in mm} of the sound ones that are set, [what is wrong with
-    another])."""
-    frames, faults = {}, []
-    for form, read in (("sform", _sform), ("qform", _qform)):
-        if header[f"{form}_code"] > 0:
-            try:
-                frames[form] = _invertible(read(header), header, form)
-            except ValueError as error:
-                faults.append(str(error))
-    return frames, faults
-
-
-def _conflict(header, frames, faults, preferred):
-    """What does not fit together among a header's forms and pixdim, and the option that decides;
-    None where all does."""
-    if faults:
-        return f"{faults[0]}, but its {preferred} is sound; --affine {preferred} takes that"
-
-    if len(frames) == 2:
-        sform = frames["sform"]
-        apart = mm_apart(sform, _qform(header, sform), header.get_data_shape())
-        if apart:
-            qform = frames["qform"]
-            return (
-                f"sform {_rows(sform)} and qform {_rows(qform)}, {apart:.3g} mm apart, "
-                "wanted the same; --affine sform or --affine qform chooses one"
-            )
-
-    _, mm = _unit(header)
-    pixdim = header["pixdim"][1:4] * mm
-    sizes = nib.affines.voxel_sizes(frames[preferred])
-    if not (np.abs(pixdim - sizes) <= 0.01 * sizes).all():
-        return (
-            f"pixdim {pixdim} and {preferred} {sizes} mm, wanted the same; "
-            f"--affine {preferred} takes these"
-        )
-    return None
-
-
-def _invertible(frame, header, form):
-    """The affine (mm) of a header's form as it is; ValueError where it is none of voxels from some
-    hundredths to tens of mm, within a kilometre."""
-    sizes = nib.affines.voxel_sizes(frame)
-    sane = abs(frame).max() < 1e6 and abs(np.log10(sizes)).max() < 2
-    if not sane or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
-        unit, _ = _unit(header)
-        raise ValueError(
-            f"its {form} {frame[:3].tolist()} is not invertible, or not in {unit}: "
-            f"voxels of {sizes} mm"
-        )
-    return frame
-
-
-def _unit(header):
-    """(name, mm) of the unit that a header's lengths are in."""
-    return UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
-
-
-def _sform(header):
-    """The affine (mm) of a header's sform."""
-    _, mm = _unit(header)
-    affine = header.get_sform()
-    affine[:3] *= mm
-    return affine
-
-
-def _qform(header, near=None):
-    """The affine (mm) of a header's quaternion, offset and pixdim. ValueError for no quaternion.
-    near: an affine; the turn nearest to its own of those that rounding leaves open is taken."""
-    stored = _stored_quaternion(header)
-    squares = stored @ stored
-    if squares - 1 > QUATERNION_EXCESS:
-        raise ValueError(
-            f"its qform's quaternion {stored} has squares that sum to {squares:g}, wanted 1 or less"
-        )
-
-    square = max(0, 1 - squares)
-    first = 0 if square < QUATERNION_ROUNDING else np.sqrt(square)
-    if near is not None:
-        least = np.sqrt(max(0, square - QUATERNION_ROUNDING))
-        most = np.sqrt(square + QUATERNION_ROUNDING)
-        first = np.clip(_first_of_quaternion(near), least, most)
-
-    turn = nib.quaternions.quat2mat([first, *stored])
-    lengths = np.array(header["pixdim"][1:4], dtype=np.float64)
-    lengths[2] *= header["pixdim"][0]  # -1 where the axes are left-handed
-    offset = [header["qoffset_x"], header["qoffset_y"], header["qoffset_z"]]
-    affine = nib.affines.from_matvec(turn * lengths, np.array(offset, dtype=np.float64))
-    _, mm = _unit(header)
-    affine[:3] *= mm
-    return affine
-
-
-def _stored_quaternion(header):
-    """b, c and d of a header's qform, in float64."""
-    return np.array([header[f"quatern_{letter}"] for letter in "bcd"], dtype=np.float64)
-
-
-def _first_of_quaternion(affine):
-    """The number that a qform does not keep of an affine's quaternion; never negative. The mirroring
-    that pixdim[0] = -1 stands for is left out."""
-    turn = affine[:3, :3] / nib.affines.voxel_sizes(affine)
-    if np.linalg.det(turn) < 0:
-        turn[:, 2] *= -1
-    return nib.quaternions.mat2quat(turn)[0]
 
 
 def write_labels(path, labels, like, *, slope=1.0):

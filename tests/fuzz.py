@@ -18,7 +18,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from minikits.nifti import check_same_grid, doubts, read_labels, read_volume, write_labels
+from minikits.doubts import doubts
+from minikits.frames import check_same_grid
+from minikits.nifti import read_labels, read_volume, write_labels
 from minikits.volumes import KITS19_AFFINE
 
 AWKWARD = [

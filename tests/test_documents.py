@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minikits
 import minikits.paper
-from minikits import augmentation, nifti
+from minikits import augmentation, doubts, nifti
 from minikits.cases import five_folds
 from minikits.evaluation import SCORES
 from minikits.losses import segmentation_loss
@@ -529,7 +529,7 @@ def test_what_the_tests_try_is_what_the_pages_count():
 
 def test_the_bounds_of_files_are_the_codes():
     for page in (README, FILES):
-        assert number(r"less than (\d+) mm of body", page) == nifti.COVERAGE_MM
+        assert number(r"less than (\d+) mm of body", page) == doubts.COVERAGE_MM
     assert number(r"values beyond ([\d,]+),", FILES) == nifti.MAX_MAGNITUDE
     assert "they may be off by a thousandth" in words_of(FILES)
     assert nifti.LABEL_TOLERANCE == 1e-3

@@ -6,7 +6,8 @@ import pytest
 from test_hazards import VOXELS, framed
 from test_volumes import KITS_AFFINE
 
-from minikits.nifti import check_same_grid, read_labels, read_volume, write_labels
+from minikits.frames import check_same_grid
+from minikits.nifti import read_labels, read_volume, write_labels
 
 pytestmark = pytest.mark.filterwarnings("error")
 

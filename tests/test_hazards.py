@@ -12,7 +12,9 @@ from conftest import ROOT
 from test_volumes import KITS_AFFINE, save
 
 from minikits.cases import find_cases
-from minikits.nifti import check_same_grid, doubts, read_labels, read_volume, write_labels
+from minikits.doubts import doubts
+from minikits.frames import check_same_grid
+from minikits.nifti import read_labels, read_volume, write_labels
 from minikits.phantoms import make_case
 
 pytestmark = pytest.mark.filterwarnings(
@@ -508,7 +510,7 @@ def test_each_share_has_its_bound(tmp_path, counts, doubt):
 
 
 def test_a_large_scan_is_judged_by_a_part_of_it(tmp_path, scan, monkeypatch):
-    monkeypatch.setattr("minikits.nifti.SAMPLE_VOXELS", 1000)
+    monkeypatch.setattr("minikits.doubts.SAMPLE_VOXELS", 1000)
     assert doubts_on(tmp_path, scan) == []
     assert len(doubts_on(tmp_path, scan + 1024)) == 1
 
@@ -716,7 +718,8 @@ def test_a_large_scan_is_judged_by_all_of_its_breadth(tmp_path, monkeypatch):
     """The body lies in the far half of each axis of a slice."""
     import nibabel as nib
 
-    from minikits.nifti import doubts, read_volume
+    from minikits.doubts import doubts
+    from minikits.nifti import read_volume
 
     voxels = np.full((20, 24, 24), -1000, np.int16)
     voxels[:, 0] = -1024  # else all air would pass for padding
@@ -726,5 +729,5 @@ def test_a_large_scan_is_judged_by_all_of_its_breadth(tmp_path, monkeypatch):
         nib.Nifti1Image(voxels, np.diag([-3.0, -3, -3, 1])[[2, 1, 0, 3]]), tmp_path / "scan.nii"
     )
     volume = read_volume(tmp_path / "scan.nii")
-    monkeypatch.setattr("minikits.nifti.SAMPLE_VOXELS", 1000)
+    monkeypatch.setattr("minikits.doubts.SAMPLE_VOXELS", 1000)
     assert doubts(volume) == []

@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from minikits.nifti import check_same_grid, read_labels, read_volume, write_image, write_labels
+from minikits.frames import check_same_grid
+from minikits.nifti import read_labels, read_volume, write_image, write_labels
 
 KITS_AFFINE = np.array([[0, 0, -0.8, 7], [0, -0.8, 0, 5], [-3.0, 0, 0, 2], [0, 0, 0, 1]])
 
