@@ -1,4 +1,7 @@
-"""What is suspect in a scan that can be read."""
+"""What is suspect in a scan that can be read: a warning each, and nothing is refused.
+
+Whether values are HU is told by shares of the voxels, not by the lowest and the highest value,
+which padding and a few voxels of metal decide."""
 
 import numpy as np
 
@@ -11,8 +14,8 @@ AIR_HU, BONE_HU, DENSE_HU = -200, 200, 700
 LOWEST_HU = -1200  # below is padding
 LEAST_AIR, LEAST_TISSUE, LEAST_BONE, MOST_DENSE = 0.001, 0.01, 0.001, 0.05
 SAMPLE_VOXELS = 1 << 24  # of a larger scan every second row and column is enough
-# What lies beyond is a fill value: beside it the cubic spline overshoots by more than a tenth of the
-# networks' unit, and at -32768 by all of their window.
+# What lies beyond is a fill value: beside it the cubic spline overshoots by more than a tenth of
+# the networks' unit, and at -32768 by all of their window.
 FILL_HU = (-5000, 40_000)
 COVERAGE_MM = 40  # along Z; a scan of kidneys has more
 SHEAR_DEGREES = 1.0  # over 300 mm a degree is 5 mm
@@ -23,16 +26,14 @@ def doubts(volume: Volume) -> list[str]:
     body, axes that are not at right angles."""
     lines = []
 
+    lowest, highest = volume.voxels.min(), volume.voxels.max()
     fault = _not_hu(volume.voxels)
     if fault:
-        low, high = volume.voxels.min(), volume.voxels.max()
         lines.append(
-            f"{volume.path}: values from {low:g} to {high:g}, {fault}; wanted those of a "
+            f"{volume.path}: values from {lowest:g} to {highest:g}, {fault}; wanted those of a "
             "body; is this CT in HU?"
         )
-
-    lowest, highest = volume.voxels.min(), volume.voxels.max()
-    if not fault and (lowest < FILL_HU[0] or highest > FILL_HU[1]):
+    elif lowest < FILL_HU[0] or highest > FILL_HU[1]:
         lines.append(
             f"{volume.path}: values from {lowest:g} to {highest:g}, wanted them within "
             f"{FILL_HU[0]} to {FILL_HU[1]}: resampling carries such fill values into the "
@@ -57,8 +58,7 @@ def doubts(volume: Volume) -> list[str]:
 
 
 def _not_hu(voxels):
-    """What says that these are not HU, or None. Shares are judged, not the lowest and the highest
-    value, which padding and a few voxels of metal decide."""
+    """What says that these are not HU, or None."""
     if voxels.size > SAMPLE_VOXELS:
         voxels = voxels[:, ::2, ::2]
 

@@ -1,4 +1,20 @@
-"""Where the voxels of a NIfTI file lie."""
+"""Where the voxels of a NIfTI file lie: its frame, an affine from voxel (i, j, k) to mm R A S.
+
+A header may say it in two forms. The sform is the affine itself, in three rows. The qform is made
+of a turn (three of a quaternion's four numbers), an offset, and the lengths of a voxel's sides,
+`pixdim`, which stand there in any case. A code beside each form is 0 where it is not set.
+
+Where all that is set agrees, the sform is taken, or else the qform. Where it does not, the file is
+refused until --affine says which of them is right. A mask bears the frame that its scan was read
+with.
+
+Rounding is no disagreement. The fourth number of the quaternion follows from the others, as a small
+difference of squares near half a turn (which the axes of a CT often are from R A S): one affine
+written as sform and qform is two, turned against each other by up to a thousandth of a radian. So a
+qform stands for all the turns that its rounding leaves open, and is compared by the one of them
+that is nearest to the other frame: `near`."""
+
+from collections.abc import Sequence
 
 import nibabel as nib
 import numpy as np
@@ -6,9 +22,8 @@ import numpy as np
 from minikits.files import SPACING_RANGE_MM
 from minikits.volumes import KITS19_AFFINE, Volume, mm_apart
 
-# A qform keeps three of its quaternion's four numbers, as float32. The square of the fourth,
-# 1 - b2 - c2 - d2, is off by up to this, and is taken for 0 where it is no more, as nibabel does.
-# Near half a turn that is a thousandth of a radian.
+# A qform keeps b, c and d of its quaternion, as float32. The square of a, 1 - b2 - c2 - d2, is off
+# by up to this, and is taken for 0 where it is no more, as nibabel does.
 QUATERNION_ROUNDING = 3 * 2.0**-23
 QUATERNION_EXCESS = 1e-5  # by so much b2 + c2 + d2 may exceed 1; careless writers round like that
 UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # of xyzt_units, in mm; all else is mm
@@ -42,6 +57,7 @@ def _grid_near(volume, wanted):
     is taken as it is."""
     if volume.header["sform_code"] > 0:
         return volume.grid
+
     near = wanted @ np.linalg.inv(volume.stored_voxel)
     return _qform(volume.header, near) @ volume.stored_voxel
 
@@ -51,16 +67,20 @@ def _rows(affine):
     return affine[:3].round(3).tolist()
 
 
-def choose_frame(header, choice, assume_spacing):
-    """The affine (mm) that `read_volume`'s options choose, or else the one that sform, qform and
-    pixdim agree on. Changes the header to what a mask shall say: a sound value where the standard
-    reads one into an odd one, and a frame that was chosen as the only one."""
+def choose_frame(
+    header: nib.Nifti1Header, choice: str | None, assume_spacing: Sequence[float] | None
+) -> np.ndarray:
+    """(4, 4), voxel (i, j, k) -> mm R A S: the affine that `read_volume`'s options choose, or else
+    the one that sform, qform and pixdim agree on. ValueError where they do not.
+
+    Changes the header to what a mask shall say: a sound value where the standard reads one into an
+    odd one, and a frame that was chosen as the only one."""
     _repair(header)
     if assume_spacing is not None:
         return _assumed_frame(header, assume_spacing)
 
     frames, faults = _sound_forms(header)
-    if not frames and not faults:  # nibabel would invent a frame
+    if not frames and not faults:  # nibabel would make one up
         raise ValueError(f"neither sform nor qform is set, its frame is unknown; {CONVERT}")
     if not frames:
         raise ValueError(f"{' and '.join(faults)}; {CONVERT}")
@@ -87,10 +107,10 @@ def _repair(header):
     if header["qform_code"] > 0 and np.isfinite(pixdim[0]):
         pixdim[0] = -1 if pixdim[0] < 0 else 1
 
-    quaternion = _stored_bcd(header)
-    squares = quaternion @ quaternion
+    bcd = _stored_bcd(header)
+    squares = bcd @ bcd
     if 2e-7 < squares - 1 <= QUATERNION_EXCESS:  # nibabel could refuse the mask for it
-        for letter, value in zip("bcd", quaternion / np.sqrt(squares)):
+        for letter, value in zip("bcd", bcd / np.sqrt(squares)):
             header[f"quatern_{letter}"] = value
 
 
@@ -121,11 +141,12 @@ def _sound_forms(header):
     another])."""
     frames, faults = {}, []
     for form, read in (("sform", _sform), ("qform", _qform)):
-        if header[f"{form}_code"] > 0:
-            try:
-                frames[form] = _checked(read(header), header, form)
-            except ValueError as error:
-                faults.append(str(error))
+        if header[f"{form}_code"] == 0:
+            continue
+        try:
+            frames[form] = _checked(read(header), header, form)
+        except ValueError as error:
+            faults.append(str(error))
     return frames, faults
 
 
@@ -160,8 +181,9 @@ def _checked(frame, header, form):
     """The affine (mm) of a header's form as it is; ValueError where it is none of voxels from some
     hundredths to tens of mm, within a kilometre."""
     sizes = nib.affines.voxel_sizes(frame)
+    directions = frame[:3, :3] / sizes
     sane = abs(frame).max() < 1e6 and abs(np.log10(sizes)).max() < 2
-    if not sane or abs(np.linalg.det(frame[:3, :3] / sizes)) < 1e-3:
+    if not sane or abs(np.linalg.det(directions)) < 1e-3:  # of right angles it is 1 or -1
         unit, _ = _unit(header)
         raise ValueError(
             f"its {form} {frame[:3].tolist()} is not invertible, or not in {unit}: "
@@ -186,38 +208,45 @@ def _sform(header):
 def _qform(header, near=None):
     """The affine (mm) of a header's quaternion, offset and pixdim. ValueError for no quaternion.
     near: an affine; the turn nearest to its own of those that rounding leaves open is taken."""
-    stored = _stored_bcd(header)
-    squares = stored @ stored
-    if squares - 1 > QUATERNION_EXCESS:
-        raise ValueError(
-            f"its qform's quaternion {stored} has squares that sum to {squares:g}, wanted 1 or less"
-        )
-
-    square = max(0, 1 - squares)
-    first = 0 if square < QUATERNION_ROUNDING else np.sqrt(square)
-    if near is not None:
-        least = np.sqrt(max(0, square - QUATERNION_ROUNDING))
-        most = np.sqrt(square + QUATERNION_ROUNDING)
-        first = np.clip(_a_of_quaternion(near), least, most)
-
-    turn = nib.quaternions.quat2mat([first, *stored])
+    bcd = _stored_bcd(header)
+    turn = nib.quaternions.quat2mat([_left_out_a(bcd, near), *bcd])
     lengths = np.array(header["pixdim"][1:4], dtype=np.float64)
     lengths[2] *= header["pixdim"][0]  # -1 where the axes are left-handed
     offset = [header["qoffset_x"], header["qoffset_y"], header["qoffset_z"]]
+
     affine = nib.affines.from_matvec(turn * lengths, np.array(offset, dtype=np.float64))
     _, mm = _unit(header)
     affine[:3] *= mm
     return affine
 
 
+def _left_out_a(bcd, near):
+    """The first number of the quaternion whose others a qform keeps; their squares sum to 1. near:
+    None, or an affine; the number nearest to its own of those that rounding leaves open."""
+    squares = bcd @ bcd
+    if squares - 1 > QUATERNION_EXCESS:
+        raise ValueError(
+            f"its qform's quaternion {bcd} has squares that sum to {squares:g}, wanted 1 or less"
+        )
+
+    square = max(0, 1 - squares)
+    if near is not None:
+        least = np.sqrt(max(0, square - QUATERNION_ROUNDING))
+        most = np.sqrt(square + QUATERNION_ROUNDING)
+        return np.clip(_a_of_quaternion(near), least, most)
+    if square < QUATERNION_ROUNDING:
+        return 0
+    return np.sqrt(square)
+
+
 def _stored_bcd(header):
-    """b, c and d of a header's qform, in float64."""
+    """b, c and d of a header's quaternion, in float64."""
     return np.array([header[f"quatern_{letter}"] for letter in "bcd"], dtype=np.float64)
 
 
 def _a_of_quaternion(affine):
-    """The number that a qform does not keep of an affine's quaternion; never negative. The mirroring
-    that pixdim[0] = -1 stands for is left out."""
+    """The first number, which a qform does not keep, of an affine's quaternion; never negative. The
+    mirroring that pixdim[0] = -1 stands for is left out."""
     turn = affine[:3, :3] / nib.affines.voxel_sizes(affine)
     if np.linalg.det(turn) < 0:
         turn[:, 2] *= -1

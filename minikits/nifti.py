@@ -1,10 +1,12 @@
 """NIfTI files <-> volumes. What cannot be trusted is refused, by name.
 
-Masks go back in the frame of the file they came from."""
+A file is a header, which says how its voxels are stored, scaled and placed, and the voxels, the
+first axis fastest. Masks go back in the frame of the file they came from."""
 
 import gzip
 import zlib
-from contextlib import nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,10 @@ from minikits.volumes import (
 )
 
 MAX_VOXELS = 2_000_000_000
+LONGEST_AXIS = (1 << 15) - 1  # more does not fit into a mask's header
+LAST_OFFSET = 1 << 28  # of the first voxel's byte
 READ_BYTES = 1 << 20
+GZIP = b"\x1f\x8b"  # what a gzip file begins with
 
 LABEL_TOLERANCE = 1e-3  # a float label this near to 0, 1 or 2 is that label
 # CT is stored in 16 bits. What lies far beyond them is a fill value, such as -3.4e38, and the cubic
@@ -33,7 +38,11 @@ MAX_MAGNITUDE = 100_000
 
 
 def read_volume(
-    path, *, affine: str | None = None, assume_spacing=None, max_voxels: int = MAX_VOXELS
+    path: str | Path,
+    *,
+    affine: str | None = None,
+    assume_spacing: Sequence[float] | None = None,
+    max_voxels: int = MAX_VOXELS,
 ) -> Volume:
     """An image. Voxels keep the type they are stored in, or become float32 where the header scales.
 
@@ -55,25 +64,37 @@ def read_volume(
 
 
 def read_labels(
-    path, *, affine: str | None = None, assume_spacing=None, max_voxels: int = MAX_VOXELS
+    path: str | Path,
+    *,
+    affine: str | None = None,
+    assume_spacing: Sequence[float] | None = None,
+    max_voxels: int = MAX_VOXELS,
 ) -> Volume:
     """A label map: as `read_volume`, with uint8 voxels 0, 1 or 2; anything else is a ValueError
     naming the values."""
     volume = _read_framed(Path(path), affine, assume_spacing, max_voxels)
-    voxels = volume.voxels
 
-    whole = voxels if voxels.dtype.kind in "iu" else np.rint(voxels)
-    allowed = whole.min() >= 0 and whole.max() <= 2
-    if allowed and (whole is voxels or np.abs(voxels - whole).max() <= LABEL_TOLERANCE):
-        return replace(volume, voxels=whole.astype(np.uint8, copy=False))
+    whole, off = volume.voxels, 0
+    if volume.voxels.dtype.kind == "f":
+        whole = np.rint(volume.voxels)
+        off = np.abs(volume.voxels - whole).max()
+    if whole.min() < 0 or whole.max() > 2 or off > LABEL_TOLERANCE:
+        raise ValueError(
+            f"{path}: label values {_no_labels(volume.voxels)} found, wanted only 0 (background), "
+            "1 (kidney) and 2 (tumor); is this the segmentation file?"
+        )
+    return replace(volume, voxels=whole.astype(np.uint8, copy=False))
 
-    none = (whole < 0) | (whole > 2) | (np.abs(voxels - whole) > LABEL_TOLERANCE)
-    strange = np.unique(voxels[none])
-    shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")
-    raise ValueError(
-        f"{path}: label values {shown} found, wanted only 0 (background), 1 (kidney) "
-        "and 2 (tumor); is this the segmentation file?"
-    )
+
+def _no_labels(voxels):
+    """The first five of the values that are none of 0, 1 and 2, as a message shows them."""
+    whole = np.rint(voxels)
+    wrong = (whole < 0) | (whole > 2) | (np.abs(voxels - whole) > LABEL_TOLERANCE)
+    values = np.unique(voxels[wrong])
+    shown = [f"{value:g}" for value in values[:5]]
+    if len(values) > 5:
+        shown.append("...")
+    return ", ".join(shown)
 
 
 @np.errstate(all="ignore")  # an overflow is found among the voxels or in the affine
@@ -98,8 +119,10 @@ def _read_framed(path, affine, assume_spacing, max_voxels):
             )
 
     turn = turn_to_canonical(frame)
-    spacing_mm = tuple(nib.affines.voxel_sizes(frame)[np.argsort(turn[:, 0])].tolist())
-    return Volume(path, apply_orientation(stored, turn), spacing_mm, frame, header)
+    stored_spacing_mm = nib.affines.voxel_sizes(frame)
+    spacing_mm = stored_spacing_mm[np.argsort(turn[:, 0])]  # turn: where each stored axis goes
+    voxels = apply_orientation(stored, turn)
+    return Volume(path, voxels, tuple(spacing_mm.tolist()), frame, header)
 
 
 def _slope_and_intercept(header):
@@ -116,7 +139,7 @@ def _slope_and_intercept(header):
     return slope, intercept
 
 
-def write_labels(path, labels, like, *, slope=1.0):
+def write_labels(path: str | Path, labels: np.ndarray, like: Volume, *, slope: float = 1.0) -> None:
     """Writes (Z, Y, X) labels as uint8 in the frame, shape, affine and codes of the file that
     `like` was read from. slope: what one step of the bytes stands for, where they are no labels;
     the header says it. ValueError for labels of another shape than `like.voxels`."""
@@ -130,71 +153,103 @@ def write_labels(path, labels, like, *, slope=1.0):
     _write(path, apply_orientation(labels, back), like.header, slope)
 
 
-def write_image(path, voxels, spacing_mm):
-    """Writes (Z, Y, X) voxels as a KiTS19 file is: I P L, sform code 2. For data that has no file yet."""
-    _write(path, voxels, nib.Nifti1Image(voxels, KITS19_AFFINE * [*spacing_mm, 1]).header)
+def write_image(path: str | Path, voxels: np.ndarray, spacing_mm: Sequence[float]) -> None:
+    """Writes (Z, Y, X) voxels as a KiTS19 file is: I P L, sform code 2. For data that has no file
+    yet."""
+    image = nib.Nifti1Image(voxels, KITS19_AFFINE * [*spacing_mm, 1])
+    _write(path, voxels, image.header)
 
 
 def _write(path, array, header, slope=1.0):
-    """`array` in the file's own axes; compressed where the name says so; equal input gives equal bytes."""
+    """`array` in the file's own axes; compressed where the name says so; equal input gives equal
+    bytes."""
     header = nib.Nifti1Header.from_header(header, check=False)
     header["sizeof_hdr"], header["magic"] = 348, b"n+1"  # whatever the scan's header was
     # a display range in HU would hide the labels
     header["cal_min"] = header["cal_max"] = header["vox_offset"] = 0
     header.set_intent("none")  # whatever the scan's numbers mean
-    with (
-        written_whole(path) as file,
-        gzip.GzipFile("", "wb", 3, file, mtime=0)
-        if str(path).endswith(".gz")
-        else nullcontext(file) as stream,
-    ):
-        image = nib.Nifti1Image(array, None, header, dtype=array.dtype)
-        image.header.set_slope_inter(slope, 0)
-        image.to_stream(stream)
+    image = nib.Nifti1Image(array, None, header, dtype=array.dtype)
+    image.header.set_slope_inter(slope, 0)
+
+    with written_whole(path) as file:
+        if str(path).endswith(".gz"):
+            with gzip.GzipFile("", "wb", 3, file, mtime=0) as stream:  # no name, no hour
+                image.to_stream(stream)
+        else:
+            image.to_stream(file)
 
 
 def _read(path, max_voxels):
-    """The file's array, in its own axes, and header. The stream is read to its end, so that gzip checks its sum."""
+    """(array in the file's own axes, header)."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, or a folder or device; wanted a NIfTI file")
+
     with open(path, "rb") as file:
-        if not (start := file.peek()[:2]):
+        start = file.peek()[:2]
+        if not start:
             raise ValueError(
                 f"{path}: the file is empty (0 bytes), wanted a NIfTI volume; download it again"
             )
         try:
-            with gzip.GzipFile(fileobj=file) if start == b"\x1f\x8b" else file as stream:
-                header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path, max_voxels)
-                voxels = np.empty(header.get_data_shape(), header.get_data_dtype(), order="F")
-                buffer, filled = memoryview(voxels.reshape(-1, order="F").view(np.uint8)), 0
-                stream.seek(int(header["vox_offset"]))
-                while count := stream.readinto(buffer[filled : filled + READ_BYTES]):
-                    filled += count
-                more = len(stream.read(READ_BYTES))  # a little padding may follow
+            if start != GZIP:
+                return _read_stream(file, path, max_voxels)
+            with gzip.GzipFile(fileobj=file) as stream:
+                return _read_stream(stream, path, max_voxels)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(
                 f"{path}: damaged, or cannot be read ({error}); download it again"
             ) from None
-        except MemoryError:
-            raise ValueError(
-                f"{path}: {header.get_data_shape()} voxels do not fit into memory; "
-                "close other programs, or take a larger computer"
-            ) from None
-    if filled < len(buffer):
+
+
+def _read_stream(stream, path, max_voxels):
+    """(array in the file's own axes, header). The stream is read to its end, so that gzip checks
+    its sum."""
+    header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path, max_voxels)
+    shape = header.get_data_shape()
+    try:
+        voxels = np.empty(shape, header.get_data_dtype(), order="F")
+    except MemoryError:
         raise ValueError(
-            f"{path}: ends after {filled} of {len(buffer)} bytes of voxels; download it again"
+            f"{path}: {shape} voxels do not fit into memory; "
+            "close other programs, or take a larger computer"
+        ) from None
+
+    stream.seek(int(header["vox_offset"]))
+    filled = _fill(voxels, stream)
+    if filled < voxels.nbytes:
+        raise ValueError(
+            f"{path}: ends after {filled} of {voxels.nbytes} bytes of voxels; download it again"
         )
-    if more == READ_BYTES:
+
+    padding = stream.read(READ_BYTES)  # a little may follow
+    if len(padding) == READ_BYTES:
         raise ValueError(
-            f"{path}: goes on after the {filled} bytes of voxels of its header; is the header damaged?"
+            f"{path}: goes on after the {filled} bytes of voxels of its header; "
+            "is the header damaged?"
         )
     return voxels, header
 
 
+def _fill(voxels, stream):
+    """Reads into an array, the first axis fastest, until it is full or the stream ends. Returns how
+    many bytes were read."""
+    buffer = memoryview(voxels.reshape(-1, order="F").view(np.uint8))
+    filled = 0
+    while filled < len(buffer):
+        count = stream.readinto(buffer[filled : filled + READ_BYTES])
+        if count == 0:
+            break
+        filled += count
+    return filled
+
+
 def _header(start, path, max_voxels):
-    """The NIfTI-1 or NIfTI-2 header that the file starts with; refuses by it what is not a 3D volume of numbers."""
+    """The NIfTI-1 or NIfTI-2 header that the file starts with; refuses by it what is not a 3D
+    volume of numbers."""
     header = _parsed_header(start)
-    magic = b"" if header is None else bytes(header["magic"])[:3]
+    magic = b""
+    if header is not None:
+        magic = bytes(header["magic"])[:3]
     if magic in (b"ni1", b"ni2"):
         raise ValueError(
             f"{path}: one half of a .hdr/.img pair found, wanted both in one file; "
@@ -206,31 +261,36 @@ def _header(start, path, max_voxels):
         )
 
     shape = _shape(header)
-    if (
-        len(shape) != 3 or min(shape) < 1 or max(shape) >= 1 << 15
-    ):  # more does not fit into a mask's header
+    if len(shape) != 3 or min(shape) < 1 or max(shape) > LONGEST_AXIS:
         raise ValueError(f"{path}: shape {shape} found, wanted three axes; give one volume a file")
     if np.prod(shape, dtype=object) > max_voxels:
         raise ValueError(
             f"{path}: shape {shape} found, more than {max_voxels} voxels; is the "
             "header damaged? predict.py and evaluate.py take more with --max-voxels N"
         )
-
-    code = int(header["datatype"])
-    known = code in nib.nifti1.data_type_codes.dtype
-    if not known or header.get_data_dtype().kind not in "iuf":
-        name = nib.nifti1.data_type_codes.label[code] if known else "unknown"
+    _check_type(header, path)
+    if not header.sizeof_hdr <= float(header["vox_offset"]) <= LAST_OFFSET:
         raise ValueError(
-            f"{path}: voxels of type {name} (code {code}) found, wanted real numbers; "
-            "export it as int16"
-        )
-
-    if not header.sizeof_hdr <= float(header["vox_offset"]) <= 1 << 28:
-        raise ValueError(
-            f"{path}: voxels begin at byte {header['vox_offset']}, wanted 352 or so; download it again"
+            f"{path}: voxels begin at byte {header['vox_offset']}, wanted 352 or so; "
+            "download it again"
         )
     header.set_data_shape(shape)
     return header
+
+
+def _check_type(header, path):
+    """Refuses voxels that are no real numbers: complex ones, colours, and codes that are none."""
+    code = int(header["datatype"])
+    known = code in nib.nifti1.data_type_codes.dtype
+    if known and header.get_data_dtype().kind in "iuf":
+        return
+    name = "unknown"
+    if known:
+        name = nib.nifti1.data_type_codes.label[code]
+    raise ValueError(
+        f"{path}: voxels of type {name} (code {code}) found, wanted real numbers; "
+        "export it as int16"
+    )
 
 
 def _parsed_header(start):

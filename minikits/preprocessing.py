@@ -32,7 +32,7 @@ def resampled_shape(
 
 
 def thick_axis(spacing_mm: Sequence[float]) -> int | None:
-    """The axis along which voxels are thick; None where they are nearly cubes, or thick along two."""
+    """The axis along which voxels are thick; None where they are nearly cubes, or where two are."""
     thickest = max(spacing_mm)
     axes = [axis for axis in range(3) if spacing_mm[axis] == thickest]
     if thickest / min(spacing_mm) > SEPARATE_Z_ABOVE and len(axes) == 1:

@@ -184,9 +184,11 @@ def resample_labels(
         raise ValueError(f"labels from {lowest} to {highest}, wanted whole numbers from 0 to 2")
     labels = labels.astype(np.uint8, copy=False)
 
+    values = torch.arange(int(highest) + 1, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+
     def masks(box):
         part = torch.from_numpy(np.ascontiguousarray(labels[box]))
-        return torch.stack([part == value for value in range(int(highest) + 1)]).float()
+        return (part == values).float()
 
     out = np.zeros(shape, dtype=np.uint8)
     fill_with_winners(out, masks, labels, orders, ties_to_nearest=True)

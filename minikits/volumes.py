@@ -3,7 +3,9 @@
 Every volume is turned to the axes of a KiTS19 file, by its affine alone: Z towards inferior, Y
 towards posterior, X towards the patient's left (orientation code I P L)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +15,10 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 CANONICAL = axcodes2ornt(("I", "P", "L"))
 KITS19_AFFINE = np.diag([-1.0, -1.0, -1.0, 1.0])[[2, 1, 0, 3]]  # of voxels of 1 mm
 
-CORNER_TOLERANCE_MM = 1e-3  # beside a relative 1e-4: frames that differ by less are the same
+# frames are the same if their corners differ by no more than the sum of these two
+CORNER_TOLERANCE_MM = 1e-3
+CORNER_TOLERANCE = 1e-4  # of the grid's size
+
 # An axis at exactly 45 degrees is as near to one canonical axis as to the other, and rounding would
 # decide. Turned by about a thousandth of a radian it is not, so that one grid is read alike in
 # whatever orientation it is stored.
@@ -22,16 +27,15 @@ AWAY_FROM_TIES = np.array(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Volume:
-    """voxels (Z, Y, X): an array, perhaps a view; spacing_mm Z Y X; header: the file's own;
-    affine: voxel of the array as the file stores it -> mm R A S."""
+    """An image or a label map. Two volumes are never equal; `check_same_grid` compares frames."""
 
-    path: Path
-    voxels: np.ndarray
-    spacing_mm: tuple
-    affine: np.ndarray
-    header: nib.Nifti1Header
+    path: Path  # the file it was read from
+    voxels: np.ndarray  # (Z, Y, X), perhaps a view
+    spacing_mm: tuple[float, float, float]  # Z, Y, X
+    affine: np.ndarray  # (4, 4): voxel of the array as the file stores it -> mm R A S
+    header: nib.Nifti1Header  # the file's own
 
     @property
     def voxel_mm3(self) -> float:
@@ -48,30 +52,38 @@ class Volume:
     def stored_voxel(self) -> np.ndarray:
         """(4, 4): voxel (z, y, x) of `voxels` -> voxel (i, j, k) of the array in the file."""
         turn = turn_to_canonical(self.affine)
-        stored_shape = np.array(self.voxels.shape)[turn[:, 0].astype(int)]
+        canonical_axes = turn[:, 0].astype(int)  # of the stored ones
+        stored_shape = np.array(self.voxels.shape)[canonical_axes]
         return inv_ornt_aff(turn, stored_shape)
 
 
-def orientation(affine):
-    """nibabel's orientation of an affine's axes: the nearest axes of the body, and directions."""
+def orientation(affine: np.ndarray) -> np.ndarray:
+    """(3, 2), nibabel's orientation: for each axis of an affine the nearest of R A S, and 1 or -1,
+    its direction."""
     return io_orientation(AWAY_FROM_TIES @ affine)
 
 
-def turn_to_canonical(affine):
-    """nibabel's orientation that turns stored axes to the canonical ones nearest to them."""
+def turn_to_canonical(affine: np.ndarray) -> np.ndarray:
+    """(3, 2), what `apply_orientation` takes: for each stored axis the nearest of the canonical
+    ones, and -1 where it is to be flipped."""
     return ornt_transform(orientation(affine), CANONICAL)
 
 
-def mm_apart(affine, other, shape):
+def mm_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
     """How far a grid's corners lie apart under two affines, at most; 0 where it is no more than
     rounding. The corners are those of the outermost voxels: one slice has a thickness."""
-    corners = np.argwhere(np.ones((2, 2, 2))) * np.array(shape) - 0.5
-    ours, theirs = (nib.affines.apply_affine(one, corners) for one in (affine, other))
-    apart, size = np.abs(ours - theirs).max(), np.ptp(ours, axis=0).max()
-    return 0 if apart <= CORNER_TOLERANCE_MM + 1e-4 * size else apart
+    corners_vox = np.array(list(product((0, 1), repeat=3))) * shape - 0.5
+    ours_mm = nib.affines.apply_affine(affine, corners_vox)
+    theirs_mm = nib.affines.apply_affine(other, corners_vox)
+
+    apart = np.abs(ours_mm - theirs_mm).max()
+    size = np.ptp(ours_mm, axis=0).max()
+    if apart <= CORNER_TOLERANCE_MM + CORNER_TOLERANCE * size:
+        return 0
+    return apart
 
 
-def shear_degrees(affine):
+def shear_degrees(affine: np.ndarray) -> float:
     """By how much the angle between two axes differs from 90 degrees, at most."""
     directions = affine[:3, :3] / nib.affines.voxel_sizes(affine)
     cosines = np.abs(directions.T @ directions - np.eye(3))

@@ -32,6 +32,16 @@ def test_a_kits19_file_is_read_as_stored(tmp_path, voxels):
     assert volume.spacing_mm == pytest.approx((3.0, 0.8, 0.8))
 
 
+def test_a_volume_is_equal_to_itself_alone(tmp_path, voxels):
+    """Voxel by voxel the answer would be an array, and no truth."""
+    path = save(tmp_path / "a.nii.gz", voxels)
+
+    volume, again = read_volume(path), read_volume(path)
+
+    assert volume == volume
+    assert volume != again
+
+
 def test_all_48_orientations_are_read_alike_and_written_back_in_their_own_frame(tmp_path, voxels):
     reference = nib.Nifti1Image(voxels, KITS_AFFINE)
     labels = (voxels % 3).astype(np.uint8)
