@@ -54,7 +54,7 @@ UNTYPED = """
     training_cases look_for_training_cases five_folds prepare pick_device pick_precision
     claim_memory join_processes mean_of_processes note_signals kits_dice score_case summarise
     mean_interval no_interval sign_flip_test holm compare ranked some written_whole write_text
-    read_json read_volume read_labels write_labels write_image make_case main write_case table
+    read_json read_volume read_labels write_labels write_image main table
     comparison_table as_csv as_json write_log draw_curve draw_batch draw_start fetch_ahead
     orientation turn_to_canonical mm_apart shear_degrees command_line seed train set_up silent
     chosen_recipe describe split read_folds claim_run earlier_checkpoint start_or_resume
@@ -70,7 +70,7 @@ WITHOUT_DOCSTRING = """
     write_if_possible
 """
 PRINTING = """
-    prepare _load_kept _list_unused for_training for_prediction write_around_labels write_case
+    prepare _load_kept _list_unused for_training for_prediction
 """
 
 
