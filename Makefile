@@ -27,6 +27,7 @@ mutants: $(VENV)/installed
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(RUN)
 
 # figures of how plainly the code reads, beside those of others; a report, no gate
 read: $(VENV)/installed

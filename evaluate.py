@@ -441,6 +441,7 @@ def draw_pictures(
 def draw_picture(path: Path, pair: Pair, scores: CaseScores, reading: Reading) -> None:
     """Of the image where there is one; else of the reference."""
     labels = read_pair(pair, reading)
+    assert labels.mask is not None and labels.reference is not None  # it has been scored
     image = labels.reference
     if pair.image:
         image = read_volume(pair.image, **vars(reading))

@@ -286,7 +286,7 @@ def write_probabilities(scan: Scan, volume: Volume, probabilities: torch.Tensor)
     """(K, Z, Y, X), resampled -> a file for each structure on the scan's own grid: bytes, which the
     header's slope makes 0 to 1."""
     for structure, path in scan.probabilities.items():
-        coarse = probabilities[CLASSES.index(structure)].cpu()
+        coarse = probabilities[CLASSES.index(structure)].cpu().numpy()
         native = resample(coarse, volume.voxels.shape, label_orders(volume.spacing_mm))
         with named_if_not_written(path):
             write_labels(path, np.rint(255 * native), volume, slope=1 / 255)
@@ -418,7 +418,7 @@ def gathered(stamps: dict[str, dict], world: int) -> dict[str, dict]:
     """The entries of all processes, on each of them, once all have theirs."""
     if world == 1:
         return stamps
-    parts = [None] * world
+    parts: list[dict] = [{}] * world
     distributed.all_gather_object(parts, stamps)
     together = {}
     for part in parts:

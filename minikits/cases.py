@@ -656,6 +656,7 @@ def _mapped(path, dtype):
         start = file.tell()
     # private: torch wants writable memory; nothing is written, and nothing would reach the file
     size = path.stat().st_size
+    # pyrefly: ignore[bad-argument-type]  # torch takes bytes too
     whole = torch.from_file(os.fsencode(path), shared=False, size=size, dtype=torch.uint8)
     return whole[start:].view(dtype).reshape(shape)
 

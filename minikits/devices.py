@@ -51,8 +51,9 @@ def exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
     # torch has two sets of switches for the same: where only one is set, reading the other may fail
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    # pyrefly: ignore[missing-attribute]  # torch's types do not know them
     for part in (cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn):
-        part.fp32_precision = "ieee"
+        part.fp32_precision = "ieee"  # pyrefly: ignore[missing-attribute]
 
 
 def check_bfloat16(device: torch.device, convolve: Callable = F.conv3d) -> None:

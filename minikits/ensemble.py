@@ -68,6 +68,7 @@ def load_networks(
             lines += _introduce(member, path)
         if not folds:
             lines += _strangers(run, found)
+    assert recipe is not None  # each run has a checkpoint, or was refused
     return members, recipe, lines
 
 

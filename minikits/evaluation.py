@@ -1,7 +1,7 @@
 """Kidney, tumor and composite Dice, as the challenge computes them [paper 3]; intervals and paired
 tests [ours]. Scores are shares, 0 to 1; one that does not exist is NaN."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import inf, isnan, nan
@@ -186,7 +186,7 @@ def no_interval(scores) -> str:
 # --- several systems ------------------------------------------------------------------------------
 
 
-def compare(systems: dict[str, Sequence[CaseScores]]) -> Comparison:
+def compare(systems: Mapping[str, Sequence[CaseScores]]) -> Comparison:
     """Ranks {name: scores} on the cases that all have, and compares each pair. Pairs stand in the
     order of `ranked`, better first. ValueError where no case is in all."""
     cases = _cases_of_all(systems)

@@ -486,7 +486,7 @@ def _remove_notes(out):
 def stamp(path: Path, *, contents: bool = False) -> dict:
     """What tells whether a file was replaced: its bytes and time of change, and a sum if wanted."""
     status = path.stat()
-    told = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    told: dict = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
     if contents:
         with open(path, "rb") as file:
             told["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()

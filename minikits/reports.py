@@ -181,7 +181,7 @@ def as_json(content) -> str:
     return json.dumps(strict, indent=1) + "\n"
 
 
-def first_line(error: Exception | Warning) -> str:
+def first_line(error: Exception | Warning | str) -> str:
     """What went wrong, for a message of one line; the kind of error where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

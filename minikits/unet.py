@@ -3,10 +3,13 @@
 IN is instance normalisation, always with a gain and an offset of its own for each map. Axes are
 (B, C, Z, Y, X)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from minikits.paper import ARCHITECTURES, CLASSES, KERNEL, NEGATIVE_SLOPE, Recipe
+from minikits.paper import ARCHITECTURES, CLASSES, KERNEL, NEGATIVE_SLOPE
+from minikits.recipe import Recipe
 
 Stride = int | tuple[int, int, int]
 
@@ -59,7 +62,7 @@ class ResidualBlock(nn.Module):
     What is added is the block's input. Where the block changes its shape, so does a 1x1x1
     convolution with IN on the way."""
 
-    def __init__(self, channels: int, features: int, stride: Stride = (1, 1, 1)):
+    def __init__(self, channels: int, features: int, stride: tuple[int, int, int] = (1, 1, 1)):
         super().__init__()
         self.body = nn.Sequential(
             conv(channels, features, stride),
@@ -82,7 +85,7 @@ class PreactivationBlock(nn.Module):
     What is added is the block's input, as it came. Where the block changes its shape, it is a 1x1x1
     convolution of the input after its first IN-ReLU."""
 
-    def __init__(self, channels: int, features: int, stride: Stride = (1, 1, 1)):
+    def __init__(self, channels: int, features: int, stride: tuple[int, int, int] = (1, 1, 1)):
         super().__init__()
         self.activation = nn.Sequential(norm(channels), relu())
         self.body = nn.Sequential(
@@ -126,11 +129,11 @@ class UNet(nn.Module):
     def __init__(
         self,
         stem: nn.Module,
-        encoder: list[nn.Module],
-        skips: list[nn.Module],
-        upsampling: list[nn.ConvTranspose3d],
-        decoder: list[nn.Module],
-        heads: list[nn.Module],
+        encoder: Sequence[nn.Module],
+        skips: Sequence[nn.Module],
+        upsampling: Sequence[nn.ConvTranspose3d],
+        decoder: Sequence[nn.Module],
+        heads: Sequence[nn.Module],
     ):
         super().__init__()
         self.stem = stem
@@ -139,9 +142,10 @@ class UNet(nn.Module):
         self.upsampling = nn.ModuleList(upsampling)
         self.decoder = nn.ModuleList(decoder)
         self.heads = nn.ModuleList(heads)
+        self.strides = [up.stride for up in upsampling]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
-        check_sides(x.shape[2:], [up.stride for up in self.upsampling])
+        check_sides(x.shape[2:], self.strides)
 
         x = self.stem(x)
         passed = []
@@ -250,7 +254,7 @@ def residual_encoder(
     features: tuple[int, ...],
     strides: tuple[tuple[int, int, int], ...],
     blocks: tuple[int, ...],
-) -> list[nn.Module]:
+) -> list[nn.Sequential]:
     """A stage for each of features and strides, finest first: so many blocks, of which the first
     one strides. The stem has given it features[0] maps."""
     encoder = []
