@@ -32,7 +32,7 @@ from minikits.devices import (
 from minikits.doubts import doubts
 from minikits.ensemble import Member, load_networks
 from minikits.files import forgiving_output, typed_path, typed_spacing, voxel_count
-from minikits.masks import Job, Scan, find_scans, keep_stamps, noted_mask, plan_masks, stamp
+from minikits.masks import Job, Plan, Scan, find_scans, keep_stamps, noted_mask, plan_masks, stamp
 from minikits.nifti import MAX_VOXELS, read_volume, write_labels
 from minikits.paper import CLASSES
 from minikits.prediction import scan_bytes, segment_volume, window_bytes
@@ -63,7 +63,7 @@ class Stopped(Exception):
     """The run was told to stop, and left scans undone."""
 
 
-def main():
+def main() -> None:
     forgiving_output()
     arguments = parse_arguments()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends it at once, threads and all
@@ -176,6 +176,7 @@ def predict_scan(scan: Scan, work: Work) -> tuple[str, dict]:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
         description="Predict kidney (1) and tumor (2) masks of abdominal CT scans."
     )
@@ -386,7 +387,7 @@ def check_room(volume: Volume, work: Work) -> None:
 # --- several processes of one run (torchrun) ------------------------------------------------------
 
 
-def decided_by_first(rank: int, world: int, decide: Callable):
+def decided_by_first(rank: int, world: int, decide: Callable[[], Plan]) -> Plan:
     """What `decide` gives on the first of `world` processes, on each of them. Where it refuses, all
     end, and the first says why."""
     if world == 1:

@@ -1,4 +1,5 @@
-"""Windows as listed in the method, weights against scipy, and toy networks whose prediction is known."""
+"""From scan to mask: windows as the method lists them, weights against scipy, toy networks whose
+prediction is known, and the whole beside plain loops, to the bit."""
 
 import dataclasses
 from threading import Lock
@@ -46,17 +47,16 @@ class LeftHanded(torch.nn.Module):
 
 
 class Ramp(torch.nn.Module):
-    """Of kidney, a logit that grows along one axis of the window: it shows where in it a voxel lay."""
+    """Of kidney, a logit that grows along an axis of the window: it shows where a voxel lay."""
 
     def __init__(self, axis):
         super().__init__()
         self.axis = axis
 
     def forward(self, x):
-        logits = torch.zeros(len(x), 3, *x.shape[2:])
-        logits[:, 1] += (
-            torch.arange(8.0).reshape([-1 if axis == self.axis else 1 for axis in range(3)]) / 4
-        )
+        logits = torch.zeros(len(x), 3, 8, 8, 8)
+        along = logits[:, 1].movedim(1 + self.axis, -1)
+        along += torch.arange(8) / 4
         return logits
 
 
@@ -81,12 +81,13 @@ class Fixed(torch.nn.Module):
 
 
 class Traveller(torch.nn.Module):
-    """Notes where it is sent, has its weights where no test can compute, and may find no memory there."""
+    """Notes where it is sent. Its weights are where nothing can compute; it may find no memory."""
 
     def __init__(self, fails):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.empty(1, device="meta"))
-        self.fails, self.sent = fails, []
+        self.fails = fails
+        self.sent = []
 
     def to(self, device):
         self.sent.append(torch.device(device).type)
@@ -102,73 +103,98 @@ def kidney(logit):
     return np.exp(logit) / (2 + np.exp(logit))
 
 
+# --- windows and their weights --------------------------------------------------------------------
+
+
 def test_windows_of_a_median_case():
-    assert [window_starts(n, p) for n, p in zip((128, 248, 248), (80, 160, 160))] == [
-        [0, 24, 48],
-        [0, 44, 88],
-        [0, 44, 88],
-    ]
+    """Of 128 x 248 x 248 voxels, by patches of 80 x 160 x 160."""
+    assert window_starts(128, 80) == [0, 24, 48]
+    assert window_starts(248, 160) == [0, 44, 88]
+
+
+def test_windows_by_hand_of_odd_sizes_and_patches():
+    assert window_starts(15, 8) == [0, 4, 7]  # at 3.5, half to even
+    assert window_starts(19, 8) == [0, 4, 7, 11]  # at 3.67 and 7.33
+    assert window_starts(10, 5) == [0, 2, 5]  # half a patch is 2.5: two steps are enough
 
 
 @given(st.integers(1, 300), st.integers(4, 100))
 @settings(max_examples=200, deadline=None)
 def test_windows_cover_an_axis_evenly(size, patch):
     starts = window_starts(size, patch)
-    assert starts[0] == 0 and starts[-1] == max(0, size - patch)
+
     steps = np.diff(starts)
-    assert (steps > 0).all() and (
-        len(steps) == 0 or (steps.max() - steps.min() <= 1 and steps.max() <= patch / 2 + 1)
-    )
+    assert starts[0] == 0
+    assert starts[-1] == max(0, size - patch)
+    assert (steps > 0).all()
+    if len(steps) > 0:
+        assert steps.max() - steps.min() <= 1
+        assert steps.max() <= patch / 2 + 1
 
 
 @pytest.mark.parametrize("patch", [(80, 160, 160), (16, 24, 9)])
 def test_importance_map_is_a_gaussian(patch):
+    """scipy's, of a single voxel in the middle."""
     point = np.zeros(patch)
     point[tuple(side // 2 for side in patch)] = 1
-    wanted = gaussian_filter(point, [side / 8 for side in patch], mode="constant", truncate=8)
+
     found = importance_map(patch).numpy()
-    assert (
-        np.abs(found - wanted / wanted.max()).max() < 1e-6 and found.min() > 0 and found.max() == 1
-    )
+
+    wanted = gaussian_filter(point, [side / 8 for side in patch], mode="constant", truncate=8)
+    assert np.abs(found - wanted / wanted.max()).max() < 1e-6
+    assert found.min() > 0
+    assert found.max() == 1
+
+
+def test_weighted_windows_by_hand():
+    """An axis of 12, windows of 8 at 0 and 4: where they overlap, the Gaussian's weights decide."""
+    found = predict_probabilities([LeftHanded()], torch.zeros(8, 8, 12), SMALL, mirroring=False)
+
+    left = np.array(4 * [kidney(3.0)] + 4 * [kidney(0.0)])
+    weight = np.exp(-0.5 * (np.arange(8) - 4.0) ** 2)
+    total, weights = np.zeros(12), np.zeros(12)
+    for start in (0, 4):
+        total[start : start + 8] += weight * left
+        weights[start : start + 8] += weight
+    assert np.allclose(found[1, 4, 4], total / weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (5, 8, 3), (20, 9, 31), (3, 30, 8)])
 @pytest.mark.parametrize("mirroring", [True, False])
 def test_a_pointwise_network_gives_its_softmax_everywhere(shape, mirroring, generator):
     image = torch.randn(shape, generator=generator)
+
     found = predict_probabilities([Pointwise()], image.numpy(), SMALL, mirroring)
-    assert found.shape == (3, *shape) and found.dtype == torch.float32
-    assert torch.allclose(found, Pointwise()(image[None, None])[0].softmax(0), atol=1e-5)
+
+    wanted = Pointwise()(image[None, None])[0].softmax(0)
+    assert found.shape == (3, *shape)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, wanted, atol=1e-5)
 
 
-def test_networks_are_averaged_after_softmax(generator):
-    image = torch.randn(9, 10, 11, generator=generator)
-    one, two = Pointwise(), LeftHanded()
-    both = predict_probabilities([one, two], image, SMALL)
-    alone = [predict_probabilities([network], image, SMALL) for network in (one, two)]
-    assert torch.allclose(both, (alone[0] + alone[1]) / 2, atol=1e-6)
+# --- mirror images, networks, classes -------------------------------------------------------------
 
 
 def test_mirroring_averages_the_eight_flips():
+    """Of a network that tells left from right, two are different."""
     image = torch.zeros(8, 8, 8)
+
     sided = predict_probabilities([LeftHanded()], image, SMALL, mirroring=False)
     even = predict_probabilities([LeftHanded()], image, SMALL)
-    assert torch.allclose(even, (sided + sided.flip(3)) / 2, atol=1e-6) and not torch.allclose(
-        even, sided
-    )
+
+    assert torch.allclose(even, (sided + sided.flip(3)) / 2, atol=1e-6)
+    assert not torch.allclose(even, sided)
 
 
-def test_weighted_windows_by_hand():
-    """An axis of 12 and windows of 8 at 0 and 4: where they overlap, the Gaussian's weights decide."""
-    image = torch.zeros(8, 8, 12)
-    found = predict_probabilities([LeftHanded()], image, SMALL, mirroring=False)[1, 4, 4]
-    weight = np.exp(-0.5 * (np.arange(8) - 4.0) ** 2)
-    left = LeftHanded()(torch.zeros(1, 1, 8, 8, 8)).softmax(1)[0, 1, 4, 4].numpy()
-    total, weights = np.zeros(12), np.zeros(12)
-    for start in (0, 4):
-        total[start : start + 8] += weight * left
-        weights[start : start + 8] += weight
-    assert np.allclose(found, total / weights, atol=1e-5)
+def test_networks_are_averaged_after_softmax(generator):
+    """A network's own probabilities are those of an ensemble of itself."""
+    image = torch.randn(9, 10, 11, generator=generator)
+
+    both = predict_probabilities([Pointwise(), LeftHanded()], image, SMALL)
+
+    one = predict_probabilities([Pointwise()], image, SMALL)
+    other = predict_probabilities([LeftHanded()], image, SMALL)
+    assert torch.allclose(both, (one + other) / 2, atol=1e-6)
 
 
 def test_a_real_network_in_either_mode_and_small_volumes(generator):
@@ -176,17 +202,19 @@ def test_a_real_network_in_either_mode_and_small_volumes(generator):
     network = build_unet("residual", TINY)
     image = torch.randn(10, 40, 33, generator=generator)
     seen = []
+
     training = predict_probabilities([network], image, TINY, on_window=lambda *n: seen.append(n))
     evaluating = predict_probabilities([network.eval()], image, TINY)
-    assert torch.allclose(training, evaluating) and torch.allclose(
-        training.sum(0), torch.ones(image.shape), atol=1e-5
-    )
-    assert seen[-1] == (4, 4) and seen == sorted(seen)
+
+    assert torch.allclose(training, evaluating)
+    assert torch.allclose(training.sum(0), torch.ones(image.shape), atol=1e-5)
+    assert seen == sorted(seen)
+    assert seen[-1] == (4, 4)
 
 
 @pytest.mark.parametrize("axis", range(3))
 def test_the_greater_part_of_an_odd_padding_lies_behind(axis):
-    """Of 3 voxels that are missing 1 lies before: 5 voxels are the second to sixth of a window of 8."""
+    """Of 3 voxels that are missing 1 lies before: 5 are the second to sixth of a window of 8."""
     shape = [8, 8, 8]
     shape[axis] = 5
 
@@ -207,12 +235,11 @@ def test_padding_is_the_mean_of_the_normalised_image():
 @pytest.mark.parametrize("axis", range(3))
 def test_each_axis_is_mirrored_and_turned_back(axis):
     """Of a logit that grows along an axis, its growth both ways is averaged."""
-    image = torch.zeros(8, 8, 8)
+    found = predict_probabilities([Ramp(axis)], torch.zeros(8, 8, 8), SMALL)
 
-    found = predict_probabilities([Ramp(axis)], image, SMALL)[1].movedim(axis, 0)[:, 3, 3].numpy()
-
+    profile = found[1].movedim(axis, 0)[:, 3, 3].numpy()
     there = kidney(np.arange(8) / 4)
-    assert np.allclose(found, (there + there[::-1]) / 2, atol=1e-6)
+    assert np.allclose(profile, (there + there[::-1]) / 2, atol=1e-6)
 
 
 def test_the_ensemble_is_the_mean_of_probabilities_and_not_of_logits():
@@ -221,8 +248,9 @@ def test_the_ensemble_is_the_mean_of_probabilities_and_not_of_logits():
 
     found = predict_probabilities(networks, torch.zeros(8, 8, 12), SMALL)
 
-    wanted = [np.exp([0, 4, 0]) / np.exp([0, 4, 0]).sum(), np.full(3, 1 / 3)]
-    assert np.allclose(found[:, 2, 3, 4], (2 * wanted[0] + wanted[1]) / 3, atol=1e-6)
+    sure = np.exp([0, 4, 0]) / np.exp([0, 4, 0]).sum()
+    unsure = np.full(3, 1 / 3)
+    assert np.allclose(found[:, 2, 3, 4], (2 * sure + unsure) / 3, atol=1e-6)
     assert np.allclose(found, found[:, :1, :1, :1])
 
 
@@ -233,10 +261,17 @@ def test_classes_come_in_the_order_of_the_labels():
     assert np.allclose(found[:, 0, 0, 0], wanted, atol=1e-6)
 
 
+# --- what is refused, where networks go, what windows are told ------------------------------------
+
+
 @pytest.mark.parametrize("strange", [np.nan, np.inf])
 def test_probabilities_that_are_no_numbers_are_refused(strange):
     with pytest.raises(ValueError, match="probabilities are NaN or infinite, wanted 0 to 1"):
         predict_probabilities([Fixed(0.0, strange, 0.0)], torch.zeros(8, 8, 8), SMALL, False)
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf])
+def test_a_single_voxel_that_is_no_number_is_counted(strange):
     image = torch.zeros(8, 8, 30)
     image[0, 0, 29] = strange
     with pytest.raises(ValueError, match="of 5760 probabilities are NaN"):
@@ -279,16 +314,16 @@ def test_the_convolutions_are_computed_in_the_precision_that_is_asked_for(genera
 
 
 def test_memory_of_a_scan_by_hand():
-    """float32: image, padded image, weights, and 3 classes twice: 9 numbers a voxel, of the patch at least."""
+    """float32: image, padded image, weights, 3 classes twice: 9 a voxel, at least of the patch."""
     assert scan_bytes((80, 160, 160), PAPER) == 4 * 9 * 80 * 160 * 160
     assert scan_bytes((1, 200, 1), PAPER) == 4 * 9 * 80 * 200 * 160
 
 
 def test_memory_of_a_window_is_about_what_was_measured():
     """Peaks of the paper's plain network on a CPU: 1.7 GiB in bfloat16, 2.7 in float32."""
-    short, exact = (
-        window_bytes("plain", PAPER, dtype) / 2**30 for dtype in (torch.bfloat16, torch.float32)
-    )
+    short = window_bytes("plain", PAPER, torch.bfloat16) / 2**30
+    exact = window_bytes("plain", PAPER, torch.float32) / 2**30
+
     assert exact == 2 * short
     assert 1.3 < short < 2.1 and 2.3 < exact < 3.5
 
@@ -296,9 +331,12 @@ def test_memory_of_a_window_is_about_what_was_measured():
 def test_progress_on_a_terminal_begins_with_the_first_pair_of_flips(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     show = predict.watch("scan", [])
+
     predict_probabilities([Pointwise()], torch.zeros(8, 8, 12), SMALL, on_window=show)
+
     printed = capsys.readouterr().out
-    assert "scan: 12% of 2 windows" in printed and "100% of 2 windows" in printed
+    assert "scan: 12% of 2 windows" in printed
+    assert "100% of 2 windows" in printed
 
 
 class Halves(torch.nn.Module):
@@ -310,17 +348,11 @@ class Halves(torch.nn.Module):
 
 def test_logits_of_half_precision_become_probabilities_in_float32(generator):
     image = torch.randn(TINY.patch, generator=generator)
+
     found = predict_probabilities([Halves()], image, TINY, mirroring=False)
+
     wanted = Halves()(image[None, None]).float().softmax(1)[0]
     assert (found - wanted).abs().max() < 1e-6
-
-
-def test_windows_by_hand_of_odd_sizes_and_patches():
-    from minikits.prediction import window_starts
-
-    assert window_starts(15, 8) == [0, 4, 7]  # at 3.5, half to even
-    assert window_starts(19, 8) == [0, 4, 7, 11]  # at 3.67 and 7.33
-    assert window_starts(10, 5) == [0, 2, 5]  # half a patch is 2.5: two steps are enough
 
 
 # --- to the bit, beside plain loops ---------------------------------------------------------------
@@ -363,7 +395,7 @@ def softmax_of_mirrored(network, window, pair):
 
 
 def test_mask_and_probabilities_are_to_the_bit_what_plain_loops_give():
-    """A phantom of four windows, and of a slice less than the patch, by two of the demo's networks."""
+    """A phantom of four windows, a slice less than the patch, by two of the demo's networks."""
     torch.manual_seed(3)
     recipe = dataclasses.replace(DEMO, patch=(16, 32, 32))
     networks = [build_unet(arch, recipe).eval() for arch in ("plain", "residual")]

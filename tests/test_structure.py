@@ -59,14 +59,14 @@ UNTYPED = """
     orientation turn_to_canonical mm_apart shear_degrees command_line seed train set_up silent
     chosen_recipe describe split read_folds claim_run earlier_checkpoint start_or_resume
     prepare_once check_unchanged on_device step_bytes environment revision departures
-    introduce introduce_departures patch_dice check_finite report decided_by_first evaluate
+    introduce introduce_departures patch_dice check_finite report evaluate
     find_label_files choose_frame
 """
 WITHOUT_DOCSTRING = """
     random_noise random_brightness change_brightness random_contrast random_gamma
     random_mirroring change_mirroring Stop.told Stop.agreed Stop.due write_text read_json
     ForgivingStream.write ForgivingStream.flush write_log percent ResidualBlock.forward
-    PreactivationBlock.forward UNet.forward command_line parse_arguments argument_parser
+    PreactivationBlock.forward UNet.forward command_line argument_parser
     write_if_possible
 """
 PRINTING = """
