@@ -251,6 +251,7 @@ def test_every_damaged_mask_is_named_and_the_sound_ones_are_scored(run, three, t
         "c",
     ]
     assert [path.name for path in (tmp_path / "report" / "overlays").iterdir()] == ["c.png"]
+    assert not warnings(said)  # of pictures left out
 
 
 def test_a_mask_that_memory_does_not_take_is_named_and_the_others_are_scored(
@@ -896,6 +897,21 @@ def test_one_folder_that_cannot_be_scored_does_not_cost_the_others(run, three, t
     assert "The 3 cases that all have" in said
     assert "good - masks" in said
     assert [line[:13] for line in said.splitlines()[-2:]] == ["evaluate.py: "] * 2
+
+
+def test_a_folder_of_damaged_masks_alone_does_not_cost_the_others_their_comparison(
+    run, three, tmp_path
+):
+    masks, data = three
+    for id in "abc":
+        write_mask(tmp_path / "good" / f"{id}.nii.gz", FULL)
+        damage(write_mask(tmp_path / "damaged" / f"{id}.nii.gz", FULL))
+
+    said = run("--pred", tmp_path / "damaged", masks, tmp_path / "good", "--ref", data, expect=2)
+
+    assert "The 3 cases that all have" in said
+    assert "good - masks" in said
+    assert said.count("evaluate.py: ") == 3  # a line for each damaged mask
 
 
 def test_systems_without_a_common_case_are_an_error_without_a_number(run, tmp_path):
