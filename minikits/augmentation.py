@@ -1,23 +1,53 @@
 """The eight transforms, in their order, in six pairs: change_x does, random_x draws and then calls change_x.
 
-Images are tensors (Z, Y, X), normalised, floats (integers are taken as float32); labels integer tensors (Z, Y, X) of
-any values; on any device. All that is drawn, the noise too, is drawn on the CPU: the same wherever a case lives. What a
-change_x is given stays as it was. [paper 2.3] lists the transforms but mirroring, which is [author #61]."""
+Images are tensors (Z, Y, X), normalised, floats (integers are taken as float32); labels integer
+tensors (Z, Y, X) of any values. All that is drawn, the noise too, is drawn on the CPU, and is the
+same wherever a case lives and whatever device augments it. What a change_x is given stays as it
+was. [paper 2.3] lists the transforms but mirroring, which is [author #61]."""
 
 import math
-from itertools import product
+from collections.abc import Iterable
 from operator import index
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+
+from minikits.geometry import (
+    box_around,
+    check_box,
+    cut,
+    patch_centre,
+    places_to_read,
+    read_labels_linearly,
+    read_linearly,
+    rotation_matrix,
+)
+from minikits.recipe import Recipe
+
+Pair = tuple[torch.Tensor, torch.Tensor]  # image, labels
 
 
-def augment(image, labels, recipe, generator, *, start=(0, 0, 0), patch=None):
-    """One augmented patch (Z, Y, X) of a whole case, cut or turned straight from it, so that a rotation brings in the
-    patient: the one of size `patch` at voxel `start`, perhaps partly outside. Without `patch`, of a patch itself.
-    Always in this order [nnU-Net v1 data_augmentation_moreDA.py:66]."""
-    image, labels = random_geometry(image, labels, recipe, generator, start=start, patch=patch)
+def augment(
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+    *,
+    start: tuple[int, ...] = (0, 0, 0),
+    patch: tuple[int, ...] | None = None,
+    device: torch.device | None = None,
+    values: Iterable[int] | None = None,
+) -> Pair:
+    """One augmented patch of a whole case: float32 image and labels, (Z, Y, X) both.
+
+    The patch of size `patch` at voxel `start`, perhaps partly outside, is turned within the case,
+    so that a rotation brings in the patient. Without `patch`, a patch itself is augmented. Only what
+    is read of the case goes to `device`, where all else is done; without one, where the case lives.
+    values: all that the labels may hold; without them, a device is asked and waited for.
+    The order is always this one [nnU-Net v1 data_augmentation_moreDA.py:66]."""
+    image, labels = random_geometry(
+        image, labels, recipe, generator, start=start, patch=patch, device=device, values=values
+    )
     image = random_noise(image, recipe, generator)
     image = random_brightness(image, recipe, generator)
     image = random_contrast(image, recipe, generator)
@@ -26,239 +56,179 @@ def augment(image, labels, recipe, generator, *, start=(0, 0, 0), patch=None):
     return random_mirroring(image, labels, recipe, generator)
 
 
-def random_geometry(image, labels, recipe, generator, *, start, patch):
-    """Rotation about all three axes and scaling, each with its probability, in one resampling; else a plain cut."""
-    angles, scale = (0.0, 0.0, 0.0), 1.0
-    if _happens(recipe.rotation_probability, generator):
+def random_geometry(
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+    **options,
+) -> Pair:
+    """Rotation about all three axes and scaling, each with its probability, in one resampling; else
+    a plain cut. options: as of `change_geometry`."""
+    angles = (0.0, 0.0, 0.0)
+    if happens(recipe.rotation_probability, generator):
         limit = math.radians(recipe.rotation_degrees)
-        angles = tuple(_uniform(-limit, limit, generator) for _ in range(3))
-    if _happens(recipe.scaling_probability, generator):
-        scale = _either_side_of_one(recipe.scaling_range, generator)
-    return change_geometry(image, labels, angles, scale, start=start, patch=patch)
+        angles = tuple(uniform(-limit, limit, generator) for _ in range(3))
+
+    scale = 1.0
+    if happens(recipe.scaling_probability, generator):
+        scale = either_side_of_one(recipe.scaling_range, generator)
+
+    return change_geometry(image, labels, angles, scale, **options)
 
 
-def change_geometry(image, labels, angles, scale, *, start=(0, 0, 0), patch=None):
-    """A patch turned by `angles` (radians, about Z, Y, X) and scaled about its centre; scale above 1 zooms out.
-    Linear; outside the case the image is 0 and the label background. Labels go through their 0/1 masks, the largest
-    wins, whatever their values. nnU-Net v1 interpolates the image with a cubic spline, v2 linearly as here [ours:
-    speed]. ValueError for an image and labels of two shapes, and for angles or a scale that turn nothing."""
+def change_geometry(
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    angles: tuple[float, float, float],
+    scale: float,
+    *,
+    start: tuple[int, ...] = (0, 0, 0),
+    patch: tuple[int, ...] | None = None,
+    device: torch.device | None = None,
+    values: Iterable[int] | None = None,
+) -> Pair:
+    """A patch turned by `angles` (radians, about Z, Y, X) and scaled about its centre; scale above 1
+    zooms out. start, patch, device and values are those of `augment`.
+
+    Linear; outside the case the image is 0 and the label background. Labels go through their 0/1
+    masks, the largest wins. nnU-Net v1 interpolates the image with a cubic spline, v2 linearly as
+    here [ours: speed]. ValueError for an image and labels of two shapes, and for angles or a scale
+    that turn nothing."""
     check_pair(image, labels)
     if len(angles) != 3 or not all(map(math.isfinite, angles)):
         raise ValueError(f"angles {tuple(angles)}, wanted three finite ones, in radians")
-    _check_positive("scale", scale)
+    check_positive("scale", scale)
     patch = tuple(image.shape) if patch is None else tuple(patch)
-    _check_box(image, start, patch)
+    check_box(image, start, patch)
+    device = image.device if device is None else device
+
     if not any(angles) and scale == 1:
-        return cut(image, start, patch).float(), cut(labels, start, patch)
-    turn = (_rotation(angles) * scale).T  # from the patch's centred voxels to the case's
-    sides, first, shape = (
-        torch.tensor(values, dtype=torch.float64) for values in (patch, start, image.shape)
-    )
-    half = (sides - 1) / 2
-    centre, reach = first + half, turn.abs() @ half
-    low = (
-        (centre - reach).floor().clamp(torch.zeros(3), shape - 1)
-    )  # one voxel at the edge for a patch wholly outside
-    high = ((centre + reach).floor() + 2).clamp(low + 1, shape)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
-    z, y, x = (
-        turn[:, axis, None] * (torch.arange(side) - half[axis]) for axis, side in enumerate(patch)
-    )  # (3, side)
-    slices, plane = z + (centre - low)[:, None], (y[:, :, None] + x[:, None]).flatten(1)
-    sampled, turned = _interpolated(
-        image[box],
-        labels[box],
-        *(places.to(image.device, torch.float32) for places in (slices, plane)),
-    )
-    return sampled.view(patch), turned.view(patch).to(labels.dtype)
+        image = move(cut(image, start, patch), device)
+        labels = move(cut(labels, start, patch), device)
+        return image.float(), labels
+
+    turn = (rotation_matrix(angles) * scale).T  # from the patch's centred voxels to the case's
+    box = box_around(turn, start, patch, image.shape)
+    image = move(image[box], device).float()
+    labels = move(labels[box], device)
+
+    centre = patch_centre(start, patch) - [side.start for side in box]
+    places = places_to_read(turn, centre, patch, device)
+    values = labels.unique().tolist() if values is None else values
+    turned = read_linearly(image[None], places)[0]
+    return turned, read_labels_linearly(labels, places, values)
 
 
-def _interpolated(image, labels, slices, plane):
-    """A patch (Z, N) of a box, outside which all is 0: its voxel n of slice z is at slices[:, z] + plane[:, n] there.
-    On a CPU one slice at a time, which stays in its cache (against grid_sample: benchmarks/results/training_on_cpu.md).
-    Label masks are interpolated only where the corners of a cell differ: elsewhere their label wins."""
-    image, labels = (
-        F.pad(values, (1, 2) * 3) for values in (image, labels)
-    )  # what lies outside is moved in there
-    strides, last = image.stride(), torch.tensor(image.shape, device=image.device)[:, None] - 2
-    image, labels = image.flatten(), labels.flatten()
-    corners = [sum(s * up for s, up in zip(strides, ups)) for ups in product((0, 1), repeat=3)]
-    lowest = highest = labels  # label of the corners of the cell that begins at a voxel
-    for stride in strides:
-        lowest = torch.minimum(lowest, F.pad(lowest[stride:], (0, stride)))
-        highest = torch.maximum(highest, F.pad(highest[stride:], (0, stride)))
-    differ = lowest != highest
-
-    def cells(places):
-        places = torch.minimum((places + 1).clamp_(min=0), last)
-        first = places.int()
-        return (first * first.new_tensor(strides)[:, None]).sum(
-            0, dtype=torch.int32
-        ), places - first
-
-    def linear(values, inside):
-        for t in inside.flip(0):  # X, Y, Z: of eight corners four, two, one
-            values = [torch.lerp(a, b, t) for a, b in zip(values[::2], values[1::2])]
-        return values[0]
-
-    sampled = torch.empty(slices.shape[1], plane.shape[1], device=image.device)
-    turned = torch.empty_like(sampled, dtype=labels.dtype)
-    mixed = torch.empty_like(sampled, dtype=torch.bool)
-    at_once = len(mixed) if image.is_cuda else 1
-    for rows in (slice(z, z + at_once) for z in range(0, len(mixed), at_once)):
-        cell, inside = cells((slices[:, rows, None] + plane[:, None]).flatten(1))
-        eight = [image[corner:].index_select(0, cell).float() for corner in corners]
-        sampled[rows] = linear(eight, inside).view_as(sampled[rows])
-        turned[rows] = labels.index_select(0, cell).view_as(turned[rows])
-        mixed[rows] = differ.index_select(0, cell).view_as(mixed[rows])
-    # on a GPU all voxels: asking how many there are would stop it
-    mixed = (
-        torch.arange(mixed.numel(), device=image.device)
-        if image.is_cuda
-        else mixed.flatten().nonzero()[:, 0]
-    )
-    z, n = mixed // turned.shape[1], mixed % turned.shape[1]
-    cell, inside = cells(slices[:, z] + plane[:, n])
-    turned[z, n] = _largest_mask(
-        torch.stack([labels[corner:].index_select(0, cell) for corner in corners]), inside
-    )
-    return sampled, turned
-
-
-def _largest_mask(labels, inside):
-    """The label whose linearly interpolated 0/1 mask is the largest, of those at the corners of a cell; of equally
-    large ones the lowest. (8, M) labels in the order of `corners`, (3, M) places inside of the cells -> (M,) labels."""
-    weights = [
-        torch.stack([t if up else 1 - t for t, up in zip(inside, ups)]).prod(0)
-        for ups in product((0, 1), repeat=3)
-    ]
-    masks = torch.zeros(labels.shape, device=labels.device)  # of each corner's label
-    for label, weight in zip(labels, weights):
-        masks += weight * (labels == label)
-    winners = masks == masks.amax(0)
-    return labels.where(winners, labels.amax(0)).amin(0)
-
-
-def cut(values, start, patch):
-    """The box of size `patch` at voxel `start` of (Z, Y, X) values, filled up with 0 where it lies outside."""
-    _check_box(values, start, patch)
-    sides = []
-    for n, s, p in zip(values.shape, map(index, start), map(index, patch)):
-        s = max(-p, min(s, n))  # wholly outside is 0 however far
-        sides = [
-            -s,
-            s + p - n,
-            *sides,
-        ]  # F.pad counts the last axis first; a negative side is cut off
-    return F.pad(values, sides)
-
-
-def random_noise(image, recipe, generator):
-    if not _happens(recipe.noise_probability, generator):
+def random_noise(image: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
+    """Noise of a random sd, with its probability."""
+    if not happens(recipe.noise_probability, generator):
         return image
-    sd, seed = (
-        _uniform(*recipe.noise_sd, generator),
-        int(torch.randint(2**62, (), generator=generator)),
-    )
+    sd = uniform(*recipe.noise_sd, generator)
+    seed = int(torch.randint(2**62, (), generator=generator))
     return change_noise(image, sd, seed=seed)
 
 
-def change_noise(image, sd, *, seed):
+def change_noise(image: torch.Tensor, sd: float, *, seed: int) -> torch.Tensor:
     """Adds Gaussian noise; the same seed gives the same noise on every device: it is drawn on the
     CPU. For the paper's patch that takes a core 16 ms (Intel Xeon), in one patch of ten."""
     if not 0 <= sd < math.inf:
         raise ValueError(f"noise of sd {sd}, wanted a finite one, not below 0")
     noise = torch.randn(image.shape, generator=generator_for(seed))
-    return image + sd * noise.to(image.device)
+    return image + sd * move(noise, image.device)
 
 
-def random_brightness(image, recipe, generator):
-    happens = _happens(recipe.brightness_probability, generator)
-    return (
-        change_brightness(image, _uniform(*recipe.brightness_range, generator))
-        if happens
-        else image
-    )
+def random_brightness(
+    image: torch.Tensor, recipe: Recipe, generator: torch.Generator
+) -> torch.Tensor:
+    """Brightness of a random factor, with its probability."""
+    if not happens(recipe.brightness_probability, generator):
+        return image
+    return change_brightness(image, uniform(*recipe.brightness_range, generator))
 
 
-def change_brightness(image, factor):
-    _check_positive("brightness", factor)
+def change_brightness(image: torch.Tensor, factor: float) -> torch.Tensor:
+    """The image times a factor."""
+    check_positive("brightness", factor)
     return image * factor
 
 
-def random_contrast(image, recipe, generator):
-    happens = _happens(recipe.contrast_probability, generator)
-    return (
-        change_contrast(image, _either_side_of_one(recipe.contrast_range, generator))
-        if happens
-        else image
-    )
+def random_contrast(
+    image: torch.Tensor, recipe: Recipe, generator: torch.Generator
+) -> torch.Tensor:
+    """Contrast of a random factor, with its probability."""
+    if not happens(recipe.contrast_probability, generator):
+        return image
+    return change_contrast(image, either_side_of_one(recipe.contrast_range, generator))
 
 
-def change_contrast(image, factor):
+def change_contrast(image: torch.Tensor, factor: float) -> torch.Tensor:
     """Stretches about the patch's mean, clipped to the range it had."""
-    _check_positive("contrast", factor)
-    image = _as_floats(image)
-    mean, low, high = image.mean(), image.min(), image.max()
-    return (image - mean).mul_(factor).add_(mean).clamp_(low, high)
+    check_positive("contrast", factor)
+    image = as_floats(image)
+    mean = image.mean()
+    stretched = (image - mean) * factor + mean
+    return stretched.clamp(image.min(), image.max())
 
 
-def random_gamma(image, recipe, generator, *, inverted):
-    if _happens(
-        recipe.inverted_gamma_probability if inverted else recipe.gamma_probability, generator
-    ):
-        return change_gamma(
-            image, _either_side_of_one(recipe.gamma_range, generator), inverted=inverted
-        )
-    return image
+def random_gamma(
+    image: torch.Tensor, recipe: Recipe, generator: torch.Generator, *, inverted: bool
+) -> torch.Tensor:
+    """Gamma of a random exponent, with its probability, which is another one for the inverted."""
+    probability = recipe.inverted_gamma_probability if inverted else recipe.gamma_probability
+    if not happens(probability, generator):
+        return image
+    gamma = either_side_of_one(recipe.gamma_range, generator)
+    return change_gamma(image, gamma, inverted=inverted)
 
 
-def change_gamma(image, gamma, *, inverted=False):
+def change_gamma(image: torch.Tensor, gamma: float, *, inverted: bool = False) -> torch.Tensor:
     """The patch, scaled to its own range, to the power gamma; its mean and sd are then restored.
     Inverted: the same of the negative image, and back. A constant patch stays as it is."""
-    _check_positive("gamma", gamma)
-    image = _as_floats(image)
+    check_positive("gamma", gamma)
+    image = as_floats(image)
     image = -image if inverted else image
-    mean, sd, low = image.mean(), image.std(correction=0), image.min()
+
+    low = image.min()
     span = image.max() - low
-    bent = (
-        (image - low).div_(span + 1e-7).log_().mul_(gamma).exp_().mul_(span).add_(low)
-    )  # twice as fast as a power
-    bent = bent.sub_(bent.mean()).div_(bent.std(correction=0) + 1e-8).mul_(sd).add_(mean)
-    return bent.neg_() if inverted else bent
+    from_0_to_1 = (image - low) / (span + 1e-7)
+    bent = from_0_to_1**gamma * span + low
+
+    standardised = (bent - bent.mean()) / (bent.std(correction=0) + 1e-8)
+    restored = standardised * image.std(correction=0) + image.mean()
+    return -restored if inverted else restored
 
 
-def random_mirroring(image, labels, recipe, generator):
-    axes = [axis for axis in range(3) if _happens(recipe.mirroring_probability, generator)]
+def random_mirroring(
+    image: torch.Tensor, labels: torch.Tensor, recipe: Recipe, generator: torch.Generator
+) -> Pair:
+    """Each axis is turned around with the probability, by a draw of its own."""
+    axes = [axis for axis in range(3) if happens(recipe.mirroring_probability, generator)]
     return change_mirroring(image, labels, axes)
 
 
-def change_mirroring(image, labels, axes):
+def change_mirroring(image: torch.Tensor, labels: torch.Tensor, axes: list[int]) -> Pair:
+    """Image and labels turned around along these axes."""
     check_pair(image, labels)
     return image.flip(axes), labels.flip(axes)
 
 
-def _rotation(angles):
-    """(3, 3): about axis 0 (Z), then 1 (Y), then 2 (X), as batchgenerators composes them."""
-    (cz, cy, cx), (sz, sy, sx) = ([f(angle) for angle in angles] for f in (math.cos, math.sin))
-    about_z = torch.tensor([[1, 0, 0], [0, cz, -sz], [0, sz, cz]], dtype=torch.float64)
-    about_y = torch.tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]], dtype=torch.float64)
-    about_x = torch.tensor([[cx, -sx, 0], [sx, cx, 0], [0, 0, 1]], dtype=torch.float64)
-    return about_z @ about_y @ about_x
-
-
-def _uniform(low, high, generator):
+def uniform(low: float, high: float, generator: torch.Generator) -> float:
+    """A number between low and high."""
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
-def _happens(probability, generator):
-    return _uniform(0, 1, generator) < probability
+def happens(probability: float, generator: torch.Generator) -> bool:
+    """Whether something of this probability happens."""
+    return uniform(0, 1, generator) < probability
 
 
-def _either_side_of_one(bounds, generator):
+def either_side_of_one(bounds: tuple[float, float], generator: torch.Generator) -> float:
     """Half of the draws below 1, half above, each uniform."""
     low, high = bounds
-    return _uniform(low, 1, generator) if _happens(0.5, generator) else _uniform(1, high, generator)
+    if happens(0.5, generator):
+        return uniform(low, 1, generator)
+    return uniform(1, high, generator)
 
 
 def generator_for(*key: int) -> torch.Generator:
@@ -274,18 +244,22 @@ def generator_for(*key: int) -> torch.Generator:
     words = np.random.MT19937(np.random.SeedSequence(halves)).state["state"]["key"]
 
     generator = torch.Generator()
-    state = (
-        generator.get_state()
-    )  # bytes; 64 bits hold a word, the first three 64 are seed and place
+    state = generator.get_state()  # bytes; 64 bits for each word, after three for seed and place
     state.numpy().view(np.uint64)[3 : 3 + len(words)] = words
     return generator.set_state(state)
 
 
-def _as_floats(image):
+def move(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The values on a device; what follows there waits for them, this process does not."""
+    return values.to(device, non_blocking=True)
+
+
+def as_floats(image: torch.Tensor) -> torch.Tensor:
+    """Integers as float32; floats as they are."""
     return image if image.is_floating_point() else image.float()
 
 
-def check_pair(image, labels):
+def check_pair(image: torch.Tensor, labels: torch.Tensor) -> None:
     """ValueError unless image and labels have the same shape (Z, Y, X), of at least one voxel."""
     one, other = tuple(image.shape), tuple(labels.shape)
     if one != other or len(one) != 3 or 0 in one:
@@ -294,14 +268,7 @@ def check_pair(image, labels):
         )
 
 
-def _check_box(values, start, patch):
-    if not len(values.shape) == len(start) == len(patch) or min(patch) < 1:
-        raise ValueError(
-            f"patch {tuple(patch)} at {tuple(start)} of a volume {tuple(values.shape)}, "
-            "wanted a start and at least one voxel for each of its axes"
-        )
-
-
-def _check_positive(name, value):
+def check_positive(name: str, value: float) -> None:
+    """ValueError unless the value is a finite number above 0."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name} {value}, wanted a finite number above 0")

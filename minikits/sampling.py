@@ -1,79 +1,151 @@
-"""Random patches; those at the end of a batch, a third of it (half of the paper's two), lie on foreground.
-Every draw is a function of (seed, iteration, sample), and of whether it is augmented: of nothing that ran before."""
+"""A prepared case; random patches, those at the end of a batch on foreground; a batch by its number.
 
+A third of a batch (half of the paper's two) lies on foreground. Every draw is a function of (seed,
+iteration, sample), and of whether it is augmented: of nothing that ran before, and not of where the
+cases live."""
+
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from operator import index
 
 import numpy as np
 import torch
 
-from minikits.augmentation import augment, check_pair, cut, generator_for
+from minikits.augmentation import augment, change_geometry, check_pair, generator_for
+from minikits.cases import PreparedCase
+from minikits.paper import CLASSES
+from minikits.recipe import Recipe
+
+VALUES = range(len(CLASSES))  # of a prepared case's labels
 
 
-def draw_batch(cases, recipe, seed, iteration, *, augmented=True, samples=None):
-    """(B, 1, Z, Y, X) float32 images and (B, Z, Y, X) uint8 targets from PreparedCases, on the cases' device.
-    Cases are drawn uniformly, with replacement, whatever was drawn before. samples: which of the batch, default all.
-    ValueError where there is no case, no sample, or a sample that is not one of the batch's."""
-    samples = range(recipe.batch_size) if samples is None else [index(sample) for sample in samples]
+def draw_batch(
+    cases: list[PreparedCase],
+    recipe: Recipe,
+    seed: int,
+    iteration: int,
+    *,
+    augmented: bool = True,
+    samples: Iterable[int] | None = None,
+    device: torch.device | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 1, Z, Y, X) float32 images and (B, Z, Y, X) uint8 targets from prepared cases.
+
+    Cases are drawn uniformly, with replacement, whatever was drawn before. What is read of them
+    goes to `device` and is augmented there; without one, where the cases live. samples: which of
+    the batch, default all. ValueError where there is no case, no sample, or a sample that is not
+    one of the batch's."""
+    samples = which_samples(samples, recipe.batch_size)
     if not cases:
         raise ValueError("no cases to draw a batch from, wanted at least one")
-    if not samples or min(samples) < 0 or max(samples) >= recipe.batch_size:
-        raise ValueError(
-            f"samples {list(samples)} of a batch of {recipe.batch_size}, "
-            f"wanted some of 0 to {recipe.batch_size - 1}"
-        )
-    drawn = []
+
+    images, targets = [], []
     for sample in samples:
         generator = generator_for(seed, iteration, sample, augmented)
-        case = cases[_integer(0, len(cases) - 1, generator)]
+        case = cases[whole_number(0, len(cases) - 1, generator)]
         check_pair(case.image, case.labels)
         forced = sample >= recipe.batch_size - recipe.foreground_samples
         start = draw_start(case, recipe.patch, generator, forced=forced)
+        where = {"start": start, "patch": recipe.patch, "device": device, "values": VALUES}
+
         if augmented:
-            drawn.append(
-                augment(case.image, case.labels, recipe, generator, start=start, patch=recipe.patch)
-            )
+            image, target = augment(case.image, case.labels, recipe, generator, **where)
         else:
-            drawn.append(
-                (
-                    cut(case.image, start, recipe.patch).float(),
-                    cut(case.labels, start, recipe.patch),
-                )
-            )
-    images, targets = zip(*drawn)
+            image, target = change_geometry(case.image, case.labels, (0, 0, 0), 1, **where)
+        images.append(image)
+        targets.append(target)
+
     return torch.stack(images)[:, None], torch.stack(targets)
 
 
-def draw_start(case, patch, generator, *, forced):
+def which_samples(samples: Iterable[int] | None, batch_size: int) -> list[int]:
+    """The samples asked for, None for all; ValueError for none, or one that a batch has not."""
+    if samples is None:
+        return list(range(batch_size))
+    samples = [index(sample) for sample in samples]
+    if not samples or min(samples) < 0 or max(samples) >= batch_size:
+        raise ValueError(
+            f"samples {samples} of a batch of {batch_size}, wanted some of 0 to {batch_size - 1}"
+        )
+    return samples
+
+
+def draw_start(
+    case: PreparedCase, patch: tuple[int, ...], generator: torch.Generator, *, forced: bool
+) -> tuple[int, ...]:
     """The patch's first voxel, Z Y X. [nnU-Net v1 dataset_loading.py:204]
-    Uniform among the patches inside the case. Forced: centred on a random voxel of a random structure, if there is any,
-    clamped at the low edge alone. A smaller case lies in the patch's middle (an odd difference has two): negative."""
+
+    Uniform among the patches inside the case. Forced: centred on a random voxel of a random
+    structure, if there is any. Along an axis on which the case is smaller, it lies in the patch's
+    middle, so that the first voxel is a negative one. ValueError for an empty patch or case."""
     size = tuple(case.labels.shape)
     if len(patch) != len(size) or min(*patch, *size) < 1:
         raise ValueError(
-            f"{case.id}: patch {tuple(patch)} of a case {size}, "
-            "wanted at least one voxel on each axis"
+            f"{case.id}: patch {tuple(patch)} of a case {size}, wanted at least one voxel on each axis"
         )
-    low = [min(0, (n - p) // 2) for n, p in zip(size, patch)]
-    high = [n - p if n > p else -((p - n) // 2) for n, p in zip(size, patch)]
+    bounds = [bounds_of_start(side, length) for side, length in zip(size, patch)]
+
     present = [voxels for voxels in case.foreground if len(voxels)]
-    if forced and present:
-        voxels = present[_integer(0, len(present) - 1, generator)]
-        voxel = np.unravel_index(int(voxels[_integer(0, len(voxels) - 1, generator)]), size)
-        return tuple(max(lowest, int(v) - p // 2) for lowest, v, p in zip(low, voxel, patch))
-    return tuple(_integer(*ends, generator) for ends in zip(low, high))
+    if not forced or not present:
+        return tuple(whole_number(low, high, generator) for low, high in bounds)
+
+    voxels = present[whole_number(0, len(present) - 1, generator)]
+    chosen = voxels[whole_number(0, len(voxels) - 1, generator)]
+    voxel = np.unravel_index(int(chosen), size)
+
+    start = []
+    for place, length, (low, _) in zip(voxel, patch, bounds):
+        centred = int(place) - length // 2
+        start.append(max(low, centred))  # as in nnU-Net v1, it may overhang the high edge
+    return tuple(start)
 
 
-def fetch_ahead(draw, iterations):
-    """draw(i) for each i in order; one thread draws the next while the current one is used."""
+def bounds_of_start(side: int, length: int) -> tuple[int, int]:
+    """The lowest and the highest first voxel of a patch of this length along a side of a case."""
+    if side > length:
+        return 0, side - length  # anywhere inside
+
+    spare = length - side  # the case lies in the patch's middle; an odd rest has two of them
+    return -((spare + 1) // 2), -(spare // 2)
+
+
+def fetch_ahead(
+    draw: Callable, iterations: Iterable[int], device: torch.device | None = None
+) -> Iterator:
+    """draw(i) for each i in order; one thread draws the next while the current one is used.
+
+    On a GPU, `device`, what a draw does there runs beside the work of the caller, who is given
+    tensors (a sequence of them for each i) that are ready when they are used."""
+    stream = None
+    if device is not None and device.type == "cuda":
+        stream = torch.cuda.Stream(device)
+
+    def draw_beside(iteration):
+        with torch.cuda.stream(stream):  # None: as ever
+            drawn = draw(iteration)
+        return drawn, stream.record_event() if stream else None
+
     with ThreadPoolExecutor(max_workers=1) as thread:
-        drawn = (thread.submit(draw, iteration) for iteration in iterations)
-        following = next(drawn, None)
-        while following:
-            current, following = following, next(drawn, None)
-            yield current.result()
+        waiting = None
+        for iteration in iterations:
+            following = thread.submit(draw_beside, iteration)
+            if waiting:
+                yield when_ready(*waiting.result())
+            waiting = following
+        if waiting:
+            yield when_ready(*waiting.result())
 
 
-def _integer(low, high, generator):
+def when_ready(drawn, event):
+    """What was drawn on another stream of a GPU, for use on the caller's."""
+    if event is not None:
+        here = torch.cuda.current_stream(drawn[0].device)
+        here.wait_event(event)
+        for part in drawn:
+            part.record_stream(here)  # its memory is not given away while it is used here
+    return drawn
+
+
+def whole_number(low: int, high: int, generator: torch.Generator) -> int:
     """Uniform in low..high, both included."""
     return int(torch.randint(low, high + 1, (), generator=generator))
