@@ -2,11 +2,9 @@
 
 import argparse
 import io
-import platform
 import signal
-import subprocess
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
@@ -15,18 +13,22 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from minikits import __version__
 from minikits.cases import excluded_ids, five_folds, look_for_training_cases, prepare
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.devices import (
+    Machine,
     Stop,
     claim_memory,
+    environment,
     exact_float32,
     is_out_of_memory,
     join_processes,
+    keep_on_device,
+    mean_of_processes,
     note_signals,
     pick_device,
     pick_precision,
+    step_bytes,
     what_memory_lacked,
 )
 from minikits.evaluation import kits_dice
@@ -37,9 +39,9 @@ from minikits.files import (
     typed_path,
     typed_spacing,
 )
-from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, code_departures, recipe_from, run_departures
 from minikits.paper import departures as recipe_departures
+from minikits.recipe import Recipe
 from minikits.reports import draw_curve, write_log
 from minikits.sampling import draw_batch
 from minikits.training import Progress, sgd, train_epoch
@@ -119,81 +121,152 @@ def seed(text):
 def train(arguments, noted):
     """Trains to the end, or until a signal is noted: then its number."""
     recipe = chosen_recipe(arguments.recipe)
-    device, precision, rank, world = set_up(arguments, recipe)
-    share = range(rank, recipe.batch_size, world)  # of each batch's samples
-    say = print if rank == 0 else silent
-    stop = Stop(noted, device)
+    machine = set_up(arguments, recipe)
+    say = print if machine.is_first else silent
+    stop = Stop(noted, machine.device)
 
-    run = arguments.out / arguments.arch / f"fold{arguments.fold}"
-    about = describe(arguments, recipe, say)
-    if rank == 0:
-        claim_run(run)  # before its checkpoint is read
-    checkpoint = earlier_checkpoint(run, arguments.resume, about)
-    if arguments.resume and not checkpoint:
-        say(f"{run}: no checkpoint to resume, the training begins")
-    network, optimizer, progress, log = start_or_resume(checkpoint, run, arguments, recipe, device)
-    needed = step_bytes(arguments.arch, recipe, len(share), precision, device.type)
-    memory = claim_memory(device, needed)
-    about["environment"] = environment(device, precision, world, needed)
-    about["departures"] = departures(arguments, recipe, about, device, checkpoint)
-    introduce(run, about, network, recipe, progress, say)
+    run = chosen_run(arguments, recipe, say)
+    if machine.is_first:
+        claim_run(run.folder)  # before its checkpoint is read
+    checkpoint = earlier_checkpoint(run, arguments.resume, say)
+    network, optimizer, progress, log = start_or_resume(checkpoint, run, machine.device)
+    room = memory_beside_a_step(run, machine)
+    record = {"environment": environment(machine, room.needed, Path(__file__).parent)}
+    record["departures"] = departures(arguments, run, machine, checkpoint)
+    introduce(run, record, network, progress, len(log), say)
 
-    cases = prepare_once(arguments, recipe, stop, rank)
+    cases = prepare_once(arguments, recipe, stop, machine)
     if cases is None:
         return stop.number()
-    about["checksums"] = {case.id: case.checksum for case in cases}
-    check_unchanged(checkpoint, about["checksums"], run, say)
-    train_cases = [case for case in cases if case.id in about["cases"]["train"]]
-    held_out = [case for case in cases if case.id in about["cases"]["validation"]]
-    train_cases = on_device(train_cases, device, 0.8 * (memory - needed))  # the rest: augmentation
+    record["checksums"] = {case.id: case.checksum for case in cases}
+    check_unchanged(checkpoint, record["checksums"], run, say)
+    train_cases = [case for case in cases if case.id in run.train_ids]
+    train_cases = keep_on_device(train_cases, machine.device, room.for_cases)
+    held_out = [case for case in cases if case.id in run.validation_ids]
 
     def draw(iteration):
-        batch = draw_batch(train_cases, recipe, arguments.seed, iteration, samples=share)
-        return [part.to(device, non_blocking=True) for part in batch]
-
-    model = DistributedDataParallel(network) if world > 1 else network
-    while progress.epoch < recipe.epochs:
-        row = train_epoch(
-            model, draw, optimizer, recipe, progress, precision=precision, stop=stop.due
+        share = machine.share(recipe.batch_size)
+        return draw_batch(
+            train_cases, recipe, run.seed, iteration, samples=share, device=machine.device
         )
-        stopped = stop.agreed()
-        if not stopped:
-            scores = patch_dice(
-                network, held_out, recipe, arguments.seed, precision=precision, stop=stop.due
-            )
-            stopped = scores is None
-        if not stopped:
-            log.append(row | scores)
-            progress = Progress(epoch=progress.epoch + 1)
 
-        check_finite(network, row["epoch"])
-        if rank == 0:
+    def save():
+        if machine.is_first:
             save_checkpoint(
-                run / "checkpoint.pt",
-                **about,
+                run.folder / "checkpoint.pt",
+                **run.identity(),
+                **record,
                 **asdict(progress),
                 log=log,
                 network=network.state_dict(),
                 optimizer=optimizer.state_dict(),
             )
+        stop.paused()
+
+    def average(number):
+        return mean_of_processes(number, machine.device)
+
+    model = DistributedDataParallel(network) if machine.world > 1 else network
+    while len(log) < recipe.epochs:
+        epoch = len(log)
+        row = train_epoch(
+            model,
+            draw,
+            optimizer,
+            recipe,
+            epoch,
+            progress,
+            precision=machine.precision,
+            pause=stop.pause_due,
+            average=average,
+        )
+        check_finite(network, row["epoch"])
+
+        stopped = stop.agreed()
+        scores = None
+        if not stopped and progress.iteration == (epoch + 1) * recipe.batches_per_epoch:
+            scores = patch_dice(
+                network, held_out, recipe, run.seed, precision=machine.precision, stop=stop.due
+            )
+            stopped = scores is None
+        if scores:
+            log.append(row | scores)
+            progress = Progress(progress.iteration)
+        save()
+
         if stopped:
             return stop.number()
-        if rank == 0:
-            report(run, log, recipe)
+        if scores and machine.is_first:
+            report(run.folder, log, recipe)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What makes a run this one and no other: a checkpoint of the same is resumed."""
+
+    folder: Path
+    arch: str
+    recipe: Recipe
+    fold: str
+    seed: int
+    train_ids: list[str]
+    validation_ids: list[str]
+
+    def identity(self):
+        """The same, as a checkpoint has it."""
+        return {
+            "arch": self.arch,
+            "recipe": asdict(self.recipe),
+            "fold": self.fold,
+            "seed": self.seed,
+            "cases": {"train": self.train_ids, "validation": self.validation_ids},
+        }
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes of memory: what a step needs, and what the device has beside it for cases."""
+
+    needed: int
+    for_cases: float
+
+
+def chosen_run(arguments, recipe, say):
+    """The Run that the command line asks for. say: prints what was found and left out."""
+    train_ids, validation_ids = split(arguments, recipe, say)
+    folder = arguments.out / arguments.arch / f"fold{arguments.fold}"
+    return Run(
+        folder,
+        arguments.arch,
+        recipe,
+        arguments.fold,
+        arguments.seed,
+        train_ids,
+        validation_ids,
+    )
 
 
 def set_up(arguments, recipe):
-    """(device, precision, rank, world): what computes, in which format, and beside how many."""
+    """The Machine: what computes, in which format, and beside how many."""
     device = pick_device(arguments.device)
     precision = pick_precision(arguments.precision, device)
     torch.backends.cudnn.benchmark = True  # shapes are fixed
     exact_float32()
+
     rank, world = join_processes(device)
     if recipe.batch_size % world:
         raise ValueError(
             f"recipe: batch_size {recipe.batch_size}, wanted a multiple of the {world} processes"
         )
-    return device, precision, rank, world
+    return Machine(device, precision, rank, world)
+
+
+def memory_beside_a_step(run, machine):
+    """The Room; ValueError where a step does not fit."""
+    samples = len(machine.share(run.recipe.batch_size))
+    needed = step_bytes(run.arch, run.recipe, samples, machine.precision, machine.device.type)
+    memory = claim_memory(machine.device, needed)
+    return Room(needed, 0.8 * (memory - needed))  # the rest: augmentation
 
 
 def silent(*_, **__):
@@ -207,18 +280,6 @@ def chosen_recipe(name):
     if name == "demo":
         return DEMO
     return recipe_from(read_json(typed_path(name)), source=name)
-
-
-def describe(arguments, recipe, say):
-    """What makes a run this one and no other: a checkpoint of the same is resumed."""
-    train_ids, validation_ids = split(arguments, recipe, say)
-    return {
-        "arch": arguments.arch,
-        "recipe": asdict(recipe),
-        "fold": arguments.fold,
-        "seed": arguments.seed,
-        "cases": {"train": train_ids, "validation": validation_ids},
-    }
 
 
 def split(arguments, recipe, say=silent):
@@ -280,17 +341,20 @@ def claim_run(run):
         print(unprotected, flush=True)
 
 
-def earlier_checkpoint(run, resume, about):
+def earlier_checkpoint(run, resume, say=silent):
     """The run's checkpoint, {} where there is none; ValueError where it may not be continued."""
-    path = run / "checkpoint.pt"
+    path = run.folder / "checkpoint.pt"
     if not path.exists():
+        if resume:
+            say(f"{run.folder}: no checkpoint to resume, the training begins")
         return {}
     if not resume:
         raise ValueError(f"{path}: this run exists; go on with --resume, or choose another --out")
+
     checkpoint = load_checkpoint(path)
-    for name, value in about.items():
-        found = asdict(checkpoint["recipe"]) if name == "recipe" else checkpoint[name]
-        if found != value:
+    found = {**checkpoint, "recipe": asdict(checkpoint["recipe"])}
+    for name, wanted in run.identity().items():
+        if found[name] != wanted:
             raise ValueError(
                 f"{path}: was trained with another {name}; resume with the same, or "
                 "choose another --out"
@@ -298,22 +362,26 @@ def earlier_checkpoint(run, resume, about):
     return checkpoint
 
 
-def start_or_resume(checkpoint, run, arguments, recipe, device):
+def start_or_resume(checkpoint, run, device):
     """(network, optimizer, Progress, log): new ones, or the checkpoint's."""
     if not checkpoint:
-        torch.manual_seed(arguments.seed)  # of the initial weights; draws have their own generators
-        network = build_unet(arguments.arch, recipe).to(device)
-        return network, sgd(network, recipe), Progress(), []
+        torch.manual_seed(run.seed)  # of the initial weights; draws have their own generators
+        network = build_unet(run.arch, run.recipe).to(device)
+        return network, sgd(network, run.recipe), Progress(), []
 
-    network = load_network(checkpoint, run / "checkpoint.pt").to(device)
-    optimizer = sgd(network, recipe)
+    network = load_network(checkpoint, run.folder / "checkpoint.pt").to(device)
+    optimizer = sgd(network, run.recipe)
     optimizer.load_state_dict(checkpoint["optimizer"])
-    fields = asdict(Progress())
-    progress = Progress(**{name: checkpoint.get(name, value) for name, value in fields.items()})
+    progress = Progress(
+        checkpoint["iteration"],
+        checkpoint.get("loss_sum", 0.0),
+        checkpoint.get("seconds_computing", 0.0),
+        checkpoint.get("seconds_waiting", 0.0),
+    )
     return network, optimizer, progress, checkpoint["log"]
 
 
-def prepare_once(arguments, recipe, stop, rank):
+def prepare_once(arguments, recipe, stop, machine):
     """The PreparedCases of --data, prepared by the first process for all; None after a signal."""
 
     def prepared():
@@ -326,10 +394,13 @@ def prepare_once(arguments, recipe, stop, rank):
             stop=stop.told,
         )
 
-    cases = prepared() if rank == 0 else None
+    cases = None
+    if machine.is_first:
+        cases = prepared()
     if stop.agreed():  # here the others wait for the first
         return None
-    if rank > 0:
+
+    if not machine.is_first:
         with redirect_stdout(io.StringIO()):  # the first has said it
             cases = prepared()
     return None if stop.agreed() else cases
@@ -347,7 +418,7 @@ def check_unchanged(checkpoint, checksums, run, say=silent):
     held_out = [name for name in changed if name in checkpoint["cases"]["validation"]]
     if trained_on:
         raise ValueError(
-            f"{run / 'checkpoint.pt'}: was trained on another image or other labels of "
+            f"{run.folder / 'checkpoint.pt'}: was trained on another image or other labels of "
             f"{', '.join(trained_on)}; put those back, or train anew with another --out"
         )
     if held_out:
@@ -358,112 +429,51 @@ def check_unchanged(checkpoint, checksums, run, say=silent):
         )
 
 
-def on_device(cases, device, room):
-    """The cases in a GPU's memory where that has room (bytes); else as they are, memory-mapped."""
-    size = sum(case.image.nbytes + case.labels.nbytes for case in cases)
-    if device.type == "cpu" or size > room:
-        return cases
-    return [
-        replace(case, image=case.image.to(device), labels=case.labels.to(device)) for case in cases
-    ]
-
-
-def step_bytes(arch, recipe, samples, precision, device_type="cpu"):
-    """About what a step takes at its peak: weights, their gradients and momentum; what is kept for
-    the way back, in the precision of the convolutions, of the loss in float32; and the largest
-    layer's gradients. A CPU's library rearranges these, in float32: four of the largest tensors.
-
-    Measured on a CPU: 0.8 to 1.2 times this. The process itself (0.4 GiB) and what an allocator
-    keeps for later are not in it."""
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()  # the same memory once
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with torch.device("meta"), hooks:
-        network = build_unet(arch, recipe)
-        logits = network(torch.empty(samples, 1, *recipe.patch))
-        of_network = sum(kept.values())
-        segmentation_loss(logits, torch.empty(samples, *recipe.patch))
-    of_loss = sum(kept.values()) - of_network
-
-    weights = sum(parameter.nbytes for parameter in network.parameters())
-    share = precision.itemsize / torch.float32.itemsize
-    largest = max(kept.values())
-    passing = 4 * largest if device_type == "cpu" else 2 * largest * share
-    return round(3 * weights + share * of_network + of_loss + passing)
-
-
-def environment(device, precision, world, needed):
-    """What a run depends on beside its recipe. needed: bytes of a step."""
-    name = f"{torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    return {
-        "device": f"{device} ({name})",
-        "precision": str(precision).removeprefix("torch."),
-        "processes": world,
-        "minikits": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "revision": revision(Path(__file__).parent),
-        "step_gib": round(needed / 2**30, 1),
-    }
-
-
-def revision(folder):
-    """What git calls the code in a folder; "unknown" where there is no git or no repository."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, check=False)
-    except OSError:
-        return "unknown"
-    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else "unknown"
-
-
-def departures(arguments, recipe, about, device, checkpoint):
+def departures(arguments, run, machine, checkpoint):
     """{"recipe", "run", "code"}: lines on what differs from the paper; of the run, ever."""
     now = run_departures(
-        precision=about["environment"]["precision"],
-        device=device.type,
-        processes=about["environment"]["processes"],
-        fold=arguments.fold,
+        precision=str(machine.precision).removeprefix("torch."),
+        device=machine.device.type,
+        processes=machine.world,
+        fold=run.fold,
         folds_file=str(arguments.folds) if arguments.folds else None,
-        cases=sum(map(len, about["cases"].values())),
+        cases=len(run.train_ids) + len(run.validation_ids),
     )
     if arguments.affine:
         now.append(f"affine: the {arguments.affine} of files whose frames differ")
     if arguments.assume_spacing:
         now.append(f"spacing of the files: {arguments.assume_spacing} mm, whatever they say")
+
     before_resuming = checkpoint.get("departures", {}).get("run", [])
     earlier = [line for line in before_resuming if line not in now]
-    return {"recipe": recipe_departures(recipe), "run": now + earlier, "code": code_departures()}
+    return {
+        "recipe": recipe_departures(run.recipe),
+        "run": now + earlier,
+        "code": code_departures(),
+    }
 
 
-def introduce(run, about, network, recipe, progress, say):
+def introduce(run, record, network, progress, epoch, say):
     """The first lines of the log: which network, where it stands, what differs from the paper."""
+    recipe = run.recipe
     weights = sum(parameter.numel() for parameter in network.parameters())
     patch = "x".join(map(str, recipe.patch))
     say(
-        f"{about['arch']} U-Net, fold {about['fold']}, seed {about['seed']}: {weights:,} weights, "
+        f"{run.arch} U-Net, fold {run.fold}, seed {run.seed}: {weights:,} weights, "
         f"patch {patch}, {recipe.epochs} epochs of {recipe.batches_per_epoch} batches of "
-        f"{recipe.batch_size}, into {run}"
+        f"{recipe.batch_size}, into {run.folder}"
     )
-    if progress.epoch or progress.batch:
-        say(f"resumed after epoch {progress.epoch}, batch {progress.batch} of the next")
+    if progress.iteration:
+        batch = progress.iteration - epoch * recipe.batches_per_epoch
+        say(f"resumed after epoch {epoch}, batch {batch} of the next")
 
-    for kind, lines in about["departures"].items():
+    for kind, lines in record["departures"].items():
         introduce_departures(kind, lines, say)
 
-    train_ids, validation_ids = about["cases"]["train"], about["cases"]["validation"]
-    surroundings = ", ".join(f"{name} {value}" for name, value in about["environment"].items())
+    surroundings = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
     say(
-        f"cases: {len(train_ids)} to train on, {len(validation_ids)} held out, for predict.py "
-        f"--cross-validation; {surroundings}",
+        f"cases: {len(run.train_ids)} to train on, {len(run.validation_ids)} held out, for "
+        f"predict.py --cross-validation; {surroundings}",
         flush=True,
     )
 
@@ -491,12 +501,15 @@ def patch_dice(network, cases, recipe, seed, *, precision, stop=lambda: False):
     network.eval()
     device = next(network.parameters()).device
     began = monotonic()
+
     predictions, targets = [], []
-    for iteration in range(recipe.validation_batches if cases else 0):
-        image, target = draw_batch(cases, recipe, seed, iteration, augmented=False)
+    batches = recipe.validation_batches if cases else 0
+    for iteration in range(batches):
+        image, target = draw_batch(cases, recipe, seed, iteration, augmented=False, device=device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            predictions.append(network(image.to(device)).argmax(dim=1).byte().cpu())
-        targets.append(target)
+            logits = network(image)
+        predictions.append(logits.argmax(dim=1).byte().cpu())
+        targets.append(target.cpu())
         if stop():
             return None
 

@@ -38,10 +38,10 @@ def timed(work):
 
 def measure(arch, memory):
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    import train
+    from minikits.devices import step_bytes
 
     precision = pick_precision("auto", CPU)
-    known = train.step_bytes(arch, PAPER, PAPER.batch_size, precision)
+    known = step_bytes(arch, PAPER, PAPER.batch_size, precision)
     if memory == "kept":
         claim_memory(CPU, known)
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def measure(arch, memory):
     one = replace(PAPER, batches_per_epoch=1)
     row, step, step_cpu = timed(
         lambda: train_epoch(
-            network, lambda _: batch, optimizer, one, Progress(), precision=precision
+            network, lambda _: batch, optimizer, one, 0, Progress(), precision=precision
         )
     )
     print(

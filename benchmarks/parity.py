@@ -287,8 +287,9 @@ def training():
         optimizer, trainer = sgd(mine, recipe), theirs.trainer(yours, recipe)
         losses, norms = [], []
         for epoch in range(recipe.epochs):
+            progress = Progress(epoch * recipe.batches_per_epoch)
             work = partial(
-                train_epoch, mine, batches.__getitem__, optimizer, recipe, Progress(epoch=epoch)
+                train_epoch, mine, batches.__getitem__, optimizer, recipe, epoch, progress
             )
             ours_row = noting_norms(work, norms)
             their_loss = trainer.train_epoch(epoch, batches[5 * epoch : 5 * epoch + 5])

@@ -3,7 +3,7 @@
 A checkpoint is a dictionary of plain data and tensors:
   arch, recipe (its fields), fold, seed, cases ({"train": ids, "validation": ids})
   checksums ({id: of the case as it was prepared})
-  epoch (how many are done); of the next: batch, loss_sum, seconds_computing, seconds_waiting
+  iteration (batches done); of the epoch it is in: loss_sum, seconds_computing, seconds_waiting
   network, optimizer, log (rows of log.csv)
   departures ({"recipe", "run", "code"}: lines on what differs from the paper)
   environment (device, precision, versions)
@@ -33,7 +33,6 @@ KEYS = {
     "recipe": dict,
     "cases": dict,
     "seed": int,
-    "epoch": int,
     "network": dict,
     "optimizer": dict,
     "log": list,
@@ -81,7 +80,19 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
             f"cases {train_ids!r:.50}; wanted format {FORMAT}, one of {', '.join(ARCHITECTURES)}, "
             "and a list of cases"
         )
-    return {**content, "recipe": recipe_from(content["recipe"], source=path)}
+    recipe = recipe_from(content["recipe"], source=path)
+    iteration = _batches_done(content, recipe)
+    if type(iteration) is not int:
+        raise ValueError(f"{path}: holds no 'iteration' (int); wanted a checkpoint of train.py")
+    return {**content, "recipe": recipe, "iteration": iteration}
+
+
+def _batches_done(content, recipe):
+    """The iteration of a checkpoint. Earlier ones counted epochs, and the batches of the next."""
+    epoch = content.get("epoch")
+    if "iteration" in content or type(epoch) is not int:
+        return content.get("iteration")
+    return epoch * recipe.batches_per_epoch + content.get("batch", 0)
 
 
 def load_plain(

@@ -3,21 +3,52 @@
 import atexit
 import ctypes
 import os
+import platform
 import re
 import signal
+import subprocess
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
+from time import monotonic
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import distributed
+
+from minikits import __version__
+from minikits.losses import segmentation_loss
+from minikits.recipe import Recipe
+from minikits.unet import build_unet
 
 OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator|out of memory|not enough memory|(can't|cannot) allocate memory"
     "|STATUS_ALLOC_FAILED|bad_alloc",
     re.IGNORECASE,
 )
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes with: a device, the dtype of convolutions there, and which of the `world`
+    processes that share the run (torchrun) this is."""
+
+    device: torch.device
+    precision: torch.dtype
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """Which of `count` things this process does."""
+        return range(self.rank, count, self.world)
 
 
 def pick_device(name):
@@ -121,6 +152,48 @@ def claim_memory(device, needed=0):
     return memory
 
 
+def keep_on_device(cases: list, device: torch.device, room: float) -> list:
+    """The prepared cases in a GPU's memory where that has room (bytes); else as they are,
+    memory-mapped. What is drawn of them is the same."""
+    size = sum(case.image.nbytes + case.labels.nbytes for case in cases)
+    if device.type == "cpu" or size > room:
+        return cases
+    return [
+        replace(case, image=case.image.to(device), labels=case.labels.to(device)) for case in cases
+    ]
+
+
+def step_bytes(
+    arch: str, recipe: Recipe, samples: int, precision: torch.dtype, device_type: str = "cpu"
+) -> int:
+    """About what a step takes at its peak: weights, their gradients and momentum; what is kept for
+    the way back, in the precision of the convolutions, of the loss in float32; and the largest
+    layer's gradients. A CPU's library rearranges these, in float32: four of the largest tensors.
+
+    Measured on a CPU: 0.8 to 1.2 times this. The process itself (0.4 GiB) and what an allocator
+    keeps for later are not in it."""
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()  # the same memory once
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.device("meta"), hooks:
+        network = build_unet(arch, recipe)
+        logits = network(torch.empty(samples, 1, *recipe.patch))
+        of_network = sum(kept.values())
+        segmentation_loss(logits, torch.empty(samples, *recipe.patch))
+    of_loss = sum(kept.values()) - of_network
+
+    weights = sum(parameter.nbytes for parameter in network.parameters())
+    share = precision.itemsize / torch.float32.itemsize
+    largest = max(kept.values())
+    passing = 4 * largest if device_type == "cpu" else 2 * largest * share
+    return round(3 * weights + share * of_network + of_loss + passing)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was not given: Python's error, a GPU's, or a plain RuntimeError of torch's or
     its libraries' that says so."""
@@ -140,6 +213,34 @@ def what_memory_lacked(error: BaseException) -> str:
         return f"out of memory: the computer did not give {numpys[1]} more"
     sentence = said.splitlines()[0].split(". ")[0] if said else "the computer gives no more"
     return sentence if "out of memory" in sentence else f"out of memory: {sentence}"
+
+
+def environment(machine: Machine, needed: int, code: Path) -> dict:
+    """What a run depends on beside its recipe. needed: bytes of a step. code: the script's folder."""
+    name = f"{torch.get_num_threads()} threads"
+    if machine.device.type == "cuda":
+        name = torch.cuda.get_device_name(machine.device)
+    return {
+        "device": f"{machine.device} ({name})",
+        "precision": str(machine.precision).removeprefix("torch."),
+        "processes": machine.world,
+        "minikits": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "revision": revision(code),
+        "step_gib": round(needed / 2**30, 1),
+    }
+
+
+def revision(folder: Path) -> str:
+    """What git calls the code in a folder; "unknown" where there is no git or no repository."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else "unknown"
 
 
 def join_processes(device):
@@ -187,30 +288,47 @@ def note_signals():
 class Stop:
     """Whether a run was told to stop; processes that share a run (torchrun) agree on it.
 
-    noted: the list that takes this process's signals. told() asks about this process alone.
-    agreed() and due() wait for the other processes, which have to call them as often, in the same
-    order. due() is for loops, once a round: it asks the others every tenth time, since waiting
+    noted: the list that takes this process's signals. told() asks about this process alone. The
+    others wait for the other processes, which have to call them as often, in the same order. due()
+    and pause_due() are for loops, once a round: they ask the others every tenth time, since waiting
     costs, counted over all loops of the run, however short each is."""
 
     ASK_EVERY = 10
+    PAUSE_SECONDS = 600  # from one checkpoint to the next, where an epoch takes longer
 
     def __init__(self, noted: list, device: torch.device):
         self.noted = noted
         self.device = device
         self.rounds = 0
+        self.last_pause = monotonic()
 
     def told(self) -> bool:
+        """Whether this process was."""
         return bool(self.noted)
 
     def agreed(self) -> bool:
+        """Whether any process was."""
         return mean_of_processes(len(self.noted), self.device) > 0
 
     def due(self) -> bool:
-        self.rounds += 1
-        if distributed.is_initialized() and self.rounds % self.ASK_EVERY:
+        """Whether any process was; for loops."""
+        return self._asks() and self.agreed()
+
+    def pause_due(self) -> bool:
+        """Whether any process was, or it is long since the last checkpoint; for loops."""
+        if not self._asks():
             return False
-        return self.agreed()
+        late = monotonic() - self.last_pause > self.PAUSE_SECONDS
+        return mean_of_processes(self.told() or late, self.device) > 0
+
+    def paused(self) -> None:
+        """A checkpoint was written."""
+        self.last_pause = monotonic()
 
     def number(self) -> int:
         """The signal's; SIGTERM where another process was told."""
         return self.noted[0] if self.noted else signal.SIGTERM
+
+    def _asks(self) -> bool:
+        self.rounds += 1
+        return not distributed.is_initialized() or self.rounds % self.ASK_EVERY == 0

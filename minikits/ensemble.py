@@ -98,7 +98,7 @@ def _as_member(checkpoint: dict, path: Path) -> Member:
         arch=checkpoint["arch"],
         fold=checkpoint["fold"],
         seed=checkpoint["seed"],
-        epoch=checkpoint["epoch"],
+        epoch=checkpoint["iteration"] // checkpoint["recipe"].batches_per_epoch,
         epochs=None if imported else checkpoint["recipe"].epochs,
         weights=_sum_of(network.state_dict()),
         trained_on=trained_on,

@@ -70,7 +70,7 @@ def import_nnunet(path: Path, arch: str, geometry: dict, out: Path) -> Recipe:
         "fold": "imported",
         "cases": {"train": [], "validation": []},
         "seed": 0,
-        "epoch": epoch,
+        "iteration": epoch * recipe.batches_per_epoch,
         "log": [],
         "optimizer": {},
         "network": dict(zip(names, turned)),

@@ -9,7 +9,6 @@ from time import monotonic
 
 import torch
 
-from minikits.devices import mean_of_processes
 from minikits.losses import segmentation_loss
 from minikits.recipe import Recipe
 from minikits.sampling import fetch_ahead
@@ -17,13 +16,13 @@ from minikits.sampling import fetch_ahead
 
 @dataclass
 class Progress:
-    """How far a training is: `epoch` epochs are done; of the next one, what follows."""
+    """How far a training is: so many batches of the whole training; and what the log will say of the
+    epoch that it is in."""
 
-    epoch: int = 0
-    batch: int = 0  # how many of its batches are done
-    loss_sum: float = 0.0  # of these batches
-    seconds_computing: float = 0.0
-    seconds_waiting: float = 0.0  # for the next batch to be drawn
+    iteration: int = 0
+    loss_sum: float = 0.0  # of the epoch's batches so far
+    seconds_computing: float = 0.0  # of the epoch so far
+    seconds_waiting: float = 0.0  # for its batches to be drawn
 
 
 def sgd(network: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
@@ -79,56 +78,63 @@ def train_epoch(
     draw: Callable,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
+    epoch: int,
     progress: Progress,
     *,
     precision: torch.dtype = torch.float32,
     loss_of: Callable = segmentation_loss,
-    stop: Callable[[], bool] = lambda: False,
+    pause: Callable[[], bool] = lambda: False,
+    average: Callable[[float], float] = float,
 ) -> dict:
-    """Trains what is left of the epoch that `progress` is in, or until stop() is true, asked after
-    every batch; `progress` counts on.
+    """Trains what is left of an epoch, counted from 0, or until pause() is true, asked after every
+    batch; `progress` counts on.
 
-    draw(i): (image, target) of batch i, counted over the whole training; the next one is drawn
-    meanwhile. Returns the epoch's row of the log: its number from 1, the mean loss of its batches
-    so far, the optimizer's learning rate, seconds. ValueError where the loss is not finite."""
+    draw(i): (image, target) of batch i of the whole training, on the model's device; the next one
+    is drawn meanwhile. average: the mean of a number over the processes that share the run.
+    Returns the epoch's row of the log: its number from 1, the mean loss of its batches so far, the
+    optimizer's learning rate, seconds. ValueError where the loss is not finite."""
     for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate_at(progress.epoch)
+        group["lr"] = recipe.learning_rate_at(epoch)
     model.train()
 
-    first = progress.epoch * recipe.batches_per_epoch
-    left = range(first + progress.batch, first + recipe.batches_per_epoch)
+    first = epoch * recipe.batches_per_epoch
+    left = range(progress.iteration, first + recipe.batches_per_epoch)
+    device = next(model.parameters()).device
     loss_sum = progress.loss_sum
     waited = 0.0
     began = asked = monotonic()
 
-    for image, target in fetch_ahead(draw, left):
+    for image, target in fetch_ahead(draw, left, device):
         waited += monotonic() - asked
         loss = training_step(
             model, image, target, optimizer, recipe, precision=precision, loss_of=loss_of
         )
         loss_sum = loss_sum + loss  # stays on the device: no waiting for it before the epoch's end
-        progress.batch += 1
-        if stop():
+        progress.iteration += 1
+        if pause():
             break
         asked = monotonic()
 
-    device = next(model.parameters()).device
-    progress.loss_sum = mean_of_processes(loss_sum, device)
+    progress.loss_sum = average(float(loss_sum))
     progress.seconds_waiting += waited
     progress.seconds_computing += monotonic() - began - waited
 
-    mean = progress.loss_sum / progress.batch
-    if not math.isfinite(mean):
-        advice = "--resume with --precision fp32"
-        if precision == torch.float32:
-            advice = "a recipe with a lower learning_rate may have one"
-        raise ValueError(
-            f"epoch {progress.epoch + 1}: the loss is {mean}, wanted a finite one; {advice}"
-        )
+    mean = progress.loss_sum / (progress.iteration - first)
+    check_finite_loss(mean, epoch, precision)
     return {
-        "epoch": progress.epoch + 1,
+        "epoch": epoch + 1,
         "loss": mean,
         "learning_rate": optimizer.param_groups[0]["lr"],
         "seconds_computing": progress.seconds_computing,
         "seconds_waiting": progress.seconds_waiting,
     }
+
+
+def check_finite_loss(loss: float, epoch: int, precision: torch.dtype) -> None:
+    """ValueError, with what may help, for a loss that is no finite number."""
+    if math.isfinite(loss):
+        return
+    advice = "--resume with --precision fp32"
+    if precision == torch.float32:
+        advice = "a recipe with a lower learning_rate may have one"
+    raise ValueError(f"epoch {epoch + 1}: the loss is {loss}, wanted a finite one; {advice}")

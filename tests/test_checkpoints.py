@@ -21,7 +21,7 @@ def content(**changes):
         "recipe": asdict(TINY),
         "cases": {"train": ["a"], "validation": []},
         "seed": 0,
-        "epoch": 1,
+        "iteration": 3,
         "network": build_unet("plain", TINY).state_dict(),
         "optimizer": {},
         "log": [],
@@ -81,7 +81,7 @@ def test_a_payload_is_refused_and_does_not_run(tmp_path):
         ({"format": 99}, "format 99"),
         ({"network": None}, "no 'network'"),
         ({"recipe": {"layers": 3}}, "no field of a recipe"),
-        ({"epoch": "last"}, "no 'epoch'"),
+        ({"iteration": "last"}, "no 'iteration'"),
     ],
 )
 def test_wrong_content_is_named(tmp_path, changes, complaint):
@@ -117,20 +117,20 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 def test_a_save_that_fails_keeps_the_last_good_file(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, **content(epoch=4))
+    save_checkpoint(path, **content(iteration=4))
     monkeypatch.setattr(
         "os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(path, **content(epoch=5))
-    assert load_checkpoint(path)["epoch"] == 4 and list(tmp_path.iterdir()) == [path]
+        save_checkpoint(path, **content(iteration=5))
+    assert load_checkpoint(path)["iteration"] == 4 and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_disk_that_is_full_keeps_the_last_good_file_and_is_told_in_a_line(tmp_path):
     """A limit on the size of files stands for it: torch's writer reports that as a RuntimeError."""
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, **content(epoch=4))
-    large = content(epoch=5, log=[{"loss": float(number)} for number in range(3000)])
+    save_checkpoint(path, **content(iteration=4))
+    large = content(iteration=5, log=[{"loss": float(number)} for number in range(3000)])
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
     try:
@@ -141,12 +141,12 @@ def test_a_disk_that_is_full_keeps_the_last_good_file_and_is_told_in_a_line(tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(refusal.value)
-    assert load_checkpoint(path)["epoch"] == 4 and list(tmp_path.iterdir()) == [path]
+    assert load_checkpoint(path)["iteration"] == 4 and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_torch_cannot_write_is_told_with_the_systems_reason(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, **content(epoch=4))
+    save_checkpoint(path, **content(iteration=4))
 
     def save(*_):
         try:
@@ -160,8 +160,8 @@ def test_what_torch_cannot_write_is_told_with_the_systems_reason(tmp_path, monke
     with pytest.raises(
         OSError, match=r"cannot be written \(\[Errno 28\] No space left on device\)"
     ):
-        save_checkpoint(path, **content(epoch=5))
-    assert load_checkpoint(path)["epoch"] == 4 and list(tmp_path.iterdir()) == [path]
+        save_checkpoint(path, **content(iteration=5))
+    assert load_checkpoint(path)["iteration"] == 4 and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_run_is_audited_by_its_checkpoint_alone(tmp_path):
@@ -170,7 +170,7 @@ def test_a_run_is_audited_by_its_checkpoint_alone(tmp_path):
     more = {
         "checksums": {"a": "00ff"},
         "departures": {"recipe": ["x: 1 (paper: 2)"], "run": [], "code": []},
-        "batch": 3,
+        "iteration": 7,
         "loss_sum": 1.5,
         "seconds_computing": 2.5,
         "environment": {"device": "cpu"},
@@ -190,3 +190,14 @@ def test_weights_of_double_precision_are_loaded_in_float32(tmp_path):
         {"arch": "plain", "recipe": TINY, "network": weights}, tmp_path / "checkpoint.pt"
     )
     assert {value.dtype for value in network.state_dict().values()} == {torch.float32}
+
+
+def test_an_earlier_checkpoint_counted_epochs_and_the_batches_of_the_next(tmp_path):
+    """Two epochs of three batches, and one more, are seven."""
+    earlier = content(epoch=2, batch=1)
+    del earlier["iteration"]
+    save_checkpoint(tmp_path / "checkpoint.pt", **earlier)
+
+    loaded = load_checkpoint(tmp_path / "checkpoint.pt")
+
+    assert TINY.batches_per_epoch == 3 and loaded["iteration"] == 7

@@ -83,7 +83,7 @@ def test_resumed_equals_uninterrupted(trained, phantoms, recipe, tmp_path):
     arguments = ("--data", phantoms, "--out", tmp_path, "--recipe", recipe)
     assert longer["epochs"] == 2
     run_script("-c", code, *arguments, expect=130)
-    assert load_checkpoint(tmp_path / "residual" / "fold0" / "checkpoint.pt")["epoch"] == 1
+    assert load_checkpoint(tmp_path / "residual" / "fold0" / "checkpoint.pt")["iteration"] == 3
     assert "resumed after epoch 1" in run_script("train.py", *arguments, "--resume")
     one, two = (
         load_checkpoint(out / "residual" / "fold0" / "checkpoint.pt")

@@ -60,7 +60,7 @@ def good():
         "fold": "0",
         "recipe": asdict(TINY),
         "cases": {"train": [], "validation": []},
-        "epoch": 1,
+        "iteration": 1,
         "seed": 0,
         "network": build_unet("plain", TINY).state_dict(),
         "optimizer": {},
@@ -145,7 +145,7 @@ def hostile_contents(witness):
     for key, changes in recipes.items():
         yield f"recipe_{key}", {**content, "recipe": {**content["recipe"], **changes}}
     for key, value in {
-        "epoch": float("nan"),
+        "iteration": float("nan"),
         "seed": None,
         "cases": {},
         "log": {},

@@ -91,8 +91,8 @@ def test_twenty_steps_of_the_loop_equal_those_written_by_hand():
     optimizer = sgd(ours, STEPS)
     for epoch in range(4):
         ours.eval()  # as scoring leaves it
-        rows.append(train_epoch(ours, draw, optimizer, STEPS, progress))
-        progress = Progress(epoch=epoch + 1)
+        rows.append(train_epoch(ours, draw, optimizer, STEPS, epoch, progress))
+        progress = Progress(progress.iteration)
     losses, clipped = train_by_hand(by_hand, STEPS)
 
     assert drawn == list(range(20)) and 0 < clipped < 20
@@ -110,7 +110,7 @@ def test_the_log_has_the_learning_rate_that_the_optimizer_used():
     used = []
     optimizer.register_step_pre_hook(lambda *_: used.append(optimizer.param_groups[0]["lr"]))
 
-    row = train_epoch(network, random_batch, optimizer, STEPS, Progress(epoch=2))
+    row = train_epoch(network, random_batch, optimizer, STEPS, 2, Progress(10))
 
     assert used == [row["learning_rate"]] * 5 == [pytest.approx(0.05 * 0.5**0.9)] * 5
 
@@ -119,7 +119,7 @@ def test_the_coarsest_head_is_frozen_and_nothing_else():
     network = build_unet("plain", STEPS).double()
     before = copy.deepcopy(network.state_dict())
 
-    train_epoch(network, random_batch, sgd(network, STEPS), STEPS, Progress())
+    train_epoch(network, random_batch, sgd(network, STEPS), STEPS, 0, Progress())
 
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
     same = [
@@ -165,10 +165,12 @@ def test_the_loss_may_be_a_compiled_one():
     def tenth(logits, target):
         return 0.1 * segmentation_loss(logits, target)
 
-    row = train_epoch(network, random_batch, sgd(network, STEPS), STEPS, Progress(), loss_of=tenth)
+    row = train_epoch(
+        network, random_batch, sgd(network, STEPS), STEPS, 0, Progress(), loss_of=tenth
+    )
 
     slower = replace(STEPS, learning_rate=0.005, weight_decay=0.1, max_gradient_norm=9.0)
-    usual = train_epoch(twin, random_batch, sgd(twin, slower), slower, Progress())
+    usual = train_epoch(twin, random_batch, sgd(twin, slower), slower, 0, Progress())
     assert row["loss"] == pytest.approx(0.1 * usual["loss"])
 
 
@@ -176,25 +178,27 @@ def test_an_epoch_in_two_parts_is_the_epoch_in_one():
     torch.manual_seed(6)
     whole = build_unet("plain", STEPS).double()
     parts = copy.deepcopy(whole)
-    row = train_epoch(whole, random_batch, sgd(whole, STEPS), STEPS, Progress(epoch=1))
+    row = train_epoch(whole, random_batch, sgd(whole, STEPS), STEPS, 1, Progress(5))
 
-    optimizer, progress = sgd(parts, STEPS), Progress(epoch=1)
+    optimizer, progress = sgd(parts, STEPS), Progress(5)
     answers = iter([False, True])
-    first = train_epoch(parts, random_batch, optimizer, STEPS, progress, stop=lambda: next(answers))
-    assert progress.batch == 2 and progress.epoch == 1 and first["loss"] == progress.loss_sum / 2
+    first = train_epoch(
+        parts, random_batch, optimizer, STEPS, 1, progress, pause=lambda: next(answers)
+    )
+    assert progress.iteration == 7 and first["loss"] == progress.loss_sum / 2
     progress = Progress(**asdict(progress))  # as a checkpoint keeps it
     assert progress.seconds_computing > 0
     progress.seconds_computing, progress.seconds_waiting = 1000, 500  # on a slow machine
-    second = train_epoch(parts, random_batch, optimizer, STEPS, progress)
+    second = train_epoch(parts, random_batch, optimizer, STEPS, 1, progress)
 
-    assert second["loss"] == row["loss"] and progress.batch == 5
+    assert second["loss"] == row["loss"] and progress.iteration == 10
     assert (
         second["seconds_computing"] > 1000 and second["seconds_waiting"] > 500
     )  # of the whole epoch
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
 
-    again = train_epoch(parts, random_batch, optimizer, STEPS, progress)  # nothing is left of it
+    again = train_epoch(parts, random_batch, optimizer, STEPS, 1, progress)  # nothing is left of it
     assert again["loss"] == row["loss"]
     assert torch.equal(parts.heads[1].weight, whole.heads[1].weight)
 
@@ -213,5 +217,5 @@ def test_a_loss_that_is_not_finite_ends_the_training():
     for precision, helps in advice.items():
         with pytest.raises(ValueError, match=f"epoch 3: the loss is nan, .*{helps}"):
             train_epoch(
-                network, damaged, sgd(network, STEPS), STEPS, Progress(epoch=2), precision=precision
+                network, damaged, sgd(network, STEPS), STEPS, 2, Progress(10), precision=precision
             )

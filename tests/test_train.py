@@ -90,10 +90,12 @@ def told_by(monkeypatch, train, when):
     """A list that takes SIGTERM's number at the first batch for which when(iteration, augmented) is true."""
     noted, real = [], draw_batch
 
-    def draw(cases, recipe, seed, iteration, *, augmented=True, samples=None):
+    def draw(cases, recipe, seed, iteration, *, augmented=True, samples=None, device=None):
         if when(iteration, augmented) and not noted:
             noted.append(signal.SIGTERM)
-        return real(cases, recipe, seed, iteration, augmented=augmented, samples=samples)
+        return real(
+            cases, recipe, seed, iteration, augmented=augmented, samples=samples, device=device
+        )
 
     monkeypatch.setattr(train, "draw_batch", draw)
     return noted
@@ -108,9 +110,11 @@ def undisturbed(phantoms, prepared, tmp_path_factory):
         train = importlib.import_module("train")
         drawn, printed = [], []
 
-        def draw(cases, recipe, seed, iteration, *, augmented=True, samples=None):
+        def draw(cases, recipe, seed, iteration, *, augmented=True, samples=None, device=None):
             drawn.append(([case.id for case in cases], seed, iteration, augmented))
-            return draw_batch(cases, recipe, seed, iteration, augmented=augmented, samples=samples)
+            return draw_batch(
+                cases, recipe, seed, iteration, augmented=augmented, samples=samples, device=device
+            )
 
         patch.setattr(train, "draw_batch", draw)
         patch.setattr(
@@ -141,9 +145,11 @@ def test_a_process_draws_its_share_of_a_batch(
     """The second of two: it says nothing and writes nothing, the first does."""
     drawn, real = [], draw_batch
 
-    def draw(cases, recipe, seed, iteration, *, augmented=True, samples=None):
+    def draw(cases, recipe, seed, iteration, *, augmented=True, samples=None, device=None):
         drawn.append((augmented, None if samples is None else list(samples)))
-        return real(cases, recipe, seed, iteration, augmented=augmented, samples=samples)
+        return real(
+            cases, recipe, seed, iteration, augmented=augmented, samples=samples, device=device
+        )
 
     monkeypatch.setattr(train, "draw_batch", draw)
     monkeypatch.setattr(train, "join_processes", lambda device: (1, 2))
@@ -185,7 +191,8 @@ def test_the_initial_weights_are_those_of_the_seed(train, tmp_path):
     fresh = []
     for number in (3, 3, 4):
         arguments = options(train, tmp_path, tmp_path, "--seed", number)
-        network, _, progress, log = train.start_or_resume({}, tmp_path, arguments, SMALL, cpu)
+        run = train.Run(tmp_path, "plain", SMALL, "0", arguments.seed, [], [])
+        network, _, progress, log = train.start_or_resume({}, run, cpu)
         assert progress == Progress() and log == []
         fresh.append(network.state_dict())
     torch.manual_seed(3)
@@ -229,7 +236,7 @@ def test_a_checkpoint_holds_all_that_a_run_is(undisturbed, phantoms, prepared):
     assert checkpoint["cases"] == {"train": train_ids, "validation": validation_ids}
     kept = {case.id: case.checksum for case in prepare(phantoms, prepared, SMALL)}
     assert checkpoint["checksums"] == kept and len({*kept.values()}) == 6 and all(kept.values())
-    assert (checkpoint["epoch"], checkpoint["batch"], checkpoint["loss_sum"]) == (2, 0, 0)
+    assert (checkpoint["iteration"], checkpoint["loss_sum"]) == (8, 0)
     assert checkpoint["environment"]["precision"] == "float32"
     assert checkpoint["environment"]["processes"] == 1
     momentum = checkpoint["optimizer"]["state"]
@@ -266,7 +273,7 @@ def test_the_keys_of_a_checkpoint_and_the_columns_of_the_log_stay(undisturbed):
 
     assert set(checkpoint) == {
         *("format", "minikits", "arch", "recipe", "fold", "seed", "cases", "checksums"),
-        *("epoch", "batch", "loss_sum", "seconds_computing", "seconds_waiting"),
+        *("iteration", "loss_sum", "seconds_computing", "seconds_waiting"),
         *("network", "optimizer", "log", "departures", "environment"),
     }
     assert list(checkpoint["cases"]) == ["train", "validation"]
@@ -333,19 +340,55 @@ def test_stopped_and_resumed_equals_undisturbed(
     noted = told_by(monkeypatch, train, when)
     assert train.train(options(train, phantoms, out, "--seed", 3), noted) == signal.SIGTERM
     stopped = checkpoint_of(out)
-    assert stopped["epoch"] == 0 and stopped["log"] == []
-    assert stopped["batch"] == batch or (batch == 2 and stopped["batch"] == 1)  # one is drawn ahead
+    assert stopped["log"] == []
+    done = stopped["iteration"]
+    assert done == batch or (batch == 2 and done == 1)  # one is drawn ahead
     assert stopped["loss_sum"] != 0 and stopped["seconds_computing"] > 0
 
     assert train.train(options(train, phantoms, out, "--seed", 3, "--resume"), []) is None
 
-    assert f"resumed after epoch 0, batch {stopped['batch']} of the next" in capsys.readouterr().out
+    assert f"resumed after epoch 0, batch {done} of the next" in capsys.readouterr().out
     resumed = checkpoint_of(out)
     assert same_weights(undisturbed[1], resumed)
     for name in ("loss", "learning_rate", "patch_dice_kidney", "patch_dice_tumor"):
         assert [row[name] for row in resumed["log"]] == [
             row[name] for row in undisturbed[1]["log"]
         ], name
+
+
+def test_a_checkpoint_within_a_long_epoch_changes_nothing(
+    train, undisturbed, phantoms, out, monkeypatch
+):
+    """Every batch takes too long here, so that there is a checkpoint after each of the eight."""
+    seen, real = [], save_checkpoint
+
+    def save(path, **content):
+        seen.append((content["iteration"], len(content["log"])))
+        real(path, **content)
+
+    monkeypatch.setattr(train, "save_checkpoint", save)
+    monkeypatch.setattr(devices.Stop, "PAUSE_SECONDS", 0)
+
+    assert train.train(options(train, phantoms, out, "--seed", 3), []) is None
+
+    assert seen == [(1, 0), (2, 0), (3, 0), (4, 1), (5, 1), (6, 1), (7, 1), (8, 2)]
+    assert same_weights(undisturbed[1], checkpoint_of(out))
+    losses = [row["loss"] for row in checkpoint_of(out)["log"]]
+    assert losses == [row["loss"] for row in undisturbed[1]["log"]]
+
+
+def test_a_pause_is_due_when_the_last_checkpoint_is_old(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(devices, "monotonic", lambda: now[0])
+    stop = devices.Stop([], torch.device("cpu"))
+
+    now[0] += stop.PAUSE_SECONDS - 1
+    assert not stop.pause_due()
+    now[0] += 2
+    assert stop.pause_due() and not stop.due()  # of a signal nothing is known
+
+    stop.paused()
+    assert not stop.pause_due()
 
 
 def test_stopped_while_cases_are_prepared(train, phantoms, tmp_path, monkeypatch, capsys):
@@ -386,7 +429,7 @@ def test_processes_that_share_a_run_stop_within_an_epoch_of_few_batches(
     recipe = replace(SMALL, epochs=50)
     assert train.train(options(train, phantoms, out, recipe=recipe), noted) == signal.SIGTERM
     checkpoint = checkpoint_of(out)
-    assert (checkpoint["epoch"], checkpoint["batch"]) == (0, 4)
+    assert checkpoint["iteration"] == 4 and checkpoint["log"] == []
 
 
 def test_processes_ask_each_other_every_tenth_batch_of_the_run(group_of_one, monkeypatch):
@@ -562,20 +605,20 @@ def test_a_split_that_names_excluded_cases_is_used_without_them(train, phantoms,
         )
 
 
-def test_a_folders_name_is_no_command(train, tmp_path):
+def test_a_folders_name_is_no_command(tmp_path):
     folder = tmp_path / '$(touch pwned)"; touch pwned; "'
     folder.mkdir()
     before = {*tmp_path.iterdir()}
     assert (
-        train.revision(folder) == "unknown"
+        devices.revision(folder) == "unknown"
         and {*tmp_path.iterdir()} == before
         and not os.path.exists("pwned")
     )
 
 
-def test_the_revision_is_gits_and_unknown_without_git(train, monkeypatch, tmp_path):
+def test_the_revision_is_gits_and_unknown_without_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert train.revision(ROOT) == "unknown"
+    assert devices.revision(ROOT) == "unknown"
 
 
 def copied(phantoms, tmp_path):
@@ -616,7 +659,7 @@ def test_resuming_on_other_labels_is_refused_and_names_the_cases(
     train.train(options(train, data, out, "--resume"), [])
     said = capsys.readouterr().out
     assert f"warning: image or labels of {held_out}, held out, are not those of before" in said
-    assert checkpoint_of(out)["epoch"] == 2
+    assert checkpoint_of(out)["iteration"] == 8
 
 
 def test_a_frame_that_is_refused_may_be_chosen(train, phantoms, tmp_path):
@@ -665,13 +708,13 @@ def test_a_log_or_curve_that_cannot_be_written_is_a_warning(
     said = capsys.readouterr().out
     assert said.count(f"warning: {run / 'log.csv'}: not written") == 2  # each epoch
     assert said.count(f"warning: {run / 'learning_curve.png'}: not written") == 2
-    assert checkpoint_of(out)["epoch"] == 2
+    assert checkpoint_of(out)["iteration"] == 8
 
 
 def test_the_checkpoint_comes_before_the_log(train, phantoms, out, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        train, "report", lambda run, log, recipe: seen.append(checkpoint_of(out)["epoch"])
+        train, "report", lambda run, log, recipe: seen.append(len(checkpoint_of(out)["log"]))
     )
     train.train(options(train, phantoms, out), [])
     assert seen == [1, 2]
@@ -682,9 +725,9 @@ def test_weights_that_are_not_finite_do_not_replace_the_last_checkpoint(
 ):
     real = train.train_epoch
 
-    def spoilt(model, draw, optimizer, recipe, progress, **named):
-        row = real(model, draw, optimizer, recipe, progress, **named)
-        if progress.epoch == 1:
+    def spoilt(model, draw, optimizer, recipe, epoch, progress, **named):
+        row = real(model, draw, optimizer, recipe, epoch, progress, **named)
+        if epoch == 1:
             with torch.no_grad():
                 model.heads[1].weight[0] = torch.inf
         return row
@@ -694,7 +737,7 @@ def test_weights_that_are_not_finite_do_not_replace_the_last_checkpoint(
         ValueError, match="epoch 2: weights are NaN or infinite, so the last checkpoint is kept"
     ):
         train.train(options(train, phantoms, out), [])
-    assert checkpoint_of(out)["epoch"] == 1
+    assert len(checkpoint_of(out)["log"]) == 1
 
 
 def test_time_left_counts_computing_waiting_and_scoring(train, tmp_path, capsys):
@@ -717,9 +760,12 @@ def test_departures_of_a_run_survive_its_resuming(train, undisturbed, phantoms, 
     _, checkpoint, *_ = undisturbed
     line = "number format while training: bfloat16 (paper: float32)"
     earlier = {"departures": {"run": [line, *checkpoint["departures"]["run"]]}}
-    told = train.departures(
-        options(train, phantoms, tmp_path), SMALL, checkpoint, torch.device("cpu"), earlier
-    )
+    arguments = options(train, phantoms, tmp_path)
+    run = train.chosen_run(arguments, SMALL, train.silent)
+    machine = devices.Machine(torch.device("cpu"), torch.float32)
+
+    told = train.departures(arguments, run, machine, earlier)
+
     assert told["run"] == [*checkpoint["departures"]["run"], line]
 
 
@@ -754,7 +800,7 @@ def test_a_resumed_run_keeps_its_rows_and_what_it_departed_by(
     noted = told_by(monkeypatch, train, lambda iteration, augmented: augmented and iteration == 6)
     train.train(options(train, phantoms, out, "--seed", 3), noted)
     stopped = checkpoint_of(out)
-    assert stopped["epoch"] == 1 and len(stopped["log"]) == 1
+    assert len(stopped["log"]) == 1
     line = "number format while training: bfloat16 (paper: float32)"
     stopped["departures"]["run"].append(line)
     del stopped["format"]
@@ -770,18 +816,18 @@ def test_a_resumed_run_keeps_its_rows_and_what_it_departed_by(
 
 
 def test_departures_and_environment_are_those_of_the_run(train, phantoms, tmp_path):
-    cpu, split = torch.device("cpu"), tmp_path / "split.json"
-    surroundings = train.environment(cpu, torch.bfloat16, 2, 3 * 2**30)
+    split = tmp_path / "split.json"
+    machine = devices.Machine(torch.device("cpu"), torch.bfloat16, world=2)
+    surroundings = devices.environment(machine, 3 * 2**30, ROOT)
     assert (surroundings["precision"], surroundings["processes"], surroundings["step_gib"]) == (
         "bfloat16",
         2,
         3.0,
     )
 
-    about = {"environment": surroundings, "cases": {"train": ["a", "b"], "validation": ["c"]}}
-    told = train.departures(
-        options(train, phantoms, tmp_path, "--folds", split), SMALL, about, cpu, {}
-    )
+    run = train.Run(tmp_path, "plain", SMALL, "0", 0, ["a", "b"], ["c"])
+    arguments = options(train, phantoms, tmp_path, "--folds", split)
+    told = train.departures(arguments, run, machine, {})
 
     assert told["run"] == [
         "number format while training: bfloat16 (paper: float32)",
@@ -818,7 +864,7 @@ def test_seconds_waiting_are_those_of_drawing_and_computing_the_rest(monkeypatch
     now = [100.0]
     monkeypatch.setattr(training, "monotonic", lambda: now[0])
 
-    def batches(draw, iterations):
+    def batches(draw, iterations, device):
         for number in iterations:
             now[0] += 3
             yield draw(number)
@@ -831,7 +877,7 @@ def test_seconds_waiting_are_those_of_drawing_and_computing_the_rest(monkeypatch
     monkeypatch.setattr(training, "training_step", step)
     network = build_unet("plain", SMALL)
     row = training.train_epoch(
-        network, lambda i: (None, None), training.sgd(network, SMALL), SMALL, Progress()
+        network, lambda i: (None, None), training.sgd(network, SMALL), SMALL, 0, Progress()
     )
     assert (row["seconds_computing"], row["seconds_waiting"]) == (40, 12)
 
