@@ -18,6 +18,7 @@ from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.devices import (
     Machine,
     Stop,
+    check_bfloat16,
     claim_memory,
     environment,
     exact_float32,
@@ -32,6 +33,7 @@ from minikits.devices import (
     what_memory_lacked,
 )
 from minikits.evaluation import kits_dice
+from minikits.fast import for_training
 from minikits.files import (
     claim,
     forgiving_output,
@@ -72,6 +74,12 @@ def command_line():
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], default="auto", help="paper: fp32"
+    )
+    parser.add_argument(
+        "--compile",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="the network by torch.compile; auto: on a GPU, where the minute it takes is earned back",
     )
     parser.add_argument(
         "--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ"
@@ -166,7 +174,10 @@ def train(arguments, noted):
     def average(number):
         return mean_of_processes(number, machine.device)
 
-    model = DistributedDataParallel(network) if machine.world > 1 else network
+    steps = recipe.epochs * recipe.batches_per_epoch - progress.iteration
+    fast, loss_of = for_training(network, compiling=arguments.compile, steps=steps, say=say)
+    model = DistributedDataParallel(fast) if machine.world > 1 else fast
+
     while len(log) < recipe.epochs:
         epoch = len(log)
         row = train_epoch(
@@ -177,6 +188,7 @@ def train(arguments, noted):
             epoch,
             progress,
             precision=machine.precision,
+            loss_of=loss_of,
             pause=stop.pause_due,
             average=average,
         )
@@ -186,7 +198,7 @@ def train(arguments, noted):
         scores = None
         if not stopped and progress.iteration == (epoch + 1) * recipe.batches_per_epoch:
             scores = patch_dice(
-                network, held_out, recipe, run.seed, precision=machine.precision, stop=stop.due
+                fast, held_out, recipe, run.seed, precision=machine.precision, stop=stop.due
             )
             stopped = scores is None
         if scores:
@@ -252,6 +264,8 @@ def set_up(arguments, recipe):
     precision = pick_precision(arguments.precision, device)
     torch.backends.cudnn.benchmark = True  # shapes are fixed
     exact_float32()
+    if device.type == "cuda" and precision == torch.bfloat16:
+        check_bfloat16(device)
 
     rank, world = join_processes(device)
     if recipe.batch_size % world:
@@ -493,13 +507,13 @@ def introduce_departures(kind, lines, say):
 
 
 @torch.inference_mode()
-def patch_dice(network, cases, recipe, seed, *, precision, stop=lambda: False):
+def patch_dice(model, cases, recipe, seed, *, precision, stop=lambda: False):
     """Dice of all voxels of the same held-out patches in each epoch; not the Dice of the fold.
 
     {"patch_dice_kidney", "patch_dice_tumor", "seconds_scoring"}; NaN without cases. None where
     stop(), asked after every batch, is true."""
-    network.eval()
-    device = next(network.parameters()).device
+    model.eval()
+    device = next(model.parameters()).device
     began = monotonic()
 
     predictions, targets = [], []
@@ -507,7 +521,7 @@ def patch_dice(network, cases, recipe, seed, *, precision, stop=lambda: False):
     for iteration in range(batches):
         image, target = draw_batch(cases, recipe, seed, iteration, augmented=False, device=device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            logits = network(image)
+            logits = model(image)
         predictions.append(logits.argmax(dim=1).byte().cpu())
         targets.append(target.cpu())
         if stop():

@@ -775,6 +775,27 @@ def test_a_device_that_computes_nothing_is_refused():
             devices.pick_device(name)
 
 
+def test_whether_to_compile_is_decided_by_the_steps_that_are_left(
+    train, undisturbed, phantoms, out, monkeypatch
+):
+    """Eight steps, of which a run that is resumed after two has six."""
+    asked, real = [], train.for_training
+
+    def for_training(network, *, compiling, steps, say):
+        asked.append((compiling, steps))
+        return real(network, compiling="off", steps=steps, say=say)
+
+    monkeypatch.setattr(train, "for_training", for_training)
+    noted = told_by(monkeypatch, train, lambda iteration, augmented: iteration == 1)
+    train.train(options(train, phantoms, out, "--seed", 3), noted)
+    done = checkpoint_of(out)["iteration"]
+    monkeypatch.setattr(train, "draw_batch", draw_batch)
+    train.train(options(train, phantoms, out, "--seed", 3, "--resume", "--compile", "on"), [])
+
+    assert asked == [("auto", 8), ("on", 8 - done)] and 1 <= done <= 2
+    assert same_weights(undisturbed[1], checkpoint_of(out))
+
+
 def test_the_paper_recipe_is_the_default(train):
     arguments = train.command_line().parse_args([])
     assert train.chosen_recipe(arguments.recipe) == PAPER and arguments.arch == "residual"
