@@ -259,7 +259,7 @@ def test_an_imported_checkpoint_says_so_and_how_long_it_was_trained(tmp_path):
     import_nnunet(tmp_path / "theirs.model", "plain", geometry, tmp_path / "ours.pt")
 
     checkpoint = load_checkpoint(tmp_path / "ours.pt")
-    assert (checkpoint["fold"], checkpoint["epoch"]) == ("imported", 17)
+    assert (checkpoint["fold"], checkpoint["iteration"]) == ("imported", 17 * 250)
 
 
 @pytest.mark.parametrize("axes", ["ZXY", "XZY", "YXZ"])
