@@ -3,6 +3,8 @@
 import argparse
 import io
 import signal
+from argparse import Namespace
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from minikits.cases import excluded_ids, five_folds, look_for_training_cases, prepare
+from minikits.cases import PreparedCase, excluded_ids, five_folds, look_for_training_cases, prepare
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.devices import (
     Machine,
@@ -50,7 +52,7 @@ from minikits.training import Progress, sgd, train_epoch
 from minikits.unet import build_unet
 
 
-def command_line():
+def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train one network of one fold.")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="residual")
     parser.add_argument("--fold", default="0", help="0 to 4, or all")
@@ -98,7 +100,7 @@ def command_line():
     return parser
 
 
-def main():
+def main() -> None:
     forgiving_output()
     parser = command_line()
     arguments = parser.parse_args()
@@ -118,7 +120,7 @@ def main():
         parser.exit(128 + stopped, "train.py: stopped; --resume goes on\n")
 
 
-def seed(text):
+def seed(text: str) -> int:
     """A number that torch's generators take whole, so that each gives other weights and draws."""
     number = int(text)
     if not 0 <= number < 2**32:
@@ -126,7 +128,7 @@ def seed(text):
     return number
 
 
-def train(arguments, noted):
+def train(arguments: Namespace, noted: list[int]) -> int | None:
     """Trains to the end, or until a signal is noted: then its number."""
     recipe = chosen_recipe(arguments.recipe)
     machine = set_up(arguments, recipe)
@@ -224,7 +226,7 @@ class Run:
     train_ids: list[str]
     validation_ids: list[str]
 
-    def identity(self):
+    def identity(self) -> dict:
         """The same, as a checkpoint has it."""
         return {
             "arch": self.arch,
@@ -243,7 +245,7 @@ class Room:
     for_cases: float
 
 
-def chosen_run(arguments, recipe, say):
+def chosen_run(arguments: Namespace, recipe: Recipe, say: Callable) -> Run:
     """The Run that the command line asks for. say: prints what was found and left out."""
     train_ids, validation_ids = split(arguments, recipe, say)
     folder = arguments.out / arguments.arch / f"fold{arguments.fold}"
@@ -258,7 +260,7 @@ def chosen_run(arguments, recipe, say):
     )
 
 
-def set_up(arguments, recipe):
+def set_up(arguments: Namespace, recipe: Recipe) -> Machine:
     """The Machine: what computes, in which format, and beside how many."""
     device = pick_device(arguments.device)
     precision = pick_precision(arguments.precision, device)
@@ -275,7 +277,7 @@ def set_up(arguments, recipe):
     return Machine(device, precision, rank, world)
 
 
-def memory_beside_a_step(run, machine):
+def memory_beside_a_step(run: Run, machine: Machine) -> Room:
     """The Room; ValueError where a step does not fit."""
     samples = len(machine.share(run.recipe.batch_size))
     needed = step_bytes(run.arch, run.recipe, samples, machine.precision, machine.device.type)
@@ -283,11 +285,11 @@ def memory_beside_a_step(run, machine):
     return Room(needed, 0.8 * (memory - needed))  # the rest: augmentation
 
 
-def silent(*_, **__):
+def silent(*_: object, **__: object) -> None:
     """Takes what other processes than the first would print."""
 
 
-def chosen_recipe(name):
+def chosen_recipe(name: str) -> Recipe:
     """The paper's, the demo's, or the one in a JSON file."""
     if name == "paper":
         return PAPER
@@ -296,7 +298,9 @@ def chosen_recipe(name):
     return recipe_from(read_json(typed_path(name)), source=name)
 
 
-def split(arguments, recipe, say=silent):
+def split(
+    arguments: Namespace, recipe: Recipe, say: Callable = silent
+) -> tuple[list[str], list[str]]:
     """(train, validation) ids of the fold. say: prints what was found and left out."""
     if arguments.fold == "all" and arguments.folds:
         raise ValueError(
@@ -321,7 +325,7 @@ def split(arguments, recipe, say=silent):
     return folds[int(arguments.fold)]
 
 
-def read_folds(path, known, recipe):
+def read_folds(path: Path, known: list[str], recipe: Recipe) -> tuple[list, list[str]]:
     """(folds, excluded) of a JSON list of objects, as nnU-Net's splits_final.json is one too.
 
     folds: (train, validation) pairs of sorted ids. excluded: ids in the file that the recipe leaves
@@ -348,14 +352,14 @@ def read_folds(path, known, recipe):
     return folds, sorted(excluded)
 
 
-def claim_run(run):
+def claim_run(run: Path) -> None:
     """Keeps the run's folder for this process; says where the system cannot protect it."""
     unprotected = claim(run)
     if unprotected:
         print(unprotected, flush=True)
 
 
-def earlier_checkpoint(run, resume, say=silent):
+def earlier_checkpoint(run: Run, resume: bool, say: Callable = silent) -> dict:
     """The run's checkpoint, {} where there is none; ValueError where it may not be continued."""
     path = run.folder / "checkpoint.pt"
     if not path.exists():
@@ -376,7 +380,9 @@ def earlier_checkpoint(run, resume, say=silent):
     return checkpoint
 
 
-def start_or_resume(checkpoint, run, device):
+def start_or_resume(
+    checkpoint: dict, run: Run, device: torch.device
+) -> tuple[torch.nn.Module, torch.optim.Optimizer, Progress, list[dict]]:
     """(network, optimizer, Progress, log): new ones, or the checkpoint's."""
     if not checkpoint:
         torch.manual_seed(run.seed)  # of the initial weights; draws have their own generators
@@ -395,7 +401,9 @@ def start_or_resume(checkpoint, run, device):
     return network, optimizer, progress, checkpoint["log"]
 
 
-def prepare_once(arguments, recipe, stop, machine):
+def prepare_once(
+    arguments: Namespace, recipe: Recipe, stop: Stop, machine: Machine
+) -> list[PreparedCase] | None:
     """The PreparedCases of --data, prepared by the first process for all; None after a signal."""
 
     def prepared():
@@ -420,7 +428,9 @@ def prepare_once(arguments, recipe, stop, machine):
     return None if stop.agreed() else cases
 
 
-def check_unchanged(checkpoint, checksums, run, say=silent):
+def check_unchanged(
+    checkpoint: dict, checksums: dict[str, str], run: Run, say: Callable = silent
+) -> None:
     """ValueError where a case that the checkpoint was trained on holds something else now."""
     before = checkpoint.get("checksums", {})
     changed = [
@@ -443,7 +453,9 @@ def check_unchanged(checkpoint, checksums, run, say=silent):
         )
 
 
-def departures(arguments, run, machine, checkpoint):
+def departures(
+    arguments: Namespace, run: Run, machine: Machine, checkpoint: dict
+) -> dict[str, list[str]]:
     """{"recipe", "run", "code"}: lines on what differs from the paper; of the run, ever."""
     now = run_departures(
         precision=str(machine.precision).removeprefix("torch."),
@@ -467,7 +479,14 @@ def departures(arguments, run, machine, checkpoint):
     }
 
 
-def introduce(run, record, network, progress, epoch, say):
+def introduce(
+    run: Run,
+    record: dict,
+    network: torch.nn.Module,
+    progress: Progress,
+    epoch: int,
+    say: Callable,
+) -> None:
     """The first lines of the log: which network, where it stands, what differs from the paper."""
     recipe = run.recipe
     weights = sum(parameter.numel() for parameter in network.parameters())
@@ -492,7 +511,7 @@ def introduce(run, record, network, progress, epoch, say):
     )
 
 
-def introduce_departures(kind, lines, say):
+def introduce_departures(kind: str, lines: list[str], say: Callable) -> None:
     """How many departures there are of a kind, and which; those of the code are always the same."""
     if not lines:
         say(f"{kind}: the paper's")
@@ -507,7 +526,15 @@ def introduce_departures(kind, lines, say):
 
 
 @torch.inference_mode()
-def patch_dice(model, cases, recipe, seed, *, precision, stop=lambda: False):
+def patch_dice(
+    model: torch.nn.Module,
+    cases: list[PreparedCase],
+    recipe: Recipe,
+    seed: int,
+    *,
+    precision: torch.dtype,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict | None:
     """Dice of all voxels of the same held-out patches in each epoch; not the Dice of the fold.
 
     {"patch_dice_kidney", "patch_dice_tumor", "seconds_scoring"}; NaN without cases. None where
@@ -537,7 +564,7 @@ def patch_dice(model, cases, recipe, seed, *, precision, stop=lambda: False):
     }
 
 
-def check_finite(network, epoch):
+def check_finite(network: torch.nn.Module, epoch: int) -> None:
     """ValueError where a weight is not finite: no such checkpoint takes the last one's place."""
     if not all(value.isfinite().all() for value in network.state_dict().values()):
         raise ValueError(
@@ -546,7 +573,7 @@ def check_finite(network, epoch):
         )
 
 
-def report(run, log, recipe):
+def report(run: Path, log: list[dict], recipe: Recipe) -> None:
     """The epoch's line, log.csv and the curve; one that cannot be written is a warning."""
     row = log[-1]
     computing, waiting = row["seconds_computing"], row["seconds_waiting"]

@@ -4,8 +4,7 @@
     python benchmarks/learning.py learning --seeds 3
 
 Trains fold 0 of the demo's recipe with train.py, on learning/data, and scores the held-out cases, for each seed: in
-float32, in bfloat16 (a CPU without it emulates it, many times slower), and in float32 with rotation and scaling by
-torch's grid_sample. All are predicted in float32.
+float32, and in bfloat16 (a CPU without it emulates it, many times slower). All are predicted in float32.
 """
 
 import argparse
@@ -20,25 +19,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from minikits.cases import prepare
-from minikits.paper import CLASSES, DEMO
+from minikits.paper import DEMO
 
 ROOT = Path(__file__).parent.parent
-
-
-def by_grid_sample(image, labels, slices, plane):
-    """What augmentation._interpolated computes, with torch's function."""
-    places = (slices[:, :, None] + plane[:, None]).permute(1, 2, 0)[None, None]  # (1, 1, Z, N, 3)
-    grid = (2 * places + 1) / torch.tensor(image.shape) - 1
-    channels = torch.stack(
-        [image.float(), *[(labels == value).float() for value in range(1, len(CLASSES))]]
-    )
-    sampled = F.grid_sample(
-        channels[None], grid.flip(-1), padding_mode="zeros", align_corners=False
-    )[0, :, 0]
-    return sampled[0], torch.cat([1 - sampled[1:].sum(0, keepdim=True), sampled[1:]]).argmax(0)
 
 
 def float32():
@@ -49,14 +34,7 @@ def bfloat16():
     sys.argv += ["--precision", "bf16"]
 
 
-def grid_sample():
-    from minikits import augmentation
-
-    float32()
-    augmentation._interpolated = by_grid_sample
-
-
-VARIANTS = {f.__name__: f for f in (float32, bfloat16, grid_sample)}
+VARIANTS = {f.__name__: f for f in (float32, bfloat16)}
 
 
 def run(command):

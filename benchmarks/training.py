@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from minikits.devices import claim_memory, pick_precision
-from minikits.paper import PAPER
+from minikits.paper import CLASSES, PAPER
 
 ROOT = Path(__file__).parent.parent
 KITS19 = Path(os.environ.get("MINIKITS_SHARED", ROOT.parent / "shared")) / "kits19"
@@ -158,7 +158,7 @@ def a_case():
 
 def a_patch(size):
     """The same, cut to `size` around that voxel: float32 (1, Z, Y, X) and uint8."""
-    from minikits.augmentation import cut
+    from minikits.geometry import cut
 
     image, labels, voxel = a_case()
     start = [v - s // 2 for v, s in zip(voxel, size)]
@@ -167,22 +167,12 @@ def a_patch(size):
 
 def augment_minikits(patch):
     """From a whole case in memory; the others get a patch cut large enough for their rotation beforehand."""
-    from minikits.augmentation import augment
-    from minikits.sampling import generator_for
+    from minikits.augmentation import augment, generator_for
 
     image, labels, voxel = a_case()
     start = [v - p // 2 for v, p in zip(voxel, patch)]
-    return lambda number: augment(
-        image, labels, PAPER, generator_for(0, number), start=start, patch=patch
-    )
-
-
-def augment_grid_sample(patch):
-    """Ours, but rotated and scaled by torch's function."""
-    from learning import grid_sample
-
-    grid_sample()
-    return augment_minikits(patch)
+    where = {"start": start, "patch": patch, "values": range(len(CLASSES))}
+    return lambda number: augment(image, labels, PAPER, generator_for(0, number), **where)
 
 
 def nnunet_transforms(patch, left_out=()):
@@ -423,7 +413,7 @@ def main():
     if "augment" in stages:
         compare(
             "Augmentation on one core, 80x160x160",
-            ["minikits", "grid_sample", "nnunet", "nnunet_alike", "monai", "torchio"],
+            ["minikits", "nnunet", "nnunet_alike", "monai", "torchio"],
             3,
             "augment",
             40,

@@ -8,6 +8,7 @@ was. [paper 2.3] lists the transforms but mirroring, which is [author #61]."""
 import math
 from collections.abc import Iterable
 from operator import index
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def random_geometry(
     labels: torch.Tensor,
     recipe: Recipe,
     generator: torch.Generator,
-    **options,
+    **options: Any,
 ) -> Pair:
     """Rotation about all three axes and scaling, each with its probability, in one resampling; else
     a plain cut. options: as of `change_geometry`."""

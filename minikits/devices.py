@@ -7,7 +7,7 @@ import platform
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -51,7 +51,7 @@ class Machine:
         return range(self.rank, count, self.world)
 
 
-def pick_device(name):
+def pick_device(name: str) -> torch.device:
     """auto: a GPU if there is one; of several processes on a machine (torchrun), each takes its own."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
@@ -65,7 +65,7 @@ def pick_device(name):
         ) from None
 
 
-def pick_precision(name, device):
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of convolutions. auto: bfloat16 where the device computes in it, else float32."""
     if name == "auto" and device.type == "cuda":
         name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -122,7 +122,7 @@ def _convolution_and_gradients(numbers, dtype, layout, convolve):
     return output.detach(), x.grad, kernel.grad
 
 
-def claim_memory(device, needed=0):
+def claim_memory(device: torch.device, needed: int = 0) -> float:
     """Bytes: a GPU's free memory, the whole of a computer's. ValueError where more is needed.
 
     With a CPU that has twice as much as is needed, glibc keeps what is freed: pages that the system
@@ -243,7 +243,7 @@ def revision(folder: Path) -> str:
     return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else "unknown"
 
 
-def join_processes(device):
+def join_processes(device: torch.device) -> tuple[int, int]:
     """(rank, world): this process among those that torchrun started, (0, 1) without it."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1:
@@ -256,7 +256,7 @@ def join_processes(device):
     return rank, world
 
 
-def mean_of_processes(value, device):
+def mean_of_processes(value: float, device: torch.device) -> float:
     """The mean of a number over all processes of the run, as a float, on each of them."""
     if not distributed.is_initialized():
         return float(value)
@@ -266,7 +266,7 @@ def mean_of_processes(value, device):
 
 
 @contextmanager
-def note_signals():
+def note_signals() -> Iterator[list[int]]:
     """A list that takes the numbers of SIGTERM and Ctrl-C within the `with`, once each; sent again,
     they act as ever."""
     noted = []

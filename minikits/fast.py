@@ -140,13 +140,18 @@ def padded(values: torch.Tensor, axis: int, multiple: int, *, parts: int = 1) ->
 def for_training(
     network: nn.Module, *, compiling: str, steps: int, say: Callable = print
 ) -> tuple[nn.Module, Callable]:
-    """(model, loss): the fast form of `network`, on its device, and the loss that goes with it.
+    """(model, loss): the fast form of `network`, on its device, and the loss that goes with it; on a
+    CPU where it is not compiled `network` itself.
 
     compiling: "on", "off", or "auto": on a GPU, where the steps that are left earn back the minute
     that the first of them takes. say: prints a line where it was to be compiled but cannot."""
     device = next(network.parameters()).device
+    compiled = compiles(compiling, device, pays=steps >= STEPS_THAT_PAY, say=say)
+    if not compiled and device.type == "cpu":
+        return network, segmentation_loss  # the fast form by itself is no faster there
+
     model = faster(network, multiple=suited_multiple(device))
-    if not compiles(compiling, device, pays=steps >= STEPS_THAT_PAY, say=say):
+    if not compiled:
         return model, segmentation_loss
     model.compile(dynamic=False)
     return model, torch.compile(segmentation_loss, dynamic=False)

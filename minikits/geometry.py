@@ -96,12 +96,11 @@ def read_labels_linearly(
         background = background - mask
     read.insert(values.index(0), background)
 
-    read = torch.stack(read)
-    as_large = read > read.amax(dim=0) - TIE  # as the largest, to the rounding
-    winner = as_large.int().argmax(dim=0)  # the first of those
-    patch = torch.zeros_like(winner, dtype=labels.dtype)
-    for number, value in enumerate(values):
-        patch = patch.masked_fill(winner == number, value)
+    largest = torch.stack(read).amax(dim=0)
+    patch = torch.zeros_like(largest, dtype=labels.dtype)
+    for value, mask in reversed(list(zip(values, read))):  # the lowest last: it keeps a tie
+        as_large = mask > largest - TIE
+        patch = patch.masked_fill(as_large, value)
     return patch
 
 

@@ -7,6 +7,7 @@ cases live."""
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from operator import index
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +137,7 @@ def fetch_ahead(
             yield when_ready(*waiting.result())
 
 
-def when_ready(drawn, event):
+def when_ready(drawn: Any, event: torch.cuda.Event | None) -> Any:
     """What was drawn on another stream of a GPU, for use on the caller's."""
     if event is not None:
         here = torch.cuda.current_stream(drawn[0].device)

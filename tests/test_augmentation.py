@@ -9,6 +9,7 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from minikits import augmentation as A
+from minikits.geometry import cut
 from minikits.paper import PAPER
 
 NEVER = {
@@ -86,10 +87,11 @@ def test_a_patch_straight_from_the_case_equals_a_patch_of_the_turned_case(genera
             cval=0,
         )
         assert np.abs(found.numpy() - wanted).max() < 1e-4
-    outside, background = A.change_geometry(
-        case, labels, angles, scale, start=(90, 0, 0), patch=size
-    )
-    assert not outside.any() and not background.any()
+    for start in ((90, 0, 0), (0, -70, 0)):
+        outside, background = A.change_geometry(
+            case, labels, angles, scale, start=start, patch=size
+        )
+        assert not outside.any() and not background.any()
 
 
 def test_turning_by_nothing_and_by_quarters(patch):
@@ -113,11 +115,11 @@ def test_scale_above_one_zooms_out():
 
 def test_cut_fills_up_with_zero():
     values = torch.arange(1, 9).reshape(2, 2, 2)
-    out = A.cut(values, (-1, 0, 1), (3, 2, 3))
+    out = cut(values, (-1, 0, 1), (3, 2, 3))
     assert (
         out[1:, :, 0].tolist() == [[2, 4], [6, 8]] and not out[0].any() and not out[:, :, 1:].any()
     )
-    assert not A.cut(values, (5, 5, 5), (2, 2, 2)).any()
+    assert not cut(values, (5, 5, 5), (2, 2, 2)).any()
 
 
 def test_brightness_contrast_and_gamma_by_hand():
@@ -431,8 +433,8 @@ STILL = ((0, 0, 0), 1)
             lambda: A.change_geometry(IMAGE, LABELS, (0.1, 0, 0), 1, start=(0, 0)),
             "each of its axes",
         ),
-        (lambda: A.cut(IMAGE, (0, 0), (2, 2)), "each of its axes"),
-        (lambda: A.cut(IMAGE, (0, 0, 0), (2, 2, 0)), "at least one voxel"),
+        (lambda: cut(IMAGE, (0, 0), (2, 2)), "each of its axes"),
+        (lambda: cut(IMAGE, (0, 0, 0), (2, 2, 0)), "at least one voxel"),
         (lambda: A.change_noise(IMAGE, -0.1, seed=0), "sd -0.1"),
         (lambda: A.change_noise(IMAGE, math.nan, seed=0), "sd nan"),
         (lambda: A.change_noise(IMAGE, 0.1, seed=-1), "whole numbers"),
@@ -451,7 +453,7 @@ def test_starts_and_patches_may_be_numpys():
     image, labels = places_of((5, 5, 5))
     start, size = np.array([1, 2, -1]), np.array([2, 2, 3])
     found, _ = A.change_geometry(image, labels, np.zeros(3), np.float64(1), start=start, patch=size)
-    assert torch.equal(found, A.cut(image, (1, 2, -1), (2, 2, 3)))
+    assert torch.equal(found, cut(image, (1, 2, -1), (2, 2, 3)))
     turned, _ = A.change_geometry(image, labels, np.array([0.1, 0, 0]), 1, start=start, patch=size)
     assert torch.equal(
         turned,

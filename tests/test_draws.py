@@ -13,8 +13,8 @@ import torch
 from scipy.stats import chisquare, kstest
 
 from minikits import augmentation as A
+from minikits.augmentation import generator_for
 from minikits.paper import PAPER
-from minikits.sampling import generator_for
 
 COUNT = 12_000
 UNLIKELY = 1e-4  # a right draw falls below it once in ten thousand tests

@@ -10,10 +10,11 @@ import torch
 from conftest import TINY
 from scipy.stats import chisquare
 
-from minikits.augmentation import augment, cut
+from minikits.augmentation import augment, generator_for
 from minikits.cases import PreparedCase
+from minikits.geometry import cut
 from minikits.paper import PAPER
-from minikits.sampling import draw_batch, draw_start, fetch_ahead, generator_for
+from minikits.sampling import draw_batch, draw_start, fetch_ahead
 
 
 def case_of(shape, voxels=(), tumor=(), id="a"):

@@ -25,10 +25,13 @@ MAY_IMPORT = {
     "nifti": {"volumes", "files", "frames"},
     "doubts": {"volumes"},
     "cases": {"volumes", "preprocessing", "files", "frames", "nifti", "doubts"},
+    "geometry": {"resampling"},
+    "augmentation": {"geometry"},
     "sampling": {"cases", "augmentation"},
     "checkpoints": {"files", "unet"},
     "nnunet": {"files", "unet", "checkpoints"},
-    "training": {"devices", "losses", "sampling"},
+    "training": {"losses", "sampling"},
+    "devices": {"losses", "unet"},
     "ensemble": {"checkpoints"},
     "prediction": {"volumes", "preprocessing"},
     "masks": {"files", "cases", "ensemble"},
@@ -48,19 +51,11 @@ SMALL_NUMBERS = {0, 1, 2, 3, 4, 5, 0.5}  # of axes, neighbours, halves
 
 # Functions that are still to be put right.
 UNTYPED = """
-    augment random_geometry change_geometry cut random_noise change_noise random_brightness
-    change_brightness random_contrast change_contrast random_gamma change_gamma
-    random_mirroring change_mirroring check_pair find_cases look_for_cases find_masks
-    training_cases look_for_training_cases five_folds prepare pick_device pick_precision
-    claim_memory join_processes mean_of_processes note_signals kits_dice score_case summarise
-    mean_interval no_interval sign_flip_test holm compare ranked some written_whole write_text
-    read_json read_volume read_labels write_labels write_image main table
-    comparison_table as_csv as_json write_log draw_curve draw_batch draw_start fetch_ahead
-    orientation turn_to_canonical mm_apart shear_degrees command_line seed train set_up silent
-    chosen_recipe describe split read_folds claim_run earlier_checkpoint start_or_resume
-    prepare_once check_unchanged on_device step_bytes environment revision departures
-    introduce introduce_departures patch_dice check_finite report evaluate
-    find_label_files choose_frame
+    find_cases look_for_cases find_masks training_cases look_for_training_cases five_folds
+    prepare kits_dice score_case mean_interval no_interval sign_flip_test written_whole
+    write_text read_json read_volume read_labels write_labels write_image make_case main
+    write_case as_json orientation turn_to_canonical mm_apart shear_degrees decided_by_first
+    choose_frame
 """
 WITHOUT_DOCSTRING = """
     random_noise random_brightness change_brightness random_contrast random_gamma
