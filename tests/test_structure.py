@@ -58,8 +58,7 @@ UNTYPED = """
     choose_frame
 """
 WITHOUT_DOCSTRING = """
-    random_noise random_brightness change_brightness random_contrast random_gamma
-    random_mirroring change_mirroring Stop.told Stop.agreed Stop.due write_text read_json
+    Stop.told Stop.agreed Stop.due write_text read_json
     ForgivingStream.write ForgivingStream.flush write_log percent ResidualBlock.forward
     PreactivationBlock.forward UNet.forward command_line argument_parser
     write_if_possible
