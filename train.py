@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from minikits.cases import PreparedCase, excluded_ids, five_folds, look_for_training_cases, prepare
+from minikits.cases import PreparedCase, five_folds, look_for_training_cases, prepare, read_folds
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.devices import (
     Machine,
@@ -323,33 +323,6 @@ def split(
             f"--fold {arguments.fold}: no such fold, wanted 0 to {len(folds) - 1}, or all"
         )
     return folds[int(arguments.fold)]
-
-
-def read_folds(path: Path, known: list[str], recipe: Recipe) -> tuple[list, list[str]]:
-    """(folds, excluded) of a JSON list of objects, as nnU-Net's splits_final.json is one too.
-
-    folds: (train, validation) pairs of sorted ids. excluded: ids in the file that the recipe leaves
-    out; they are taken out of the folds. known: ids of the cases that are there; a ValueError names
-    others, and what is in both halves of a fold."""
-    try:
-        written = read_json(path)
-        pairs = [({*fold["train"]}, {*fold.get("validation", fold.get("val"))}) for fold in written]
-    except (TypeError, KeyError, AttributeError):
-        raise ValueError(
-            f'{path}: wanted a JSON list of {{"train": [ids], "validation": [ids]}}'
-        ) from None
-
-    left_out = excluded_ids(recipe)
-    folds, excluded = [], set()
-    for train_ids, held_out in pairs:
-        excluded |= (train_ids | held_out) & left_out
-        train_ids, held_out = train_ids - left_out, held_out - left_out
-        strange = (train_ids | held_out) - {*known} or train_ids & held_out
-        if strange or not train_ids:
-            wrong = sorted(map(str, strange))[:5] or "nothing to train on"
-            raise ValueError(f"{path}: {wrong} in a fold, wanted cases, once")
-        folds.append((sorted(train_ids), sorted(held_out)))
-    return folds, sorted(excluded)
 
 
 def claim_run(run: Path) -> None:

@@ -395,6 +395,45 @@ def five_folds(case_ids):
     return [(sorted({*ids} - {*block}), sorted(block)) for block in map(np.ndarray.tolist, blocks)]
 
 
+def read_folds(
+    path: Path, known: Collection[str], recipe: Recipe
+) -> tuple[list[tuple[list[str], list[str]]], list[str]]:
+    """(folds, excluded) of a JSON list of objects, as nnU-Net's splits_final.json is one too.
+
+    folds: (train, validation) pairs of sorted ids. excluded: ids in the file that the recipe leaves
+    out; they are taken out of the folds. known: ids of the cases that are there; a ValueError names
+    others, and what is in both halves of a fold."""
+    left_out = excluded_ids(recipe)
+    folds, excluded = [], set()
+    for train, validation in _written_folds(path):
+        excluded |= (train | validation) & left_out
+        train, validation = train - left_out, validation - left_out
+
+        unknown = (train | validation) - set(known)
+        twice = train & validation
+        if unknown or twice:
+            shown = sorted(map(str, unknown or twice))[:5]
+            raise ValueError(f"{path}: {shown} in a fold, wanted cases, once")
+        if not train:
+            raise ValueError(f"{path}: nothing to train on in a fold, wanted cases, once")
+        folds.append((sorted(train), sorted(validation)))
+    return folds, sorted(excluded)
+
+
+def _written_folds(path):
+    """[({train ids}, {validation ids})] as the file has them; nnU-Net calls the second "val"."""
+    folds = []
+    try:
+        for fold in read_json(path):
+            validation = fold.get("validation", fold.get("val"))
+            folds.append((set(fold["train"]), set(validation)))
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(
+            f'{path}: wanted a JSON list of {{"train": [ids], "validation": [ids]}}'
+        ) from None
+    return folds
+
+
 @dataclass(frozen=True, eq=False)
 class _Made:
     """What is kept of a case, {name: array}, the PreparedCase's checksum, and lines on doubts."""

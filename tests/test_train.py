@@ -18,7 +18,7 @@ from torch import distributed
 
 from minikits import cases as cases_module
 from minikits import devices
-from minikits.cases import five_folds, prepare
+from minikits.cases import five_folds, prepare, read_folds
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.evaluation import kits_dice
 from minikits.nifti import read_labels, write_image
@@ -598,7 +598,7 @@ def test_a_split_that_names_excluded_cases_is_used_without_them(train, phantoms,
     with pytest.raises(
         ValueError, match=r"\['case_00023', 'case_00068'"
     ):  # a recipe that leaves none out
-        train.read_folds(
+        read_folds(
             tmp_path / "splits_final.json",
             ["case_00000", "case_00001", "case_00002", "case_00300"],
             replace(SMALL, excluded_cases=()),

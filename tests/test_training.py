@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, TINY, TORCHRUN, TWO_THREADS, run_script
 
 from minikits import devices
-from minikits.cases import prepare
+from minikits.cases import prepare, read_folds
 from minikits.checkpoints import load_checkpoint
 from minikits.sampling import draw_batch
 
@@ -149,8 +149,6 @@ def test_a_split_of_ones_own(phantoms, tmp_path, monkeypatch):
     )
     checkpoint = load_checkpoint(tmp_path / "plain" / "fold1" / "checkpoint.pt")
     assert checkpoint["cases"] == {"train": ids[:4], "validation": ids[5:]}
-    monkeypatch.syspath_prepend(ROOT)
-    read_folds = importlib.import_module("train").read_folds
     for content, complaint in (
         ({"train": ids}, "wanted a JSON list"),
         ([{"train": ids}], "wanted a JSON list"),
