@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from skimage.transform import resize
 
-from minikits.losses import downsampled, segmentation_loss, soft_dice_loss
+from minikits.losses import downsampled, head_weights, segmentation_loss, soft_dice_loss
 
 
 def confident(labels, strength=50.0):
@@ -45,6 +45,12 @@ def test_degenerate_patches():
         logits = torch.randn(1, 3, 4, 4, 4, requires_grad=True)
         segmentation_loss([logits], target).backward()
         assert logits.grad.isfinite().all()
+
+
+def test_head_weights():
+    assert head_weights(5) == pytest.approx((8 / 15, 4 / 15, 2 / 15, 1 / 15, 0))
+    assert head_weights(1) == (1,)
+    assert head_weights(2) == (1, 0)
 
 
 def test_all_heads_against_a_slow_witness(generator):
