@@ -90,6 +90,7 @@ def main() -> None:
 
 
 def argument_parser() -> argparse.ArgumentParser:
+    """The options; `python evaluate.py --help` prints them."""
     parser = argparse.ArgumentParser(
         description="Score masks against references as the KiTS19 challenge does."
     )
@@ -239,8 +240,11 @@ def find_mask_files(folder: Path, ids: Collection[str]) -> LabelFiles:
 
     masks = find_masks(folder, ids=ids)
     # a mask that cannot be opened is named when it is read; probabilities/ is predict.py's own
-    named_elsewhere = (*(f"{path.name} (" for path in masks.values()), "probabilities/")
-    left_out = [line for line in found.left_out if not line.startswith(named_elsewhere)]
+    left_out = []
+    for line in found.left_out:
+        is_mask = any(line.startswith(f"{path.name} (") for path in masks.values())
+        if not is_mask and not line.startswith("probabilities/"):
+            left_out.append(line)
     return LabelFiles(masks, {}, left_out)
 
 

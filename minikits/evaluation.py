@@ -7,6 +7,7 @@ from itertools import combinations, product
 from math import inf, isnan, nan
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 SCORES = ("kidney", "tumor", "composite")
 RESAMPLES = 9999  # sign patterns of the permutation test, where there are more than so many
@@ -74,7 +75,7 @@ class Comparison:
 # --- one case -------------------------------------------------------------------------------------
 
 
-def kits_dice(prediction, reference) -> tuple[float, float]:
+def kits_dice(prediction: ArrayLike, reference: ArrayLike) -> tuple[float, float]:
     """(kidney, tumor) Dice of two label maps 0, 1, 2 of one shape, of any axis order.
 
     The kidney counts with the tumor in it. A structure in neither: NaN; in one alone: 0.
@@ -116,7 +117,7 @@ def _check_labels(labels, name):
         raise ValueError(f"{name}: label values {found} found, wanted only 0, 1 and 2")
 
 
-def score_case(case: str, prediction, reference) -> CaseScores:
+def score_case(case: str, prediction: ArrayLike, reference: ArrayLike) -> CaseScores:
     """The Dice of two label maps, and the composite, their arithmetic mean; NaN where one is."""
     kidney, tumor = kits_dice(prediction, reference)
     composite = (kidney + tumor) / 2
@@ -144,7 +145,7 @@ def values_of(cases: Sequence[CaseScores], score: str) -> np.ndarray:
     return np.array([getattr(case, score) for case in cases], dtype=float)
 
 
-def mean_interval(scores, seed: int = 0) -> tuple[float, float]:
+def mean_interval(scores: ArrayLike, seed: int = 0) -> tuple[float, float]:
     """The 95% interval (low, high) of the mean score over all cases like these; scores in 0 to 1.
 
     An end is a percentile of weighted means, the weights drawn uniformly among all that sum to 1,
@@ -173,7 +174,7 @@ def mean_interval(scores, seed: int = 0) -> tuple[float, float]:
     return float(np.percentile(with_worst, 2.5)), float(np.percentile(with_best, 97.5))
 
 
-def no_interval(scores) -> str:
+def no_interval(scores: Sequence[float] | np.ndarray) -> str:
     """Why the mean of these scores has no interval; empty where it has one."""
     if len(scores) < FEWEST_CASES:
         have = "case has" if len(scores) == 1 else "cases have"
@@ -259,7 +260,7 @@ def _differences(duels, score, shared):
     return found
 
 
-def sign_flip_test(differences, seed: int = 0) -> float:
+def sign_flip_test(differences: ArrayLike, seed: int = 0) -> float:
     """Two-sided p that paired differences have mean 0: how often their mean, signs flipped, is as
     far from 0. All sign patterns where there are at most RESAMPLES, else so many random ones.
     No differences: 1. ValueError for NaN or infinite ones."""

@@ -14,7 +14,6 @@ from minikits.evaluation import (
     SCORES,
     CaseScores,
     Comparison,
-    Difference,
     MeanScore,
     some,
     summarise,
@@ -105,7 +104,7 @@ def _in_percent(score: float, decimals: int = 2) -> str:
     return "-" if np.isnan(score) else f"{100 * score:.{decimals}f}"
 
 
-def _in_words(found: Difference) -> str:
+def _in_words(found):
     """ "+1.20 (p 0.031, 6 cases)", in points."""
     if found.cases == 0:
         return "- (no case where both have a score)"
@@ -114,7 +113,7 @@ def _in_words(found: Difference) -> str:
     return f"{100 * found.difference:+.2f} ({p}, {cases})"
 
 
-def _without_interval(summary: dict[str, MeanScore]) -> list[str]:
+def _without_interval(summary):
     """Lines on the scores whose mean has no interval, those of one reason together."""
     scores_by_reason = {}
     for score, found in summary.items():
@@ -174,7 +173,7 @@ def as_csv(rows: Sequence[dict]) -> str:
     return text.getvalue()
 
 
-def as_json(content) -> str:
+def as_json(content: object) -> str:
     """The text of a file of strict JSON: NaN becomes null."""
     text = json.dumps(content)
     strict = json.loads(text, parse_constant=lambda _: None)

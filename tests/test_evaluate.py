@@ -71,17 +71,30 @@ def evaluate(monkeypatch):
 
 
 @pytest.fixture
-def run(evaluate, monkeypatch, capsys):
+def command(evaluate, monkeypatch, capsys):
     """Runs the script in this process; returns its output, both streams, if it ends with the status
     expected."""
 
-    def run(*arguments, expect=0):
+    def command(*arguments, expect=0):
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             evaluate.main()
         said = capsys.readouterr()
         assert ended.value.code == expect, said
         return said.out + said.err
+
+    return command
+
+
+@pytest.fixture
+def run(command):
+    """The same: run(masks, references, *options, out=report). masks: a folder, or a list of them."""
+
+    def run(masks, references, *options, out=None, expect=0):
+        folders = masks if isinstance(masks, list) else [masks]
+        if out:
+            options = (*options, "--out", out)
+        return command("--pred", *folders, "--ref", references, *options, expect=expect)
 
     return run
 
@@ -108,9 +121,19 @@ def scores(printed):
     return found
 
 
+def warnings(printed):
+    return [line for line in printed.splitlines() if line.startswith("warning")]
+
+
+def write_record(masks, **about):
+    """prediction.json, as far as evaluate.py reads it."""
+    (masks / "prediction.json").write_text(json.dumps({"trained_on": [], **about}))
+
+
 def test_hand_worked_masks_are_scored_printed_and_written(run, three, tmp_path):
     masks, data = three
-    printed = run("--pred", masks, "--ref", data, "--out", tmp_path / "report")
+
+    printed = run(masks, data, out=tmp_path / "report")
 
     b = 6 / 13
     assert scores(printed) == {
@@ -133,17 +156,18 @@ def test_hand_worked_masks_are_scored_printed_and_written(run, three, tmp_path):
     ]
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert summary["kidney"]["mean"] == pytest.approx((2 + b) / 3)
-    assert (
-        summary["tumor"]["from"],
-        summary["tumor"]["cases"],
-        summary["tumor"]["without_score"],
-    ) == (None, 2, 1)
+    assert summary["tumor"]["from"] is None
+    assert summary["tumor"]["cases"] == 2
+    assert summary["tumor"]["without_score"] == 1
     assert not (tmp_path / "report" / "comparison.json").exists()
 
 
 def test_nothing_is_written_without_out(run, three, tmp_path):
+    masks, data = three
     before = sorted(tmp_path.rglob("*"))
-    run("--pred", three[0], "--ref", three[1])
+
+    run(masks, data)
+
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -153,25 +177,22 @@ def test_a_challenge_mask_stands_for_its_case_and_other_names_stay(run, tmp_path
     for id in ("case_00007", "prediction_a", "my_prediction_00008", "prediction_123456"):
         write_mask(tmp_path / "references" / f"{id}.nii.gz")
 
-    printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "references")
+    printed = run(tmp_path / "masks", tmp_path / "references")
 
-    assert {"case_00007", "prediction_a", "my_prediction_00008", "prediction_123456"} < scores(
-        printed
-    ).keys()
+    wanted = {"case_00007", "prediction_a", "my_prediction_00008", "prediction_123456"}
+    assert scores(printed).keys() == wanted | {"mean"}
 
 
 @pytest.mark.parametrize("name", ["prediction_a", "prediction_00003"])
 def test_masks_of_a_pair_of_folders_are_found_by_their_own_names(run, tmp_path, name):
     write_mask(tmp_path / "masks" / f"{name}.nii.gz")
     write_mask(tmp_path / "data" / "labels" / f"{name}.nii.gz")
-    write_image(
-        tmp_path / "data" / "images" / f"{name}_0000.nii.gz", FULL.astype(np.int16), SPACING
-    )
+    image = tmp_path / "data" / "images" / f"{name}_0000.nii.gz"
+    write_image(image, FULL.astype(np.int16), SPACING)
 
-    assert (
-        scores(run("--pred", tmp_path / "masks", "--ref", tmp_path / "data"))[name]
-        == ["100.00"] * 3
-    )
+    printed = run(tmp_path / "masks", tmp_path / "data")
+
+    assert scores(printed)[name] == ["100.00"] * 3
 
 
 @pytest.mark.parametrize("folder", ["masks", "references"])
@@ -180,7 +201,7 @@ def test_two_files_for_one_case_are_refused_by_name(run, tmp_path, folder):
         write_mask(tmp_path / place / "case_00001.nii.gz")
     write_mask(tmp_path / folder / "prediction_00001.nii.gz", HALF)
 
-    said = run("--pred", tmp_path / "masks", "--ref", tmp_path / "references", expect=2)
+    said = run(tmp_path / "masks", tmp_path / "references", expect=2)
 
     assert "prediction_00001.nii.gz" in said
     assert "case_00001" in said
@@ -188,7 +209,10 @@ def test_two_files_for_one_case_are_refused_by_name(run, tmp_path, folder):
 
 
 def test_the_labels_of_a_kits19_folder_can_be_scored_too(run, three):
-    printed = run("--pred", three[1], "--ref", three[1])
+    _, data = three
+
+    printed = run(data, data)
+
     assert scores(printed)["b"] == ["100.00"] * 3
 
 
@@ -198,7 +222,7 @@ def test_a_mask_stored_in_another_orientation_on_the_same_grid_is_scored_as_it_l
     (tmp_path / "masks").mkdir()
     nib.save(nib.as_closest_canonical(stored), tmp_path / "masks" / "a.nii.gz")
 
-    printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "references")
+    printed = run(tmp_path / "masks", tmp_path / "references")
 
     assert scores(printed)["a"] == [f"{600 / 13:.2f}", "0.00", f"{300 / 13:.2f}"]
 
@@ -225,7 +249,7 @@ def test_a_mask_on_another_grid_has_no_score(run, tmp_path, change, told):
         affine[:3, :3] *= 1.1
     write_mask(tmp_path / "masks" / "a.nii.gz", FULL[1:] if change == "cropped" else FULL, affine)
 
-    said = run("--pred", tmp_path / "masks", "--ref", tmp_path / "references", expect=2)
+    said = run(tmp_path / "masks", tmp_path / "references", expect=2)
 
     assert scores(said).keys() == {"b", "mean"}
     assert "1 left out: a (cannot be scored)" in said
@@ -238,7 +262,7 @@ def test_every_damaged_mask_is_named_and_the_sound_ones_are_scored(run, three, t
     damage(masks / "a.nii.gz")
     write_mask(masks / "b.nii.gz", np.full((3, 4, 5), 7, np.uint8))
 
-    said = run("--pred", masks, "--ref", data, "--out", tmp_path / "report", expect=2)
+    said = run(masks, data, out=tmp_path / "report", expect=2)
 
     assert "1 case found, 2 left out: a (cannot be scored), b (cannot be scored)" in said
     assert scores(said)["c"] == ["100.00", "-", "-"]
@@ -246,10 +270,8 @@ def test_every_damaged_mask_is_named_and_the_sound_ones_are_scored(run, three, t
     assert len(errors) == 2
     assert "a.nii.gz: damaged" in errors[0]
     assert "b.nii.gz: label values 7" in errors[1]
-    assert [line[0] for line in csv.reader((tmp_path / "report" / "cases.csv").open())] == [
-        "case",
-        "c",
-    ]
+    rows = list(csv.reader((tmp_path / "report" / "cases.csv").open()))
+    assert [row[0] for row in rows] == ["case", "c"]
     assert [path.name for path in (tmp_path / "report" / "overlays").iterdir()] == ["c.png"]
     assert not warnings(said)  # of pictures left out
 
@@ -267,7 +289,8 @@ def test_a_mask_that_memory_does_not_take_is_named_and_the_others_are_scored(
 
     monkeypatch.setattr(evaluate, "read_labels", short_of_memory)
 
-    said = run("--pred", masks, "--ref", data, expect=2)
+    said = run(masks, data, expect=2)
+
     assert "a.nii.gz: not enough memory" in said
     assert scores(said).keys() == {"b", "c", "mean"}
 
@@ -279,7 +302,7 @@ def test_damaged_references_are_named_once_for_all_systems(run, three, tmp_path)
     damage(data / "a" / "segmentation.nii.gz")
     damage(masks / "a.nii.gz")
 
-    said = run("--pred", masks, tmp_path / "others", "--ref", data, expect=2)
+    said = run([masks, tmp_path / "others"], data, expect=2)
 
     errors = [line for line in said.splitlines() if line.startswith("evaluate.py: ")]
     assert len(errors) == 2
@@ -293,7 +316,8 @@ def test_a_mask_and_its_reference_that_are_both_damaged_are_both_named(run, thre
     damage(masks / "a.nii.gz")
     damage(data / "a" / "segmentation.nii.gz")
 
-    said = run("--pred", masks, "--ref", data, expect=2)
+    said = run(masks, data, expect=2)
+
     errors = [line for line in said.splitlines() if line.startswith("evaluate.py: ")]
     assert len(errors) == 2
     assert "a.nii.gz" in errors[0]
@@ -304,15 +328,7 @@ def test_nothing_but_damaged_masks_has_no_table(run, tmp_path):
     damage(write_mask(tmp_path / "masks" / "a.nii.gz"))
     write_mask(tmp_path / "references" / "a.nii.gz")
 
-    said = run(
-        "--pred",
-        tmp_path / "masks",
-        "--ref",
-        tmp_path / "references",
-        "--out",
-        tmp_path / "r",
-        expect=2,
-    )
+    said = run(tmp_path / "masks", tmp_path / "references", out=tmp_path / "r", expect=2)
 
     assert "0 cases found, 1 left out: a (cannot be scored)" in said
     assert "Dice in %" not in said
@@ -324,12 +340,14 @@ def test_what_lacks_its_counterpart_is_refused_or_named_and_counted(run, three):
     (masks / "a.nii.gz").unlink()
     write_mask(masks / "stranger.nii.gz")
 
-    refused = run("--pred", masks, "--ref", data, expect=2)
+    refused = run(masks, data, expect=2)
+
     assert "1 case has no reference (stranger), wanted one for each" in refused
     assert "--allow-missing" in refused
     assert refused.count("\n") == 1
 
-    allowed = run("--pred", masks, "--ref", data, "--allow-missing")
+    allowed = run(masks, data, "--allow-missing")
+
     assert "2 cases found, 2 left out: a (no mask), stranger (no reference)" in allowed
     assert scores(allowed).keys() == {"b", "c", "mean"}
 
@@ -339,9 +357,7 @@ def test_masks_of_other_cases_altogether_are_refused_also_where_some_may_be_miss
     write_mask(tmp_path / "references" / "z.nii.gz")
 
     for option in ([], ["--allow-missing"]):
-        said = run(
-            "--pred", tmp_path / "masks", "--ref", tmp_path / "references", *option, expect=2
-        )
+        said = run(tmp_path / "masks", tmp_path / "references", *option, expect=2)
         assert "no case has a mask and a reference: masks of a, references of z" in said
         assert said.count("\n") == 1
 
@@ -353,21 +369,18 @@ def test_the_cases_that_the_paper_excludes_are_named_and_no_error(run, tmp_path)
         write_case(tmp_path / "data", id, image=False)
     write_mask(tmp_path / "masks" / "prediction_00001.nii.gz")
 
-    printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "data")
+    printed = run(tmp_path / "masks", tmp_path / "data")
 
     named = ", ".join(f"{id} (no mask; among the paper's excluded cases)" for id in excluded)
     assert f"1 case found, 4 left out: {named}" in printed
-    assert scores(printed).keys() == {
-        "case_00001",
-        "mean",
-    }
+    assert scores(printed).keys() == {"case_00001", "mean"}
 
 
 def test_an_excluded_case_that_has_a_mask_is_scored(run, tmp_path):
     write_case(tmp_path / "data", "case_00023", image=False)
     write_mask(tmp_path / "masks" / "prediction_00023.nii.gz")
 
-    assert "case_00023" in scores(run("--pred", tmp_path / "masks", "--ref", tmp_path / "data"))
+    assert "case_00023" in scores(run(tmp_path / "masks", tmp_path / "data"))
 
 
 def test_what_lies_among_the_references_and_is_none_is_named(run, three):
@@ -375,14 +388,16 @@ def test_what_lies_among_the_references_and_is_none_is_named(run, three):
     (data / "d").mkdir()
     (data / "d" / "segmentation.nii.gz").symlink_to("nowhere.nii.gz")
     write_image(data / "e" / "imaging.nii.gz", FULL.astype(np.int16), SPACING)
-    printed = run("--pred", masks, "--ref", data)
-    assert (
-        "3 cases found, 2 left out: d/segmentation.nii.gz (a link to nothing), e (no labels)"
-        in printed
-    )
+
+    printed = run(masks, data)
+
+    named = "d/segmentation.nii.gz (a link to nothing), e (no labels)"
+    assert f"3 cases found, 2 left out: {named}" in printed
 
     write_mask(masks / "d.nii.gz")
-    said = run("--pred", masks, "--ref", data, expect=2)
+
+    said = run(masks, data, expect=2)
+
     assert "1 case has no reference (d)" in said
     assert "left out: d/segmentation.nii.gz (a link to nothing)" in said
 
@@ -393,7 +408,7 @@ def test_what_lies_among_the_masks_and_is_none_is_named(run, three):
     (masks / "d.mha").write_text("ObjectType = Image")
     (masks / "notes.txt").write_text("not meant as a mask")
 
-    printed = run("--pred", masks, "--ref", data)
+    printed = run(masks, data)
 
     assert "3 cases found, 1 left out: d.mha (not *.nii or *.nii.gz)\n" in printed
     assert scores(printed).keys() == {"a", "b", "c", "mean"}
@@ -403,7 +418,7 @@ def test_a_mask_of_another_format_is_named_where_its_case_lacks_one(run, three):
     masks, data = three
     (masks / "a.nii.gz").rename(masks / "a.mha")
 
-    said = run("--pred", masks, "--ref", data, expect=2)
+    said = run(masks, data, expect=2)
 
     assert "have no mask (a)" in said or "has no mask (a)" in said
     assert "; left out: a.mha (not *.nii or *.nii.gz); --allow-missing" in said
@@ -413,7 +428,7 @@ def test_what_lies_in_a_scored_kits19_folder_and_is_no_case_is_named(run, three)
     _, data = three
     (data / "d.mha").write_text("ObjectType = Image")
 
-    printed = run("--pred", data, "--ref", data)
+    printed = run(data, data)
 
     assert "3 cases found, 1 left out: d.mha (not *.nii or *.nii.gz)\n" in printed
 
@@ -423,7 +438,7 @@ def test_a_link_to_nothing_among_the_masks_counts_once(run, three):
     (masks / "b.nii.gz").unlink()
     (masks / "b.nii.gz").symlink_to("nowhere.nii.gz")
 
-    said = run("--pred", masks, "--ref", data, expect=2)
+    said = run(masks, data, expect=2)
 
     assert "2 cases found, 1 left out: b (cannot be scored)\n" in said
 
@@ -432,13 +447,15 @@ def test_the_probabilities_beside_the_masks_are_not_left_out(run, three):
     masks, data = three
     write_mask(masks / "probabilities" / "a_kidney.nii.gz")
 
-    assert "3 cases found\n" in run("--pred", masks, "--ref", data)
+    assert "3 cases found\n" in run(masks, data)
 
 
 def test_a_link_to_nothing_among_flat_references_is_named(run, three):
     masks, _ = three
     (masks / "z.nii.gz").symlink_to("nowhere.nii.gz")
-    said = run("--pred", masks.parent / "masks", "--ref", masks, expect=2)
+
+    said = run(masks.parent / "masks", masks, expect=2)
+
     assert "z" in said
     assert "Traceback" not in said
 
@@ -469,19 +486,18 @@ def distort(path, kind):
 )
 def test_an_image_that_cannot_be_used_costs_its_picture_alone(run, three, tmp_path, kind, told):
     masks, data = three
-    sound = scores(run("--pred", masks, "--ref", data))
+    sound = scores(run(masks, data))
     distort(data / "b" / "imaging.nii.gz", kind)
 
-    assert scores(run("--pred", masks, "--ref", data)) == sound
-    printed = run("--pred", masks, "--ref", data, "--out", tmp_path / "report")
+    assert scores(run(masks, data)) == sound
+
+    printed = run(masks, data, out=tmp_path / "report")
 
     assert scores(printed) == sound
     assert "warning: 1 of 3 pictures left out: b (" in printed
     assert told in printed
-    assert sorted(path.name for path in (tmp_path / "report" / "overlays").iterdir()) == [
-        "a.png",
-        "c.png",
-    ]
+    pictures = sorted(path.name for path in (tmp_path / "report" / "overlays").iterdir())
+    assert pictures == ["a.png", "c.png"]
 
 
 @pytest.fixture
@@ -510,7 +526,7 @@ def test_a_picture_shows_the_slice_of_most_tumor_and_the_one_of_most_errors(run,
     write_case(tmp_path / "data", "a", reference)
     write_mask(tmp_path / "masks" / "a.nii.gz", mask)
 
-    run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
+    run(tmp_path / "masks", tmp_path / "data", out=tmp_path / "report")
 
     (figure,) = drawn
     image = np.linspace(-300, 300, reference.size).reshape(reference.shape).astype(np.int16)
@@ -534,7 +550,7 @@ def test_without_a_tumor_the_slice_of_most_kidney_is_drawn(run, tmp_path, drawn)
     write_case(tmp_path / "data", "a", PLAIN, image=False)
     write_mask(tmp_path / "masks" / "a.nii.gz", PLAIN)
 
-    run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
+    run(tmp_path / "masks", tmp_path / "data", out=tmp_path / "report")
 
     assert drawn[0].axes[0].get_title() == "slice 0: most kidney"
     assert "of tumor (red) -;" in drawn[0].get_suptitle()
@@ -546,9 +562,7 @@ def test_volumes_of_one_voxel_in_a_direction_are_scored(run, tmp_path, shape):
     write_case(tmp_path / "data", "a", voxels)
     write_mask(tmp_path / "masks" / "a.nii.gz", voxels)
 
-    printed = run(
-        "--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report"
-    )
+    printed = run(tmp_path / "masks", tmp_path / "data", out=tmp_path / "report")
 
     assert scores(printed)["a"] == ["100.00", "-", "-"]
     is_drawn = (tmp_path / "report" / "overlays" / "a.png").exists()
@@ -560,7 +574,7 @@ def test_a_volume_that_is_all_kidney_is_drawn_without_contours(run, tmp_path, dr
     write_case(tmp_path / "data", "a", np.ones((3, 4, 5), np.uint8))
     write_mask(tmp_path / "masks" / "a.nii.gz")
 
-    run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
+    run(tmp_path / "masks", tmp_path / "data", out=tmp_path / "report")
 
     assert len(drawn[0].axes[0].collections) == 2  # the mask's kidney and tumor
     assert not recwarn.list
@@ -571,9 +585,7 @@ def test_any_name_is_scored_and_drawn(run, tmp_path, name):
     write_case(tmp_path / "data", name)
     write_mask(tmp_path / "masks" / f"{name}.nii.gz")
 
-    printed = run(
-        "--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report"
-    )
+    printed = run(tmp_path / "masks", tmp_path / "data", out=tmp_path / "report")
 
     assert "100.00" in printed
     assert "warning" not in printed
@@ -593,6 +605,8 @@ def test_any_name_is_scored_and_drawn(run, tmp_path, name):
 def test_matplotlib_that_cannot_be_imported_costs_the_pictures_alone(
     run, three, tmp_path, monkeypatch, error
 ):
+    masks, data = three
+
     class Broken:
         def find_spec(self, name, path=None, target=None):
             if name.split(".")[0] == "matplotlib":
@@ -602,25 +616,25 @@ def test_matplotlib_that_cannot_be_imported_costs_the_pictures_alone(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
 
-    printed = run("--pred", three[0], "--ref", three[1], "--out", tmp_path / "report")
+    printed = run(masks, data, out=tmp_path / "report")
 
     assert scores(printed)["a"] == ["100.00"] * 3
     told = str(error).splitlines()[0]
     assert warnings(printed) == [f"warning: no pictures: matplotlib cannot be imported ({told})"]
     assert "Traceback" not in printed
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "cases.csv",
-        "summary.json",
-    ]
+    written = sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert written == ["cases.csv", "summary.json"]
 
 
 def test_an_error_of_many_lines_is_a_warning_of_one(run, evaluate, three, tmp_path, monkeypatch):
+    masks, data = three
+
     def draw_overlay(path, *_):
         raise ValueError("\nno such letter\nx = $a\n    ^" if path.name == "a.png" else "")
 
     monkeypatch.setattr(evaluate, "draw_overlay", draw_overlay)
 
-    printed = run("--pred", three[0], "--ref", three[1], "--out", tmp_path / "report")
+    printed = run(masks, data, out=tmp_path / "report")
 
     (warning,) = warnings(printed)
     assert warning == (
@@ -634,9 +648,7 @@ def test_a_name_that_matplotlib_cannot_write_is_a_warning_of_one_line(run, tmp_p
     write_case(tmp_path / "data", "患者")
     write_mask(tmp_path / "masks" / "患者.nii.gz")
 
-    printed = run(
-        "--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report"
-    )
+    printed = run(tmp_path / "masks", tmp_path / "data", out=tmp_path / "report")
 
     (warning,) = warnings(printed)
     assert warning.startswith("warning: 1 of 1 pictures may lack something: 患者 (Glyph 24739 ")
@@ -647,24 +659,15 @@ def test_a_name_that_matplotlib_cannot_write_is_a_warning_of_one_line(run, tmp_p
 
 def test_scores_are_written_before_any_picture(run, evaluate, three, tmp_path, monkeypatch, capsys):
     """Whatever ends the process while it draws."""
+    masks, data = three
 
     def ended(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluate, "draw_overlay", ended)
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "evaluate.py",
-            "--pred",
-            str(three[0]),
-            "--ref",
-            str(three[1]),
-            "--out",
-            str(tmp_path / "report"),
-        ],
-    )
+    arguments = ["--pred", masks, "--ref", data, "--out", tmp_path / "report"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+
     with pytest.raises(KeyboardInterrupt):
         evaluate.main()
 
@@ -676,20 +679,17 @@ def test_scores_are_written_before_any_picture(run, evaluate, three, tmp_path, m
 def test_a_report_that_cannot_be_written_is_a_warning_after_the_scores(run, three, tmp_path):
     masks, data = three
     (tmp_path / "file").write_text("in the way")
-    sound = scores(run("--pred", masks, "--ref", data))
+    sound = scores(run(masks, data))
 
-    printed = run("--pred", masks, "--ref", data, "--out", tmp_path / "file")
+    printed = run(masks, data, out=tmp_path / "file")
 
     assert scores(printed) == sound
     assert (tmp_path / "file").read_text() == "in the way"
     for name in ("cases.csv", "summary.json"):
         assert f"warning: {tmp_path / 'file' / name}: not written (" in printed
+
     assert "warning: 3 of 3 pictures left out" in printed
     assert printed.index("mean") < printed.index("warning")
-
-
-def warnings(printed):
-    return [line for line in printed.splitlines() if line.startswith("warning")]
 
 
 @pytest.mark.parametrize(
@@ -709,9 +709,10 @@ def warnings(printed):
     ],
 )
 def test_a_prediction_json_of_another_tool_costs_no_score(run, three, content):
-    (three[0] / "prediction.json").write_bytes(content.encode("latin-1"))
+    masks, data = three
+    (masks / "prediction.json").write_bytes(content.encode("latin-1"))
 
-    printed = run("--pred", three[0], "--ref", three[1])
+    printed = run(masks, data)
 
     assert scores(printed)["a"] == ["100.00"] * 3
     (warning,) = warnings(printed)
@@ -721,13 +722,20 @@ def test_a_prediction_json_of_another_tool_costs_no_score(run, three, content):
 
 @pytest.mark.parametrize("crossed", [False, True])
 def test_networks_that_were_trained_on_a_scored_case_are_a_warning(run, three, crossed):
-    about = {"cross_validation": crossed, "trained_on": ["a", "c", "elsewhere"], "networks": []}
-    (three[0] / "prediction.json").write_text(json.dumps(about))
-    (warning,) = warnings(run("--pred", three[0], "--ref", three[1]))
-    assert warning == f"warning: {three[0]}: its networks were trained on 2 of these cases (a, c)"
+    masks, data = three
+    write_record(masks, cross_validation=crossed, trained_on=["a", "c", "elsewhere"])
 
-    (three[0] / "prediction.json").write_text(json.dumps({**about, "trained_on": ["elsewhere"]}))
-    assert not warnings(run("--pred", three[0], "--ref", three[1]))
+    (warning,) = warnings(run(masks, data))
+
+    assert warning == f"warning: {masks}: its networks were trained on 2 of these cases (a, c)"
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_networks_that_were_trained_on_other_cases_are_no_warning(run, three, crossed):
+    masks, data = three
+    write_record(masks, cross_validation=crossed, trained_on=["elsewhere"])
+
+    assert not warnings(run(masks, data))
 
 
 def test_a_training_case_is_known_by_its_mask_too(run, tmp_path):
@@ -735,31 +743,35 @@ def test_a_training_case_is_known_by_its_mask_too(run, tmp_path):
     for folder, name in (("masks", "prediction_00003"), ("references", "case_00003")):
         write_mask(tmp_path / folder / f"{name}.nii.gz")
     for id in ("prediction_00003", "case_00003"):
-        (tmp_path / "masks" / "prediction.json").write_text(json.dumps({"trained_on": [id]}))
-        printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "references")
+        write_record(tmp_path / "masks", trained_on=[id])
+        printed = run(tmp_path / "masks", tmp_path / "references")
         assert "were trained on 1 of these cases (case_00003)" in printed
 
 
 def test_unfinished_networks_are_a_warning(run, three):
+    masks, data = three
     networks = [
         {"arch": "plain", "fold": "0", "epoch": 1000, "epochs": 1000},
         {"arch": "plain", "fold": "1", "epoch": 22, "epochs": 1000},
         {"arch": "plain", "fold": "2"},
         5,
     ]
-    (three[0] / "prediction.json").write_text(json.dumps({"trained_on": [], "networks": networks}))
-    (warning,) = warnings(run("--pred", three[0], "--ref", three[1]))
+    write_record(masks, networks=networks)
+
+    (warning,) = warnings(run(masks, data))
+
     assert warning == (
-        f"warning: {three[0]}: 1 of its networks was not trained to the end "
+        f"warning: {masks}: 1 of its networks was not trained to the end "
         "(plain fold 1: epoch 22 of 1000)"
     )
 
 
 def test_two_unfinished_networks_were_not_trained_to_the_end(run, three):
+    masks, data = three
     networks = [{"arch": "plain", "fold": fold, "epoch": 2, "epochs": 9} for fold in "01"]
-    (three[0] / "prediction.json").write_text(json.dumps({"trained_on": [], "networks": networks}))
+    write_record(masks, networks=networks)
 
-    (warning,) = warnings(run("--pred", three[0], "--ref", three[1]))
+    (warning,) = warnings(run(masks, data))
 
     assert "2 of its networks were not trained to the end (plain fold 0: epoch 2 of 9, " in warning
 
@@ -768,68 +780,69 @@ def test_one_case_that_all_have_is_one(run, tmp_path):
     for folder in ("references", "one", "other"):
         write_mask(tmp_path / folder / "a.nii.gz")
 
-    said = run("--pred", tmp_path / "one", tmp_path / "other", "--ref", tmp_path / "references")
+    said = run([tmp_path / "one", tmp_path / "other"], tmp_path / "references")
 
     assert "\nThe 1 case that all have, best first" in said
 
 
 def test_a_mask_that_prediction_json_does_not_name_is_a_warning(run, three):
-    about = {"trained_on": [], "networks": [], "scans": {"a.nii.gz": {}, "c.nii.gz": {}}}
-    (three[0] / "prediction.json").write_text(json.dumps(about))
-    (warning,) = warnings(run("--pred", three[0], "--ref", three[1]))
-    assert (
-        "prediction.json: says nothing of 1 of these masks (b.nii.gz); whether the networks"
-        in warning
-    )
+    masks, data = three
+    write_record(masks, networks=[], scans={"a.nii.gz": {}, "c.nii.gz": {}})
+
+    (warning,) = warnings(run(masks, data))
+
+    told = "prediction.json: says nothing of 1 of these masks (b.nii.gz); whether the networks"
+    assert told in warning
 
 
 def test_one_mask_file_is_scored_and_its_prediction_json_read(run, three):
-    (three[0] / "prediction.json").write_text(json.dumps({"trained_on": ["b"]}))
-    printed = run("--pred", three[0] / "b.nii.gz", "--ref", three[1], "--allow-missing")
+    masks, data = three
+    write_record(masks, trained_on=["b"])
+
+    printed = run(masks / "b.nii.gz", data, "--allow-missing")
+
     assert "1 case found, 2 left out: a (no mask), c (no mask)" in printed
     assert "b" in scores(printed)
     assert "were trained on 1 of these cases (b)" in printed
 
 
 def test_masks_without_a_prediction_json_are_scored_without_a_word(run, three):
-    assert not warnings(run("--pred", three[0], "--ref", three[1]))
+    masks, data = three
+    assert not warnings(run(masks, data))
 
 
 @pytest.mark.parametrize("which", ["mask", "reference", "image"])
 def test_the_frame_can_be_chosen_for_masks_references_and_images(run, tmp_path, which):
     """pixdim of 1 mm beside the right sform, as some tools write it."""
-    write_case(tmp_path / "data", "a")
-    mask = write_mask(tmp_path / "masks" / "a.nii.gz")
+    masks, data, out = tmp_path / "masks", tmp_path / "data", tmp_path / "report"
+    write_case(data, "a")
+    write_mask(masks / "a.nii.gz")
     path = {
-        "mask": mask,
-        "reference": tmp_path / "data" / "a" / "segmentation.nii.gz",
-        "image": tmp_path / "data" / "a" / "imaging.nii.gz",
+        "mask": masks / "a.nii.gz",
+        "reference": data / "a" / "segmentation.nii.gz",
+        "image": data / "a" / "imaging.nii.gz",
     }[which]
     stored = nib.load(path)
     write_mask(path, np.asarray(stored.dataobj), pixdim=[1, 1, 1, 1, 0, 0, 0, 0])
-    arguments = (
-        "--pred",
-        tmp_path / "masks",
-        "--ref",
-        tmp_path / "data",
-        "--out",
-        tmp_path / "report",
-    )
 
-    said = run(*arguments, expect=0 if which == "image" else 2)
+    said = run(masks, data, out=out, expect=0 if which == "image" else 2)
+
     assert "pixdim" in said
     assert "--affine sform" in said
-    assert ("mean" in said) == (which == "image")
+    assert ("mean" in said) == (which == "image")  # an image costs its picture alone
     for options in (["--affine", "sform"], ["--assume-spacing", 3, 1.5, 1]):
-        printed = run(*arguments, *options)
+        printed = run(masks, data, *options, out=out)
         assert scores(printed)["a"] == ["100.00"] * 3
         assert not warnings(printed)
 
 
 def test_the_limit_of_voxels_can_be_chosen(run, three):
-    said = run("--pred", three[0], "--ref", three[1], "--max-voxels", 59, expect=2)
+    masks, data = three
+
+    said = run(masks, data, "--max-voxels", 59, expect=2)
+
     assert "more than 59 voxels" in said
-    assert "100.00" in run("--pred", three[0], "--ref", three[1], "--max-voxels", 60)
+    assert "100.00" in run(masks, data, "--max-voxels", 60)
 
 
 @pytest.mark.parametrize(
@@ -843,7 +856,8 @@ def test_the_limit_of_voxels_can_be_chosen(run, three):
     ],
 )
 def test_options_that_cannot_be_are_refused(run, three, options, told):
-    assert told in run("--pred", three[0], "--ref", three[1], *options, expect=2)
+    masks, data = three
+    assert told in run(masks, data, *options, expect=2)
 
 
 def test_several_systems_are_compared_on_what_all_have(run, three, tmp_path):
@@ -852,16 +866,7 @@ def test_several_systems_are_compared_on_what_all_have(run, three, tmp_path):
         write_mask(tmp_path / "residual" / f"{id}.nii.gz", HALF)
     damage(tmp_path / "residual" / "b.nii.gz")
 
-    said = run(
-        "--pred",
-        masks,
-        tmp_path / "residual",
-        "--ref",
-        data,
-        "--out",
-        tmp_path / "report",
-        expect=2,
-    )
+    said = run([masks, tmp_path / "residual"], data, out=tmp_path / "report", expect=2)
 
     assert "The 2 cases that all have, best first; p: sign flips, paired, Holm" in said
     compared = json.loads((tmp_path / "report" / "comparison.json").read_text())
@@ -881,16 +886,7 @@ def test_one_folder_that_cannot_be_scored_does_not_cost_the_others(run, three, t
     for id in "abc":
         write_mask(tmp_path / "good" / f"{id}.nii.gz", FULL)
 
-    said = run(
-        "--pred",
-        tmp_path / "lacking",
-        tmp_path / "none",
-        masks,
-        tmp_path / "good",
-        "--ref",
-        data,
-        expect=2,
-    )
+    said = run([tmp_path / "lacking", tmp_path / "none", masks, tmp_path / "good"], data, expect=2)
 
     assert "lacking: 2 cases have no mask (b, c)" in said
     assert "none: no" in said
@@ -907,7 +903,7 @@ def test_a_folder_of_damaged_masks_alone_does_not_cost_the_others_their_comparis
         write_mask(tmp_path / "good" / f"{id}.nii.gz", FULL)
         damage(write_mask(tmp_path / "damaged" / f"{id}.nii.gz", FULL))
 
-    said = run("--pred", tmp_path / "damaged", masks, tmp_path / "good", "--ref", data, expect=2)
+    said = run([tmp_path / "damaged", masks, tmp_path / "good"], data, expect=2)
 
     assert "The 3 cases that all have" in said
     assert "good - masks" in said
@@ -920,14 +916,10 @@ def test_systems_without_a_common_case_are_an_error_without_a_number(run, tmp_pa
         write_mask(tmp_path / f"masks_{id}" / f"{id}.nii.gz")
 
     said = run(
-        "--pred",
-        tmp_path / "masks_a",
-        tmp_path / "masks_b",
-        "--ref",
+        [tmp_path / "masks_a", tmp_path / "masks_b"],
         tmp_path / "references",
         "--allow-missing",
-        "--out",
-        tmp_path / "report",
+        out=tmp_path / "report",
         expect=2,
     )
 
@@ -940,23 +932,33 @@ def test_systems_without_a_common_case_are_an_error_without_a_number(run, tmp_pa
 
 
 def test_folders_of_one_name_are_refused(run, three, tmp_path):
-    said = run("--pred", three[0], tmp_path / "x" / "masks", "--ref", three[1], expect=2)
+    masks, data = three
+
+    said = run([masks, tmp_path / "x" / "masks"], data, expect=2)
+
     assert "several folders of one name" in said
     assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("missing", ["--pred", "--ref"])
 def test_a_folder_that_is_not_there_is_an_error_of_one_line(run, three, tmp_path, missing):
-    places = {"--pred": three[0], "--ref": three[1], missing: tmp_path / "nowhere"}
-    said = run(*[word for pair in places.items() for word in pair], expect=2)
+    masks, data = three
+    if missing == "--pred":
+        masks = tmp_path / "nowhere"
+    else:
+        data = tmp_path / "nowhere"
+
+    said = run(masks, data, expect=2)
+
     assert said.startswith("evaluate.py: ")
     assert "nowhere: no such file or folder" in said
     assert said.count("\n") == 1
 
 
-def test_a_tilde_is_the_home_folder(run, three, tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(command, three, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    run("--pred=~/masks", "--ref=~/data", "--out=~/report")
+    command("--pred=~/masks", "--ref=~/data", "--out=~/report")
+
     assert (tmp_path / "report" / "cases.csv").exists()
 
 
@@ -1000,43 +1002,48 @@ def test_a_picture_has_soft_tissues_window_and_its_titles_colours_and_lines(run,
     write_case(tmp_path / "data", "a", reference)
     write_mask(tmp_path / "masks" / "a.nii.gz", reference)
 
-    run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
+    run(tmp_path / "masks", tmp_path / "data", out=tmp_path / "report")
 
     axes = drawn[0].axes[0]
     assert axes.images[0].get_clim() == (-160, 300)
     colours = [tuple(each.get_edgecolor()[0]) for each in axes.collections]
     assert colours == [to_rgba("tab:cyan"), to_rgba("tab:red")] * 2
-    assert [each.get_linestyle()[0][1] is None for each in axes.collections] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    solid = [each.get_linestyle()[0][1] is None for each in axes.collections]
+    assert solid == [True, True, False, False]
 
 
 def test_the_slice_of_most_kidney_is_drawn_where_the_mask_alone_has_a_tumor(run, tmp_path, drawn):
     write_case(tmp_path / "data", "a", PLAIN, image=False)
     write_mask(tmp_path / "masks" / "a.nii.gz", FULL)
-    run("--pred", tmp_path / "masks", "--ref", tmp_path / "data", "--out", tmp_path / "report")
+
+    run(tmp_path / "masks", tmp_path / "data", out=tmp_path / "report")
+
     assert drawn[0].axes[0].get_title() == "slice 0: most kidney"
 
 
 def test_a_network_that_lacks_one_epoch_is_unfinished(run, three):
+    masks, data = three
     networks = [{"arch": "plain", "fold": "0", "epoch": 999, "epochs": 1000}]
-    (three[0] / "prediction.json").write_text(json.dumps({"trained_on": [], "networks": networks}))
-    assert "(plain fold 0: epoch 999 of 1000)" in run("--pred", three[0], "--ref", three[1])
+    write_record(masks, networks=networks)
+
+    assert "(plain fold 0: epoch 999 of 1000)" in run(masks, data)
 
 
 def test_what_lies_among_flat_references_and_is_none_is_left_out_by_name(run, three, tmp_path):
-    shutil.copytree(three[0], tmp_path / "flat")
+    masks, _ = three
+    shutil.copytree(masks, tmp_path / "flat")
     (tmp_path / "flat" / "z.nii.gz").symlink_to("nowhere.nii.gz")
-    printed = run("--pred", three[0], "--ref", tmp_path / "flat")
+
+    printed = run(masks, tmp_path / "flat")
+
     assert "3 cases found, 1 left out: z.nii.gz (a link to nothing)" in printed
 
 
 def test_an_excluded_case_that_is_scored_is_not_left_out(run, tmp_path):
     write_case(tmp_path / "data", "case_00023", image=False)
     write_mask(tmp_path / "masks" / "prediction_00023.nii.gz")
-    printed = run("--pred", tmp_path / "masks", "--ref", tmp_path / "data")
+
+    printed = run(tmp_path / "masks", tmp_path / "data")
+
     assert "1 case found" in printed
     assert "left out" not in printed
