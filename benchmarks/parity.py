@@ -28,7 +28,7 @@ from skimage.transform import resize
 
 from minikits import augmentation as ours
 from minikits.augmentation import generator_for
-from minikits.cases import PreparedCase, five_folds
+from minikits.cases import five_folds
 from minikits.evaluation import kits_dice
 from minikits.losses import downsampled, head_weights, segmentation_loss
 from minikits.nifti import read_labels
@@ -43,7 +43,7 @@ from minikits.preprocessing import (
     resampled_shape,
 )
 from minikits.resampling import resample_labels
-from minikits.sampling import draw_start
+from minikits.sampling import PreparedCase, draw_start
 from minikits.training import Progress, sgd, train_epoch
 from minikits.unet import build_unet
 from minikits.volumes import Volume

@@ -28,6 +28,7 @@ from minikits.nifti import read_labels, read_volume
 from minikits.paper import CLASSES, FOLD_SEED, FOLDS
 from minikits.preprocessing import prepare_image, prepare_labels, resampled_shape
 from minikits.recipe import Recipe
+from minikits.sampling import PreparedCase
 from minikits.volumes import Volume
 
 KITS19 = {"imaging": "image", "segmentation": "labels"}  # the files of a case's folder
@@ -66,19 +67,6 @@ class Found:
             return found
 
         return f"{found}, {len(self.left_out)} left out: {_some(self.left_out)}"
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedCase:
-    """image (Z, Y, X) float16 normalised, labels (Z, Y, X) uint8; foreground: flat indices of each
-    structure. checksum: of the voxels that the case was made of and of how it was prepared, so that
-    it is the same on every computer; "" for a case that is not from the cache."""
-
-    id: str
-    image: torch.Tensor
-    labels: torch.Tensor
-    foreground: tuple
-    checksum: str = ""
 
 
 def nifti_name(path: Path) -> str | None:

@@ -6,6 +6,7 @@ cases live."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from operator import index
 from typing import Any
 
@@ -13,11 +14,23 @@ import numpy as np
 import torch
 
 from minikits.augmentation import augment, change_geometry, check_pair, generator_for
-from minikits.cases import PreparedCase
 from minikits.paper import CLASSES
 from minikits.recipe import Recipe
 
 VALUES = range(len(CLASSES))  # of a prepared case's labels
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """image (Z, Y, X) float16 normalised, labels (Z, Y, X) uint8; foreground: flat indices of each
+    structure. checksum: of the voxels that the case was made of and of how it was prepared, so that
+    it is the same on every computer; "" for a case that is not from the cache."""
+
+    id: str
+    image: torch.Tensor
+    labels: torch.Tensor
+    foreground: tuple
+    checksum: str = ""
 
 
 def draw_batch(

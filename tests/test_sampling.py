@@ -11,10 +11,9 @@ from conftest import TINY
 from scipy.stats import chisquare
 
 from minikits.augmentation import augment, generator_for
-from minikits.cases import PreparedCase
 from minikits.geometry import cut
 from minikits.paper import PAPER
-from minikits.sampling import draw_batch, draw_start, fetch_ahead
+from minikits.sampling import PreparedCase, draw_batch, draw_start, fetch_ahead
 
 
 def case_of(shape, voxels=(), tumor=(), id="a"):
