@@ -66,7 +66,7 @@ def random_geometry(
 ) -> Pair:
     """Rotation about all three axes and scaling, each with its probability, in one resampling; else
     a plain cut. options: as of `change_geometry`."""
-    angles = (0.0, 0.0, 0.0)
+    angles: tuple[float, ...] = (0.0, 0.0, 0.0)
     if happens(recipe.rotation_probability, generator):
         limit = math.radians(recipe.rotation_degrees)
         angles = tuple(uniform(-limit, limit, generator) for _ in range(3))
@@ -81,7 +81,7 @@ def random_geometry(
 def change_geometry(
     image: torch.Tensor,
     labels: torch.Tensor,
-    angles: tuple[float, float, float],
+    angles: tuple[float, ...],
     scale: float,
     *,
     start: tuple[int, ...] = (0, 0, 0),

@@ -4,6 +4,7 @@ All that decides where to read is computed on the computer, in numpy; the readin
 volume is, on any device, without waiting for it. Places are in voxels, along Z, Y, X."""
 
 import math
+from collections.abc import Iterable
 from operator import index
 
 import numpy as np
@@ -81,7 +82,7 @@ def read_linearly(volumes: torch.Tensor, places: list[torch.Tensor]) -> torch.Te
 
 
 def read_labels_linearly(
-    labels: torch.Tensor, places: list[torch.Tensor], values: list[int]
+    labels: torch.Tensor, places: list[torch.Tensor], values: Iterable[int]
 ) -> torch.Tensor:
     """(Z, Y, X) integer labels, read at places of a patch's shape: the label whose 0/1 mask, read
     linearly, is the largest; of equally large ones the lowest. Beyond the volume is background, 0.

@@ -325,6 +325,7 @@ def write_around_labels(
 
     failed = []
     for number, case in enumerate(chosen):
+        assert case.labels is not None  # chosen for it
         try:
             volume = read_labels(case.labels, affine=affine, assume_spacing=assume_spacing)
         except (ValueError, OSError) as error:

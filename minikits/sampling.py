@@ -124,7 +124,7 @@ def bounds_of_start(side: int, length: int) -> tuple[int, int]:
 
 
 def fetch_ahead(
-    draw: Callable, iterations: Iterable[int], device: torch.device | None = None
+    draw: Callable, iterations: Iterable, device: torch.device | None = None
 ) -> Iterator:
     """draw(i) for each i in order; one thread draws the next while the current one is used.
 

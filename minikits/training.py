@@ -31,6 +31,7 @@ def sgd(network: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
     The coarsest of several heads has no weight in the loss: it is frozen, so that processes that
     share a batch do not wait for its gradient."""
+    # pyrefly: ignore[bad-argument-type]  # torch does not say that heads is a list
     several = len(network.heads) > 1
     network.heads[0].requires_grad_(not several)
 
