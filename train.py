@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from minikits.cases import PreparedCase, five_folds, look_for_training_cases, prepare, read_folds
+from minikits.cases import five_folds, look_for_training_cases, prepare, read_folds
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.devices import (
     Machine,
@@ -47,7 +48,7 @@ from minikits.paper import ARCHITECTURES, DEMO, PAPER, code_departures, recipe_f
 from minikits.paper import departures as recipe_departures
 from minikits.recipe import Recipe
 from minikits.reports import draw_curve, write_log
-from minikits.sampling import draw_batch
+from minikits.sampling import PreparedCase, draw_batch
 from minikits.training import Progress, sgd, train_epoch
 from minikits.unet import build_unet
 
@@ -387,6 +388,7 @@ def prepare_once(
             affine=arguments.affine,
             assume_spacing=arguments.assume_spacing,
             stop=stop.told,
+            say=partial(print, flush=True),
         )
 
     cases = None

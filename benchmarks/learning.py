@@ -129,7 +129,7 @@ def main():
     folder, names, seeds = arguments.folder.resolve(), arguments.variants, range(arguments.seeds)
     recipe = replace(DEMO, epochs=arguments.epochs)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe)))
-    prepare(folder / "data", folder / "prepared", recipe)
+    prepare(folder / "data", folder / "prepared", recipe, say=print)
     runs = [(name, seed) for seed in seeds for name in names]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(runs, pool.map(lambda run: train_once(folder, *run), runs)))

@@ -117,7 +117,7 @@ def train_once(folder, arch, precision, out):
     recipe = replace(DEMO, patch=(16, 32, 32))
     sums = {}
     with tempfile.TemporaryDirectory() as cache:
-        cases = prepare(folder, cache, recipe)
+        cases = prepare(folder, cache, recipe, say=print)
         sums["prepared cases"] = sum_of(
             [part for case in cases for part in (case.image, case.labels)]
         )

@@ -73,7 +73,7 @@ def main():
         given = ["--labels", arguments.labels] if arguments.labels.is_dir() else ["--cases", 25]
         run("-m", "minikits.phantoms", "--out", data.resolve(), *given)
     (out / "recipe.json").write_text(json.dumps(asdict(recipe)))
-    prepare(data, runs / "prepared", recipe)
+    prepare(data, runs / "prepared", recipe, say=print)
     out, data, runs, masks = (path.resolve() for path in (out, data, runs, masks))
     with ThreadPoolExecutor(arguments.jobs) as jobs:
         list(

@@ -14,15 +14,15 @@ import shutil
 import stat
 import time
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from minikits.cache import identity, load_entry, read_description, save_entry
 from minikits.doubts import doubts
-from minikits.files import place_beside, read_json, remove_leftovers
+from minikits.files import read_json, remove_leftovers
 from minikits.frames import check_same_grid
 from minikits.nifti import read_labels, read_volume
 from minikits.paper import CLASSES, FOLD_SEED, FOLDS
@@ -38,8 +38,6 @@ NAMED_AT_MOST = 20  # of what is left out, in one line
 LEVELS_DOWN = 3  # how far down a folder without cases is searched for NIfTI files
 CACHE_FORMAT = 2  # raised when what is written to the cache changes
 KEPT = ("image", "labels", *CLASSES[1:])  # the arrays of an entry of the cache
-BLOCK_BYTES = 1 << 20  # that are summed at once
-TAIL_BYTES = 4096  # of a source, in what tells whether it was replaced
 MOST_RESAMPLED_VOXELS = 500_000_000  # a body of 2 m x 0.5 m x 0.5 m at 1 mm: 1.5 GB as it is kept
 
 
@@ -93,12 +91,12 @@ def _id_of_labels(name, known):
     return name if name in known else _without_channel(name)
 
 
-def find_cases(source) -> list[Case]:
+def find_cases(source: str | Path) -> list[Case]:
     """The cases of `look_for_cases`, without what was left out."""
     return look_for_cases(source).cases
 
 
-def look_for_cases(source) -> Found:
+def look_for_cases(source: str | Path) -> Found:
     """The cases of a NIfTI file, a flat folder of them (all images), or a folder of either layout.
     FileNotFoundError where there is no `source`. ValueError where it has no case, two files for the
     same case, or files beside folders of cases, since some of them are there by mistake."""
@@ -304,7 +302,7 @@ def mask_name(case: Case) -> str:
     return case.id
 
 
-def find_masks(folder, *, ids: Collection[str] = ()) -> dict[str, Path]:
+def find_masks(folder: str | Path, *, ids: Collection[str] = ()) -> dict[str, Path]:
     """{case id: mask file} of a flat folder of masks, or of one file. `prediction_00210` stands for
     `case_00210`, and `a_0000` for `a`, unless it is itself among `ids`, those of the references.
     FileNotFoundError where there is no such folder, ValueError where it has no mask, or two for a
@@ -334,15 +332,16 @@ def excluded_ids(recipe: Recipe) -> set[str]:
     return {f"case_{number:05d}" for number in recipe.excluded_cases}
 
 
-def training_cases(folder, recipe) -> list[Case]:
+def training_cases(folder: str | Path, recipe: Recipe) -> list[Case]:
     """The cases of `look_for_training_cases`, without what was left out."""
     return look_for_training_cases(folder, recipe).cases
 
 
-def look_for_training_cases(folder, recipe) -> Found:
+def look_for_training_cases(folder: str | Path, recipe: Recipe) -> Found:
     """The labelled cases of a folder less those the recipe leaves out. ValueError where labels have
     no image, since without such a case the folds are others, and where nothing is labelled."""
-    found, excluded = look_for_cases(folder), excluded_ids(recipe)
+    found = look_for_cases(folder)
+    excluded = excluded_ids(recipe)
     cases, by_number, unlabelled, missing = [], [], [], []
     for case in found.cases:
         if case.id in excluded:
@@ -369,18 +368,24 @@ def look_for_training_cases(folder, recipe) -> Found:
     return Found(cases, left_out)
 
 
-def five_folds(case_ids):
+def five_folds(case_ids: Collection[str]) -> list[tuple[list[str], list[str]]]:
     """Five (train, validation) pairs of sorted id lists; every id is in one validation list.
-    The sorted ids are shuffled and cut into consecutive blocks, the longer ones first: scikit-learn's
-    KFold(5, shuffle=True, random_state=12345), as nnU-Net v1 calls it."""
+
+    The sorted ids are shuffled and cut into consecutive blocks, the longer ones first:
+    scikit-learn's KFold(5, shuffle=True, random_state=12345), as nnU-Net v1 calls it."""
     ids = sorted(case_ids)
     if len(ids) < FOLDS:
         found = "case found" if len(ids) == 1 else "cases found"
         raise ValueError(
             f"{len(ids)} {found}, wanted at least {FOLDS} for {FOLDS} folds; use --fold all"
         )
-    blocks = np.array_split(np.random.RandomState(FOLD_SEED).permutation(ids), FOLDS)
-    return [(sorted({*ids} - {*block}), sorted(block)) for block in map(np.ndarray.tolist, blocks)]
+    shuffled = np.random.RandomState(FOLD_SEED).permutation(ids)
+    folds = []
+    for block in np.array_split(shuffled, FOLDS):
+        validation = sorted(block.tolist())
+        train = sorted(set(ids) - set(validation))
+        folds.append((train, validation))
+    return folds
 
 
 def read_folds(
@@ -434,7 +439,7 @@ class _Made:
 @dataclass(frozen=True, eq=False)
 class _Entry:
     """A case in the cache: its folder, and what its contents follow from. numbers: those of the
-    preparation; reading: the options of `read_volume`; files: `_identity` of image and labels."""
+    preparation; reading: the options of `read_volume`; files: `identity` of image and labels."""
 
     case: Case
     place: Path
@@ -444,37 +449,41 @@ class _Entry:
 
 
 def prepare(
-    folder,
-    cache,
-    recipe,
+    folder: str | Path,
+    cache: str | Path,
+    recipe: Recipe,
     *,
     affine: str | None = None,
-    assume_spacing: tuple | None = None,
+    assume_spacing: Sequence[float] | None = None,
     stop: Callable[[], bool] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[PreparedCase] | None:
     """The PreparedCases of a folder's training cases, sorted by id, memory-mapped, no file open.
-    What is not in `cache` yet is put there, a line each; again when a case's files (size, time of
-    change, last bytes) or the numbers of its preparation change, and where what is kept is damaged.
-    affine, assume_spacing: for files that `read_volume` would refuse. stop: says whether to stop;
-    asked before each case, and the result is None then. ValueError, once all were tried, for the
-    cases that cannot be used, a line each."""
+
+    What is not in `cache` yet is put there; again when a case's files (size, time of change, last
+    bytes) or the numbers of its preparation change, and where what is kept is damaged. affine,
+    assume_spacing: for files that `read_volume` would refuse. stop: says whether to stop; asked
+    before each case, and the result is None then. say: is given a line for each case that is
+    prepared, and warnings. ValueError, once all were tried, for the cases that cannot be used, a
+    line each."""
+    say = say or _in_silence
     cache = Path(cache)
     remove_leftovers(cache)
     reading = {"affine": affine, "assume_spacing": assume_spacing}
+
     cases = training_cases(folder, recipe)
-    prepared, waiting, refused = {}, [], []
+    prepared, refused = {}, []
     for case in cases:
         if stop and stop():
             return None
         try:
             entry = _entry(case, cache, recipe, reading)
         except OSError as error:
-            refused.append(f"\n  {error}")
+            refused.append(str(error))
             continue
-        prepared[entry] = _load_kept(entry)
-        if prepared[entry] is None:
-            waiting.append(entry)
+        prepared[entry] = _load_kept(entry, say)
 
+    waiting = [entry for entry in prepared if prepared[entry] is None]
     started = time.monotonic()
     for number, entry in enumerate(waiting, 1):
         if stop and stop():
@@ -482,28 +491,27 @@ def prepare(
         try:
             made = _make(entry, recipe)
         except (ValueError, OSError) as error:
-            refused.append(f"\n  {error}")
-            continue
-        except MemoryError as error:
-            refused.append(f"\n  {entry.case.image}: memory ran out while it was read ({error})")
+            refused.append(str(error))
             continue
         _keep(entry, made)
         prepared[entry] = _load(entry)
         for warning in made.warnings:
-            print(f"warning: {warning}")
+            say(f"warning: {warning}")
         shape = "x".join(map(str, made.arrays["image"].shape))
         left = (time.monotonic() - started) / number * (len(waiting) - number)
-        print(
-            f"prepared {entry.case.id} {shape} ({number} of {len(waiting)}, {left:.0f} s left)",
-            flush=True,
-        )
+        say(f"prepared {entry.case.id} {shape} ({number} of {len(waiting)}, {left:.0f} s left)")
 
     if refused:
-        raise ValueError(
-            f"{folder}: {len(refused)} of {len(cases)} cases cannot be used:" + "".join(refused)
-        )
-    _list_unused(cache, _unused(cache, list(prepared)))
+        lines = "".join(f"\n  {reason}" for reason in refused)
+        raise ValueError(f"{folder}: {len(refused)} of {len(cases)} cases cannot be used:{lines}")
+    unused = _unused(cache, list(prepared))
+    if unused:
+        say(_may_be_removed(cache, unused))
     return list(prepared.values())
+
+
+def _in_silence(line):
+    pass
 
 
 def _entry(case, cache, recipe, reading):
@@ -518,21 +526,11 @@ def _entry(case, cache, recipe, reading):
     if reading["assume_spacing"]:
         numbers["assume_spacing"] = reading["assume_spacing"]
     numbers = {name: np.array(value, dtype=float).tolist() for name, value in numbers.items()}
-    files = [_identity(case.image), _identity(case.labels)]
+    files = [identity(case.image), identity(case.labels)]
 
     made_of = json.dumps([CACHE_FORMAT, case.id, files, numbers, reading["affine"]])
     key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     return _Entry(case, cache / f"{case.id[:40]}-{key}", numbers, reading, files)
-
-
-def _identity(path):
-    """[bytes, time of change in ns, hash of the last bytes], where a .gz keeps its sum of it all.
-    No CRC: together with the .gz's own it would be the same for any content."""
-    about = path.stat()
-    with open(path, "rb") as file:
-        file.seek(max(0, about.st_size - TAIL_BYTES))
-        end = hashlib.sha256(file.read()).hexdigest()[:16]
-    return [about.st_size, about.st_mtime_ns, end]
 
 
 def check_resampled_size(
@@ -552,23 +550,43 @@ def check_resampled_size(
 
 def _make(entry, recipe):
     """What is kept of a case. ValueError or OSError, naming a file, where it cannot be used."""
-    case = entry.case
-    scan = read_volume(case.image, **entry.reading)
-    check_resampled_size(scan, recipe)
-    reference = read_labels(case.labels, **entry.reading)
-    check_same_grid(scan, reference)
     try:
-        image = np.ascontiguousarray(prepare_image(scan, recipe), dtype=np.float16)
-        labels = np.ascontiguousarray(prepare_labels(reference, recipe))
+        scan, reference = _read_pair(entry, recipe)
+        warnings = doubts(scan)
+        checksum = _checksum_of(scan, reference, entry.numbers)
+    except MemoryError as error:
+        raise _out_of_memory(entry, "read", error) from None
+    try:
+        arrays = _arrays_of(scan, reference, recipe)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says it so
             raise
-        raise ValueError(f"{case.image}: memory ran out while it was resampled ({error})") from None
+        raise _out_of_memory(entry, "resampled", error) from None
+    return _Made(arrays, checksum, warnings)
 
+
+def _read_pair(entry, recipe):
+    """(image, labels) of a case as Volumes of one grid."""
+    scan = read_volume(entry.case.image, **entry.reading)
+    check_resampled_size(scan, recipe)
+    reference = read_labels(entry.case.labels, **entry.reading)
+    check_same_grid(scan, reference)
+    return scan, reference
+
+
+def _arrays_of(scan, reference, recipe):
+    """{name: array}: image and labels as the networks take them, and the places of each structure,
+    flat indices."""
+    image = np.ascontiguousarray(prepare_image(scan, recipe), dtype=np.float16)
+    labels = np.ascontiguousarray(prepare_labels(reference, recipe))
     arrays = {"image": image, "labels": labels}
     for value, structure in enumerate(CLASSES[1:], 1):
         arrays[structure] = np.flatnonzero(labels == value).astype(np.int32)
-    return _Made(arrays, _checksum_of(scan, reference, entry.numbers), doubts(scan))
+    return arrays
+
+
+def _out_of_memory(entry, doing, error):
+    return ValueError(f"{entry.case.image}: memory ran out while it was {doing} ({error})")
 
 
 def _checksum_of(scan, reference, numbers):
@@ -585,56 +603,23 @@ def _checksum_of(scan, reference, numbers):
 
 
 def _keep(entry, made):
-    """Writes an entry; its folder appears whole or not at all."""
-    beside = place_beside(entry.place)
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        for name, array in made.arrays.items():
-            np.save(beside / f"{name}.npy", array)
-        sums = {name: _sum_of(beside / f"{name}.npy") for name in made.arrays}
-        about = {
-            "format": CACHE_FORMAT,
-            "id": entry.case.id,
-            "sources": _sources(entry),
-            "files": entry.files,
-            "numbers": entry.numbers,
-            "affine": entry.reading["affine"],
-            "checksum": made.checksum,
-            "sums": sums,
-        }
-        (beside / "entry.json").write_text(json.dumps(about, indent=1))
-        _move(beside, entry.place)
-    except OSError as error:
-        raise OSError(f"{entry.place}: cannot be written ({error}); is the disk full?") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _move(beside, place):
-    try:
-        os.rename(beside, place)
-    except OSError:
-        if not (place / "entry.json").exists():  # else another process was first; they are the same
-            raise
+    """Writes an entry to the cache."""
+    about = {
+        "format": CACHE_FORMAT,
+        "id": entry.case.id,
+        "sources": _sources(entry),
+        "files": entry.files,
+        "numbers": entry.numbers,
+        "affine": entry.reading["affine"],
+    }
+    save_entry(entry.place, made.arrays, about, made.checksum)
 
 
 def _sources(entry):
     return [str(path.resolve()) for path in (entry.case.image, entry.case.labels)]
 
 
-def _sum_of(path):
-    """A file's CRC-32; more than a gigabyte a second."""
-    total = 0
-    with open(path, "rb") as file:
-        block = file.read(BLOCK_BYTES)
-        while block:
-            total = zlib.crc32(block, total)
-            block = file.read(BLOCK_BYTES)
-    return total
-
-
-def _load_kept(entry):
+def _load_kept(entry, say):
     """The PreparedCase of an entry, or None where there is none yet. One that is damaged is
     removed, with a word."""
     if not entry.place.exists():
@@ -642,7 +627,7 @@ def _load_kept(entry):
     try:
         return _load(entry)
     except (ValueError, OSError) as error:
-        print(f"warning: {error}; {entry.case.id} is prepared again", flush=True)
+        say(f"warning: {error}; {entry.case.id} is prepared again")
 
     shutil.rmtree(entry.place, ignore_errors=True)
     if entry.place.exists():
@@ -652,40 +637,9 @@ def _load_kept(entry):
 
 def _load(entry):
     """The PreparedCase of an entry; ValueError or OSError where that is not as it was written."""
-    about = _read_about(entry.place)
-    for name in KEPT:
-        path = entry.place / f"{name}.npy"
-        if _sum_of(path) != about["sums"].get(name):
-            raise ValueError(f"{path}: is not as it was written")
-
-    image = _mapped(entry.place / "image.npy", torch.float16)
-    labels = _mapped(entry.place / "labels.npy", torch.uint8)
-    foreground = tuple(np.load(entry.place / f"{structure}.npy") for structure in CLASSES[1:])
-    return PreparedCase(entry.case.id, image, labels, foreground, str(about["checksum"]))
-
-
-def _read_about(place):
-    """What an entry says of itself; ValueError where that is not what `_keep` writes."""
-    about = read_json(place / "entry.json")
-    whole = isinstance(about, dict) and isinstance(about.get("sums"), dict) and "checksum" in about
-    if not whole:
-        raise ValueError(f"{place / 'entry.json'}: no description of a prepared case")
-    return about
-
-
-def _mapped(path, dtype):
-    """The array of a .npy file as a tensor of that dtype, memory-mapped. numpy would hold a file
-    open for each, of which a process has few: 256 on some systems, for 206 cases of two arrays."""
-    with open(path, "rb") as file:
-        np.lib.format.read_magic(file)
-        shape, columns_first, _ = np.lib.format.read_array_header_1_0(file)
-        assert not columns_first
-        start = file.tell()
-    # private: torch wants writable memory; nothing is written, and nothing would reach the file
-    size = path.stat().st_size
-    # pyrefly: ignore[bad-argument-type]  # torch takes bytes too
-    whole = torch.from_file(os.fsencode(path), shared=False, size=size, dtype=torch.uint8)
-    return whole[start:].view(dtype).reshape(shape)
+    arrays, checksum = load_entry(entry.place, KEPT)
+    foreground = tuple(arrays[structure].numpy().copy() for structure in CLASSES[1:])  # small
+    return PreparedCase(entry.case.id, arrays["image"], arrays["labels"], foreground, checksum)
 
 
 def _unused(cache, entries):
@@ -697,7 +651,7 @@ def _unused(cache, entries):
         if place in places or not (place / "image.npy").exists():
             continue
         try:
-            about = _read_about(place)
+            about = read_description(place)
         except ValueError:  # the first version wrote no description
             unused.append(place)
             continue
@@ -709,15 +663,12 @@ def _unused(cache, entries):
     return unused
 
 
-def _list_unused(cache, unused):
-    """A line on what could be removed. It stays: a training elsewhere may still read it."""
-    if not unused:
-        return
+def _may_be_removed(cache, unused):
+    """A line on unused entries. They stay: a training elsewhere may still read them."""
     size = sum(path.stat().st_size for place in unused for path in place.iterdir())
     names = _some([place.name for place in unused])
     folders, are = ("folder", "is") if len(unused) == 1 else ("folders", "are")
-    print(
+    return (
         f"{cache}: {len(unused)} {folders} ({size / 1e9:.1f} GB) {are} of files that were replaced, "
-        f"or of another version of minikits, and may be removed: {names}",
-        flush=True,
+        f"or of another version of minikits, and may be removed: {names}"
     )

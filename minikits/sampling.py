@@ -22,14 +22,14 @@ VALUES = range(len(CLASSES))  # of a prepared case's labels
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:
-    """image (Z, Y, X) float16 normalised, labels (Z, Y, X) uint8; foreground: flat indices of each
-    structure. checksum: of the voxels that the case was made of and of how it was prepared, so that
-    it is the same on every computer; "" for a case that is not from the cache."""
+    """A case on the networks' grid."""
 
     id: str
-    image: torch.Tensor
-    labels: torch.Tensor
-    foreground: tuple
+    image: torch.Tensor  # (Z, Y, X) float16, normalised
+    labels: torch.Tensor  # (Z, Y, X) uint8
+    foreground: tuple[np.ndarray, ...]  # flat indices of each structure's voxels
+    # of the voxels that the case was made of and of how it was prepared, so that it is the same on
+    # every computer; "" for a case that is not from the cache
     checksum: str = ""
 
 

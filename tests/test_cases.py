@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import gzip
 import json
 import os
@@ -32,13 +33,14 @@ from minikits.cases import (
     look_for_cases,
     look_for_training_cases,
     mask_name,
-    prepare,
     training_cases,
 )
 from minikits.files import place_beside
 from minikits.nifti import read_labels, read_volume, write_image
 from minikits.paper import PAPER
 from minikits.preprocessing import prepare_image, prepare_labels
+
+prepare = functools.partial(minikits.cases.prepare, say=print)
 
 FOLD_0 = [
     10,

@@ -24,10 +24,14 @@ MAY_IMPORT = {
     "frames": {"volumes", "files"},
     "nifti": {"volumes", "files", "frames"},
     "doubts": {"volumes"},
-    "cases": {"volumes", "preprocessing", "files", "frames", "nifti", "doubts", "sampling"},
     "geometry": {"resampling"},
     "augmentation": {"geometry"},
     "sampling": {"augmentation"},
+    "cache": {"files"},
+    "cases": {
+        *("volumes", "preprocessing", "sampling"),
+        *("files", "frames", "nifti", "doubts", "cache"),
+    },
     "checkpoints": {"files", "unet"},
     "nnunet": {"files", "unet", "checkpoints"},
     "training": {"losses", "sampling"},
@@ -38,7 +42,7 @@ MAY_IMPORT = {
     "reports": {"volumes", "files", "evaluation"},
     "phantoms": {"nifti", "files", "cases"},  # what is a case, it asks there
 }
-TOUCH_FILES = {"files", "nifti", "cases", "checkpoints", "masks", "reports"}
+TOUCH_FILES = {"files", "nifti", "cache", "checkpoints", "masks", "reports"}
 
 # The method's modules, and numbers in them that are none of its own: how a seed is made, guards
 # against dividing by zero, the length of a digest.
@@ -51,11 +55,8 @@ SMALL_NUMBERS = {0, 1, 2, 3, 4, 5, 0.5}  # of axes, neighbours, halves
 
 # Functions that are still to be put right.
 UNTYPED = """
-    find_cases look_for_cases find_masks training_cases look_for_training_cases five_folds
-    prepare kits_dice score_case mean_interval no_interval sign_flip_test written_whole
-    write_text read_json read_volume read_labels write_labels write_image make_case main
-    write_case as_json orientation turn_to_canonical mm_apart shear_degrees decided_by_first
-    choose_frame
+    kits_dice score_case mean_interval no_interval sign_flip_test written_whole write_text
+    read_json make_case main write_case as_json decided_by_first
 """
 WITHOUT_DOCSTRING = """
     Stop.told Stop.agreed Stop.due write_text read_json
@@ -64,7 +65,7 @@ WITHOUT_DOCSTRING = """
     write_if_possible
 """
 PRINTING = """
-    prepare _load_kept _list_unused for_training for_prediction
+    for_training for_prediction
 """
 
 
