@@ -1,4 +1,5 @@
-"""predict.py: which networks predict which scan, what its options reach, whose masks stay, and how it is stopped."""
+"""predict.py: which networks predict which scan, what its options reach, whose masks stay, and how
+it is stopped."""
 
 import argparse
 import contextlib
@@ -41,7 +42,8 @@ QUICK = ("--no-mirroring", "--precision", "fp32", "--device", "cpu")
 
 
 def put(path, arch="plain", fold="0", cases=((), ()), seed=0, **other):
-    """A checkpoint of an untrained network whose last layer is loud enough for all three classes to win somewhere."""
+    """A checkpoint of an untrained network whose last layer is loud enough for all three classes to
+    win somewhere."""
     torch.manual_seed(seed)
     network = build_unet(arch, TINY)
     with torch.no_grad():
@@ -69,8 +71,8 @@ def put_scan(path, seed=0, spacing_mm=SPACING, shape=(10, 20, 24)):
 
 @pytest.fixture
 def here(monkeypatch):
-    """predict.py in this process: here(*arguments, expect=0) gives its output, both streams. The folder is claimed for
-    one run only, as if each had a process of its own."""
+    """predict.py in this process: here(*arguments, expect=0) gives its output, both streams. The
+    folder is claimed for one run only, as if each had a process of its own."""
     monkeypatch.setattr(
         "minikits.masks.claim", lambda folder, doing: folder.mkdir(parents=True, exist_ok=True)
     )
@@ -111,6 +113,11 @@ def run(tmp_path):
     return tmp_path / "run", put(tmp_path / "run" / "fold0" / "checkpoint.pt")
 
 
+def quick(scans, masks, model):
+    """Of the command line: as little work as there can be."""
+    return ("--in", scans, "--out", masks, "--model", model, *QUICK)
+
+
 def voxels_of(mask):
     return read_labels(mask).voxels
 
@@ -120,7 +127,7 @@ def wanted_mask(network, scan, **options):
     return predict_volume(networks, read_volume(scan), TINY, **{"mirroring": False, **options})
 
 
-# --- which networks predict a case --------------------------------------------------------------------------------
+# --- which networks predict a case ----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +144,7 @@ def runs(phantoms, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(phantoms, tmp_path_factory):
-    """A KiTS19 folder of small cases under the names of the phantoms, of which `runs` has the folds."""
+    """A KiTS19 folder of small cases, named as the phantoms, of which `runs` has the folds."""
     out = tmp_path_factory.mktemp("small")
     for seed, path in enumerate(sorted(phantoms.iterdir())):
         put_scan(out / path.name / "imaging.nii.gz", seed)
@@ -157,7 +164,8 @@ def test_cross_validation_takes_the_networks_that_did_not_see_the_case(runs, sma
             for name, archs in (("plain", ["plain"]), ("ensemble", ["plain", "residual"])):
                 wanted = wanted_mask([networks[arch, fold] for arch in archs], scan)
                 found = voxels_of(tmp_path / name / f"{id}.nii.gz")
-                assert np.array_equal(found, wanted) and len(np.unique(wanted)) == 3
+                assert np.array_equal(found, wanted)
+                assert len(np.unique(wanted)) == 3
     printed = run_script(
         "evaluate.py",
         "--pred",
@@ -168,12 +176,10 @@ def test_cross_validation_takes_the_networks_that_did_not_see_the_case(runs, sma
         "--out",
         tmp_path / "report",
     )
-    assert (
-        "were trained on" not in printed
-        and "97.34" in printed
-        and "97.43" in printed
-        and "(p " in printed
-    )
+    assert "were trained on" not in printed
+    assert "97.34" in printed
+    assert "97.43" in printed
+    assert "(p " in printed
     compared = json.loads((tmp_path / "report" / "comparison.json").read_text())
     reference, mask = (
         read_labels(path).voxels
@@ -206,21 +212,13 @@ def put_folds(run, folds, arch="plain"):
 
 
 def test_a_case_that_no_network_held_out_by_name_is_left_out(labelled, tmp_path, here):
-    """c0 and c1 were held out; c2 was trained on; c3 and c4 are in no list, which does not say that they are unseen."""
+    """c0 and c1 were held out; c2 was trained on; c3 and c4 are in no list, which does not say that
+    they are unseen."""
     networks = put_folds(
         tmp_path / "run", {"0": (["c1", "c2"], ["c0"]), "1": (["c0", "c2"], ["c1"])}
     )
 
-    said = here(
-        "--cross-validation",
-        "--in",
-        labelled,
-        "--out",
-        tmp_path / "masks",
-        *QUICK,
-        "--model",
-        tmp_path / "run",
-    )
+    said = here(*quick(labelled, tmp_path / "masks", tmp_path / "run"), "--cross-validation")
 
     assert "2 cases found, 3 left out" in said
     assert all(f"c{number} (held out from none of the networks)" in said for number in (2, 3, 4))
@@ -252,19 +250,14 @@ def test_cross_validation_without_a_held_out_case_is_refused(
     put_folds(tmp_path / "run", folds)
 
     said = here(
+        *quick(labelled, tmp_path / "masks", tmp_path / "run"),
         "--cross-validation",
-        "--in",
-        labelled,
-        "--out",
-        tmp_path / "masks",
-        "--model",
-        tmp_path / "run",
         *options,
-        *QUICK,
         expect=2,
     )
 
-    assert "nothing is left to cross-validate" in said and "5 left out" in said
+    assert "nothing is left to cross-validate" in said
+    assert "5 left out" in said
     assert not (tmp_path / "masks").exists()
 
 
@@ -323,33 +316,26 @@ def test_a_name_too_long_for_a_mask_is_left_out_and_the_others_go_on(run, tmp_pa
     put_scan(tmp_path / "in" / "ok.nii.gz")
     put_scan(tmp_path / "in" / f"{'n' * 245}.nii")
 
-    said = here("--in", tmp_path / "in", "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    said = here(*quick(tmp_path / "in", tmp_path / "masks", run[0]))
 
-    assert "1 case found, 1 left out" in said and "(its mask's name would be too long)" in said
+    assert "1 case found, 1 left out" in said
+    assert "(its mask's name would be too long)" in said
     assert (tmp_path / "masks" / "ok.nii.gz").exists()
 
 
 def test_labels_beside_images_are_no_place_for_masks(run, tmp_path, here):
     put_scan(tmp_path / "in" / "images" / "a.nii.gz")
 
-    said = here(
-        "--in",
-        tmp_path / "in",
-        "--out",
-        tmp_path / "in" / "labels",
-        "--model",
-        run[0],
-        *QUICK,
-        expect=2,
-    )
+    said = here(*quick(tmp_path / "in", tmp_path / "in" / "labels", run[0]), expect=2)
 
-    assert "scans or labels lie there" in said and not (tmp_path / "in" / "labels").exists()
+    assert "scans or labels lie there" in said
+    assert not (tmp_path / "in" / "labels").exists()
 
 
 def test_probabilities_go_with_the_mask_that_was_deleted(run, tmp_path, here):
     for name in ("a", "b"):
         put_scan(tmp_path / "in" / f"{name}.nii.gz")
-    arguments = ("--in", tmp_path / "in", "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    arguments = quick(tmp_path / "in", tmp_path / "masks", run[0])
     here(*arguments, "--probabilities")
     (tmp_path / "in" / "a.nii.gz").unlink()
     (tmp_path / "masks" / "a.nii.gz").unlink()
@@ -364,7 +350,7 @@ def test_probabilities_go_with_the_mask_that_was_deleted(run, tmp_path, here):
 @pytest.mark.parametrize("numbers", [[5], [-1], [True], "0"])
 def test_a_record_of_networks_that_are_not_there_is_refused(run, tmp_path, here, numbers):
     put_scan(tmp_path / "in" / "a.nii.gz")
-    arguments = ("--in", tmp_path / "in", "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    arguments = quick(tmp_path / "in", tmp_path / "masks", run[0])
     here(*arguments)
     record = json.loads((tmp_path / "masks" / "prediction.json").read_text())
     record["scans"]["a.nii.gz"]["networks"] = numbers
@@ -391,11 +377,10 @@ def test_trained_on_is_what_the_networks_behind_the_masks_saw(labelled, tmp_path
         name: json.loads((tmp_path / name / "prediction.json").read_text())
         for name in ("all", "crossed", "one")
     }
-    assert (
-        told["all"]["trained_on"] == ["c0", "c1", "c2", "far"]
-        and not told["all"]["cross_validation"]
-    )
-    assert told["crossed"]["trained_on"] == ["c2", "far"] and told["crossed"]["cross_validation"]
+    assert told["all"]["trained_on"] == ["c0", "c1", "c2", "far"]
+    assert not told["all"]["cross_validation"]
+    assert told["crossed"]["trained_on"] == ["c2", "far"]
+    assert told["crossed"]["cross_validation"]
     assert told["one"]["trained_on"] == ["c1", "c2"]
     assert told["all"]["scans"]["c0.nii.gz"]["networks"] == [0, 1]
     assert told["crossed"]["scans"]["c1.nii.gz"]["networks"] == [1]
@@ -410,7 +395,7 @@ def test_the_keys_of_prediction_json_stay(scans, run, tmp_path, here):
     """evaluate.py and other people's scripts read it by these names."""
     folder, _ = run
 
-    here("--in", scans, "--out", tmp_path / "masks", "--model", folder, *QUICK)
+    here(*quick(scans, tmp_path / "masks", folder))
 
     told = json.loads((tmp_path / "masks" / "prediction.json").read_text())
 
@@ -430,22 +415,14 @@ def test_cross_validation_by_parts_is_one(labelled, tmp_path, here):
     """A case predicted earlier is held out still: its id is not among those trained on."""
     put_folds(tmp_path / "run", {"0": (["c1"], ["c0"]), "1": (["c0"], ["c1"])})
     for id in ("c0", "c1"):
-        here(
-            "--cross-validation",
-            "--in",
-            labelled / id,
-            "--out",
-            tmp_path / "masks",
-            *QUICK,
-            "--model",
-            tmp_path / "run",
-        )
+        here(*quick(labelled / id, tmp_path / "masks", tmp_path / "run"), "--cross-validation")
 
     told = json.loads((tmp_path / "masks" / "prediction.json").read_text())
-    assert told["trained_on"] == [] and sorted(told["scans"]) == ["c0.nii.gz", "c1.nii.gz"]
+    assert told["trained_on"] == []
+    assert sorted(told["scans"]) == ["c0.nii.gz", "c1.nii.gz"]
 
 
-# --- which networks a run has -------------------------------------------------------------------------------------
+# --- which networks a run has ---------------------------------------------------------------------
 
 
 def touch(run, *folders):
@@ -527,17 +504,7 @@ def test_folds_as_typed(text, fold):
 def test_any_fold_can_be_chosen_and_no_other_is_taken(scans, tmp_path, here):
     networks = put_folds(tmp_path / "run", {"0": ((), ()), "11": ((), ()), "all": ((), ())})
     for fold in ("11", "all"):
-        here(
-            "--in",
-            scans / "a.nii.gz",
-            "--out",
-            tmp_path / fold,
-            "--model",
-            tmp_path / "run",
-            "--folds",
-            fold,
-            *QUICK,
-        )
+        here(*quick(scans / "a.nii.gz", tmp_path / fold, tmp_path / "run"), "--folds", fold)
         assert np.array_equal(
             voxels_of(tmp_path / fold / "a.nii.gz"), wanted_mask(networks[fold], scans / "a.nii.gz")
         )
@@ -570,17 +537,15 @@ def test_a_network_that_comes_twice_is_refused(scans, run, tmp_path, here, again
     said = here(
         "--in", scans, "--out", tmp_path / "masks", "--model", model, again(model), *QUICK, expect=2
     )
-    assert (
-        "the same network as" in said
-        and "would count twice" in said
-        and not (tmp_path / "masks").exists()
-    )
+    assert "the same network as" in said
+    assert "would count twice" in said
+    assert not (tmp_path / "masks").exists()
 
 
 def test_a_copy_that_is_no_fold_is_named_and_not_averaged(scans, tmp_path, here):
     network = put(tmp_path / "run" / "fold0" / "checkpoint.pt")
     put(tmp_path / "run" / "fold0_old" / "checkpoint.pt", seed=5)
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", tmp_path / "run", *QUICK)
+    said = here(*quick(scans, tmp_path / "masks", tmp_path / "run"))
     assert "left out, since they are no folds: fold0_old" in said
     assert np.array_equal(
         voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(network, scans / "b.nii.gz")
@@ -628,7 +593,8 @@ def test_a_networks_seed_and_epoch_are_told(tmp_path):
 
 def test_networks_wait_on_the_cpu_ready_to_predict(runs):
     members, recipe, _ = load_networks([runs[0] / "plain"], ["1", "2"])
-    assert recipe == TINY and len(members) == 2
+    assert recipe == TINY
+    assert len(members) == 2
     for member in members:
         assert not any(module.training for module in member.network.modules())
 
@@ -643,7 +609,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, strange):
         load_networks([tmp_path], None)
 
 
-# --- what the options reach ---------------------------------------------------------------------------------------
+# --- what the options reach -----------------------------------------------------------------------
 
 
 def test_probabilities_open_with_other_tools_and_are_those_of_the_networks(
@@ -651,19 +617,7 @@ def test_probabilities_open_with_other_tools_and_are_those_of_the_networks(
 ):
     out, networks, _ = runs
     scan = small / "phantom_2" / "imaging.nii.gz"
-    here(
-        "--in",
-        scan,
-        "--out",
-        tmp_path,
-        *QUICK,
-        "--probabilities",
-        "--model",
-        out / "plain",
-        "--folds",
-        1,
-        2,
-    )
+    here(*quick(scan, tmp_path, out / "plain"), "--probabilities", "--folds", 1, 2)
     volume = read_volume(scan)
     both = [networks["plain", fold] for fold in (1, 2)]
     wanted = predict_probabilities(both, prepare_image(volume, TINY), TINY, False)
@@ -672,8 +626,10 @@ def test_probabilities_open_with_other_tools_and_are_those_of_the_networks(
         image = nib.load(next((tmp_path / "probabilities").glob(f"*_{name}.nii.gz")))
         native = resample(wanted[value], volume.voxels.shape, label_orders(volume.spacing_mm))
         found = read_volume(image.get_filename())
-        assert np.abs(found.voxels - native).max() < 0.5 / 255 + 1e-5 and found.voxels.max() <= 1
-        assert np.allclose(image.affine, volume.affine) and image.get_data_dtype() == np.uint8
+        assert np.abs(found.voxels - native).max() < 0.5 / 255 + 1e-5
+        assert found.voxels.max() <= 1
+        assert np.allclose(image.affine, volume.affine)
+        assert image.get_data_dtype() == np.uint8
         assert np.abs(image.get_fdata().max() - native.max()) < 0.003
         assert (image.get_fdata()[masks == value] > 1 / 3 - 0.003).all()
 
@@ -696,20 +652,15 @@ def test_probabilities_that_lack_are_made_later(scans, run, tmp_path, here):
     assert json.loads((tmp_path / "later" / "prediction.json").read_text())["probabilities"] is True
     (tmp_path / "later" / "probabilities" / "b_tumor.nii.gz").unlink()
     said = here(*given, tmp_path / "later", "--probabilities")
-    assert "2 of 3 scans have a mask already" in said and "(1 of 1, " in said
+    assert "2 of 3 scans have a mask already" in said
+    assert "(1 of 1, " in said
     assert bytes_of(tmp_path / "later") == bytes_of(tmp_path / "at once")
 
 
 @pytest.mark.parametrize("name, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_the_precision_asked_for_is_the_one_used_and_told(scans, run, tmp_path, here, name, dtype):
     here(
-        "--in",
-        scans / "a.nii.gz",
-        "--out",
-        tmp_path / "masks",
-        "--model",
-        run[0],
-        *QUICK,
+        *quick(scans / "a.nii.gz", tmp_path / "masks", run[0]),
         "--probabilities",
         "--precision",
         name,
@@ -789,7 +740,7 @@ def put_two_frames(path):
 @pytest.mark.parametrize("form", ["sform", "qform"])
 def test_the_affine_asked_for_reaches_the_reader(run, tmp_path, here, form):
     scan = put_two_frames(tmp_path / "scan.nii.gz")
-    given = ("--in", scan, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    given = quick(scan, tmp_path / "masks", run[0])
     assert "--affine" in here(*given, expect=2)
 
     here(*given, "--affine", form)
@@ -799,24 +750,13 @@ def test_the_affine_asked_for_reaches_the_reader(run, tmp_path, here, form):
     assert json.loads((tmp_path / "masks" / "prediction.json").read_text())["affine"] == form
     here("--in", put_scan(tmp_path / "other.nii.gz"), *given[2:])
     told = json.loads((tmp_path / "masks" / "prediction.json").read_text())["scans"]
-    assert told["scan.nii.gz"]["affine"] == form and told["other.nii.gz"]["affine"] is None
+    assert told["scan.nii.gz"]["affine"] == form
+    assert told["other.nii.gz"]["affine"] is None
 
 
 def test_a_spacing_that_is_assumed_reaches_the_reader(run, tmp_path, here):
     scan = put_scan(tmp_path / "scan.nii.gz")
-    here(
-        "--in",
-        scan,
-        "--out",
-        tmp_path / "masks",
-        "--model",
-        run[0],
-        *QUICK,
-        "--assume-spacing",
-        5,
-        4,
-        3,
-    )
+    here(*quick(scan, tmp_path / "masks", run[0]), "--assume-spacing", 5, 4, 3)
 
     assert np.allclose(
         nib.affines.voxel_sizes(nib.load(tmp_path / "masks" / "scan.nii.gz").affine), [5, 4, 3]
@@ -834,7 +774,7 @@ def test_a_spacing_that_is_assumed_reaches_the_reader(run, tmp_path, here):
 
 @pytest.mark.parametrize("option", [("--assume-spacing", 5, 4, 3), ("--affine", "sform")])
 def test_a_mask_of_another_reading_does_not_stay_unsaid(scans, run, tmp_path, here, option):
-    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    given = quick(scans, tmp_path / "masks", run[0])
     here(*given)
     before = bytes_of(tmp_path / "masks")
 
@@ -860,7 +800,7 @@ def test_a_scan_that_wanted_an_option_keeps_its_mask_where_none_is_given(
 ):
     """Of four scans one is rescued with --affine, by itself; the folder goes on without."""
     out = tmp_path / "masks"
-    given = ("--in", scans, "--out", out, "--model", run[0], *QUICK)
+    given = quick(scans, out, run[0])
     put_scan_of_two_frames(scans / "odd.nii.gz")
     assert "--affine" in here(*given, expect=2)
     alone = ("--in", scans / "odd.nii.gz", *given[2:])
@@ -869,9 +809,11 @@ def test_a_scan_that_wanted_an_option_keeps_its_mask_where_none_is_given(
 
     said = here(*given)
 
-    assert "4 of 4 scans have a mask already" in said and bytes_of(out) == rescued
+    assert "4 of 4 scans have a mask already" in said
+    assert bytes_of(out) == rescued
     told = json.loads((out / "prediction.json").read_text())["scans"]
-    assert told["odd.nii.gz"]["affine"] == "sform" and told["a.nii.gz"]["affine"] is None
+    assert told["odd.nii.gz"]["affine"] == "sform"
+    assert told["a.nii.gz"]["affine"] is None
     said = here(*alone, "--affine", "qform", expect=2)
     assert "1 mask (odd.nii.gz) was made with another --affine" in said
     assert bytes_of(out) == rescued
@@ -880,7 +822,7 @@ def test_a_scan_that_wanted_an_option_keeps_its_mask_where_none_is_given(
 def test_probabilities_of_a_scan_that_wanted_an_option_are_not_made_without(run, tmp_path, here):
     out = tmp_path / "masks"
     put_scan_of_two_frames(tmp_path / "scans" / "odd.nii.gz")
-    given = ("--in", tmp_path / "scans", "--out", out, "--model", run[0], *QUICK)
+    given = quick(tmp_path / "scans", out, run[0])
     here(*given, "--affine", "sform")
     before = bytes_of(out)
 
@@ -935,24 +877,13 @@ def test_a_number_of_voxels_that_is_none_is_refused(scans, run, tmp_path, here, 
 
 def test_the_limit_of_voxels_reaches_the_reader(scans, run, tmp_path, here):
     put_scan(scans / "large.nii.gz", shape=(10, 20, 25))
-    said = here(
-        "--in",
-        scans,
-        "--out",
-        tmp_path / "m",
-        "--model",
-        run[0],
-        *QUICK,
-        "--max-voxels",
-        4800,
-        expect=2,
-    )
+    said = here(*quick(scans, tmp_path / "m", run[0]), "--max-voxels", 4800, expect=2)
     assert "large.nii.gz: shape (10, 20, 25) found, more than 4800 voxels" in said
     assert sorted(bytes_of(tmp_path / "m")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
 
 def test_volumes_are_those_of_the_voxels_also_where_they_are_sheared(run, tmp_path, here):
-    """A gantry tilted by 0.4 rad: a voxel has the determinant's volume, not the product of its sides."""
+    """A gantry tilted by 0.4 rad: a voxel has the determinant's volume, not its sides' product."""
     scan = tmp_path / "scan.nii.gz"
     voxels = np.random.default_rng(0).integers(-400, 500, (10, 20, 24)).astype(np.int16)
     affine = np.array(
@@ -960,11 +891,12 @@ def test_volumes_are_those_of_the_voxels_also_where_they_are_sheared(run, tmp_pa
     )
     nib.Nifti1Image(voxels, affine).to_filename(scan)
 
-    said = here("--in", scan, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    said = here(*quick(scan, tmp_path / "masks", run[0]))
 
     mask = np.asarray(nib.load(tmp_path / "masks" / "scan.nii.gz").dataobj)
     kidney, tumor = ((mask == value).sum() * 6 * np.cos(0.4) * 5.5 * 5.5 / 1000 for value in (1, 2))
-    assert min(kidney, tumor) > 20 and f"scan: kidney {kidney:.0f} ml, tumor {tumor:.0f} ml" in said
+    assert min(kidney, tumor) > 20
+    assert f"scan: kidney {kidney:.0f} ml, tumor {tumor:.0f} ml" in said
 
 
 def test_a_tilde_is_the_home_folder(scans, run, tmp_path, here, monkeypatch):
@@ -973,10 +905,12 @@ def test_a_tilde_is_the_home_folder(scans, run, tmp_path, here, monkeypatch):
     shutil.copytree(scans, tmp_path / "home" / "in")
     shutil.copytree(run[0], tmp_path / "home" / "run")
     here("--in=~/in", "--out=~/masks", "--model=~/run", *QUICK)
-    assert len(bytes_of(tmp_path / "home" / "masks")) == 3 and not (tmp_path / "~").exists()
+    assert len(bytes_of(tmp_path / "home" / "masks")) == 3
+    assert not (tmp_path / "~").exists()
     with pytest.raises(predict.argparse.ArgumentTypeError, match="~nobody-of-this-name/x: "):
         typed_path("~nobody-of-this-name/x")
-    assert typed_path("a~b") == Path("a~b") and typed_path("./~") == Path("~")
+    assert typed_path("a~b") == Path("a~b")
+    assert typed_path("./~") == Path("~")
 
 
 def test_float32_is_exact_whatever_was_set_before():
@@ -1003,12 +937,13 @@ def test_float32_is_exact_whatever_was_set_before():
         exact_float32()
         assert [part.fp32_precision for part in parts] == ["ieee"] * 6
         assert torch.get_float32_matmul_precision() == "highest"
-        assert not backends.cudnn.allow_tf32 and not backends.cuda.matmul.allow_tf32
+        assert not backends.cudnn.allow_tf32
+        assert not backends.cuda.matmul.allow_tf32
 
 
 def test_predicting_and_training_make_float32_exact(scans, run, tmp_path, here):
     torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
-    here("--in", scans / "a.nii.gz", "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*quick(scans / "a.nii.gz", tmp_path / "masks", run[0]))
     assert (
         torch.backends.cudnn.conv.fp32_precision
         == torch.backends.cuda.matmul.fp32_precision
@@ -1016,7 +951,7 @@ def test_predicting_and_training_make_float32_exact(scans, run, tmp_path, here):
     )
 
 
-# --- whose masks stay ---------------------------------------------------------------------------------------------
+# --- whose masks stay -----------------------------------------------------------------------------
 
 
 def test_masks_of_other_networks_or_options_are_not_mixed_in(scans, tmp_path, here):
@@ -1032,7 +967,8 @@ def test_masks_of_other_networks_or_options_are_not_mixed_in(scans, tmp_path, he
     ):
         for more in (("--in", scans), ("--in", scans / "b.nii.gz", "--overwrite")):
             refusal = here(*given, *others, *more, expect=2)
-            assert "the masks here are of other networks or options" in refusal and said in refusal
+            assert "the masks here are of other networks or options" in refusal
+            assert said in refusal
     assert before == (
         bytes_of(tmp_path / "masks"),
         (tmp_path / "masks" / "prediction.json").read_bytes(),
@@ -1047,16 +983,10 @@ def test_masks_of_other_networks_or_options_are_not_mixed_in(scans, tmp_path, he
 def test_stale_masks_are_gone_before_prediction_json_names_other_networks(
     scans, tmp_path, here, monkeypatch
 ):
-    """Killed at the first scan, the folder holds no mask, and no probabilities, of the networks before."""
+    """Killed at the first scan, the folder holds no mask, no probabilities, of the ones before."""
     put_folds(tmp_path / "run", {"0": ((), ()), "1": ((), ())})
     given = (
-        "--in",
-        scans,
-        "--out",
-        tmp_path / "masks",
-        "--model",
-        tmp_path / "run",
-        *QUICK,
+        *quick(scans, tmp_path / "masks", tmp_path / "run"),
         "--probabilities",
     )
     here(*given, "--folds", 0)
@@ -1070,7 +1000,8 @@ def test_stale_masks_are_gone_before_prediction_json_names_other_networks(
     monkeypatch.setattr("predict.predict_scan", killed)
     with pytest.raises(KeyboardInterrupt):
         here(*given, "--folds", 1, "--overwrite")
-    assert there[0] == [] and not bytes_of(tmp_path / "masks")
+    assert there[0] == []
+    assert not bytes_of(tmp_path / "masks")
     assert (
         json.loads((tmp_path / "masks" / "prediction.json").read_text())["networks"][0]["fold"]
         == "1"
@@ -1080,7 +1011,7 @@ def test_stale_masks_are_gone_before_prediction_json_names_other_networks(
 def test_overwriting_keeps_a_mask_until_the_new_one_is_there(
     scans, run, tmp_path, here, monkeypatch
 ):
-    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    given = quick(scans, tmp_path / "masks", run[0])
     here(*given)
     before = bytes_of(tmp_path / "masks")
 
@@ -1121,18 +1052,20 @@ def test_scans_and_labels_in_the_folder_for_masks_are_never_touched(
 ):
     laid = lay_labels(tmp_path / "labels", name)
     before = laid.read_bytes()
-    given = ("--in", scans, "--out", tmp_path / "labels", "--model", run[0], *QUICK, *more)
+    given = (*quick(scans, tmp_path / "labels", run[0]), *more)
 
     said = here(*given, expect=2)
 
-    assert f"{laid}: lies in" in said and "never replaced: choose another folder" in said
+    assert f"{laid}: lies in" in said
+    assert "never replaced: choose another folder" in said
     left = [path for path in (tmp_path / "labels").rglob("*") if path.is_file()]
-    assert left == [laid] and laid.read_bytes() == before
+    assert left == [laid]
+    assert laid.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["a.nii", "z.nii.gz", "probabilities/z.nii.gz"])
 def test_labels_beside_masks_are_seen_too(scans, run, tmp_path, here, name):
-    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    given = quick(scans, tmp_path / "masks", run[0])
     here(*given)
     lay_labels(tmp_path / "masks", name)
     for more in ((), ("--overwrite",)):
@@ -1146,9 +1079,7 @@ def test_masks_do_not_go_where_the_inputs_lie(labelled, scans, run, tmp_path, he
         (labelled, labelled / "c0"),
         (scans / "a.nii.gz", scans),
     ):
-        said = here(
-            "--in", source, "--out", out, "--model", run[0], *QUICK, "--overwrite", expect=2
-        )
+        said = here(*quick(source, out, run[0]), "--overwrite", expect=2)
         assert (
             f"{out}: scans or labels lie there; choose another folder for the masks with --out"
             in said
@@ -1175,32 +1106,22 @@ def test_a_prediction_json_of_another_tool_stays(scans, run, tmp_path, here, con
     path = tmp_path / "masks" / "prediction.json"
     path.parent.mkdir()
     path.write_text(content)
-    said = here(
-        "--in",
-        scans,
-        "--out",
-        tmp_path / "masks",
-        "--model",
-        run[0],
-        *QUICK,
-        "--overwrite",
-        expect=2,
-    )
-    assert str(path) in said and "move it away, or choose another folder with --out" in said
-    assert path.read_text() == content and [*path.parent.iterdir()] == [path]
+    said = here(*quick(scans, tmp_path / "masks", run[0]), "--overwrite", expect=2)
+    assert str(path) in said
+    assert "move it away, or choose another folder with --out" in said
+    assert path.read_text() == content
+    assert [*path.parent.iterdir()] == [path]
 
 
 def test_a_scan_that_was_replaced_is_predicted_again(scans, run, tmp_path, here):
-    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    given = quick(scans, tmp_path / "masks", run[0])
     here(*given, "--probabilities")
     put_scan(scans / "b.nii.gz", seed=9, shape=(11, 20, 24))
 
     said = here(*given)
 
-    assert (
-        "2 of 3 scans have a mask already" in said
-        and "b.nii.gz was replaced since; predicted again" in said
-    )
+    assert "2 of 3 scans have a mask already" in said
+    assert "b.nii.gz was replaced since; predicted again" in said
     assert np.array_equal(
         voxels_of(tmp_path / "masks" / "b.nii.gz"), wanted_mask(run[1], scans / "b.nii.gz")
     )
@@ -1216,14 +1137,15 @@ def test_a_scan_of_the_same_size_that_was_replaced_is_seen(scans, run, tmp_path,
     plain = tmp_path / "plain"
     for seed, name in enumerate("ab"):
         put_scan(plain / f"{name}.nii", seed)
-    given = ("--in", plain, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    given = quick(plain, tmp_path / "masks", run[0])
     here(*given)
     put_scan(plain / "a.nii", seed=5)
     os.utime(plain / "b.nii", ns=(1, 1))  # as cp leaves it
 
     said = here(*given)
 
-    assert "1 of 2 scans has a mask already" in said and "a.nii was replaced since" in said
+    assert "1 of 2 scans has a mask already" in said
+    assert "a.nii was replaced since" in said
     assert np.array_equal(
         voxels_of(tmp_path / "masks" / "a.nii.gz"), wanted_mask(run[1], plain / "a.nii")
     )
@@ -1247,7 +1169,7 @@ def killed_after(masks, monkeypatch, here, given):
 
 def test_the_masks_of_a_killed_run_are_known_as_its_own(scans, run, tmp_path, here, monkeypatch):
     masks = tmp_path / "masks"
-    given = ("--in", scans, "--out", masks, "--model", run[0], *QUICK)
+    given = quick(scans, masks, run[0])
     killed_after(masks, monkeypatch, here, given)
     assert [*bytes_of(masks)] == ["a.nii.gz"]
     made = bytes_of(masks)["a.nii.gz"]
@@ -1256,7 +1178,8 @@ def test_the_masks_of_a_killed_run_are_known_as_its_own(scans, run, tmp_path, he
     said = here(*given)
 
     assert "1 of 3 scans has a mask already" in said
-    assert bytes_of(masks)["a.nii.gz"] == made and len(bytes_of(masks)) == 3
+    assert bytes_of(masks)["a.nii.gz"] == made
+    assert len(bytes_of(masks)) == 3
     assert not [path for path in masks.iterdir() if path.name.startswith(".")]
 
 
@@ -1265,7 +1188,7 @@ def test_a_reference_laid_over_the_masks_of_a_killed_run_is_not_taken_for_one(
     scans, run, tmp_path, here, monkeypatch, name
 ):
     masks = tmp_path / "masks"
-    given = ("--in", scans, "--out", masks, "--model", run[0], *QUICK)
+    given = quick(scans, masks, run[0])
     killed_after(masks, monkeypatch, here, given)
     reference = put_scan(tmp_path / "references" / f"{name}.nii.gz", seed=8).read_bytes()
     (masks / f"{name}.nii.gz").write_bytes(reference)
@@ -1284,7 +1207,7 @@ def test_a_reference_laid_over_the_masks_of_a_killed_run_is_not_taken_for_one(
 def test_masks_that_a_killed_overwriting_run_did_not_reach_are_still_known(
     scans, run, tmp_path, here, monkeypatch
 ):
-    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    given = quick(scans, tmp_path / "masks", run[0])
     here(*given)
 
     killed_after(tmp_path / "masks", monkeypatch, here, (*given, "--overwrite"))
@@ -1297,13 +1220,14 @@ def test_masks_that_were_copied_elsewhere_are_still_known(scans, run, tmp_path, 
     here(*given, tmp_path / "masks")
     shutil.copytree(tmp_path / "masks", tmp_path / "moved", copy_function=shutil.copyfile)
     said = here(*given, tmp_path / "moved")
-    assert "3 of 3 scans have a mask already" in said and "changed" not in said
+    assert "3 of 3 scans have a mask already" in said
+    assert "changed" not in said
 
 
 def test_a_mask_that_was_deleted_is_made_again_and_one_that_was_changed_stays(
     scans, run, tmp_path, here
 ):
-    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    given = quick(scans, tmp_path / "masks", run[0])
     here(*given)
     made = bytes_of(tmp_path / "masks")
     (tmp_path / "masks" / "a.nii.gz").unlink()
@@ -1315,14 +1239,14 @@ def test_a_mask_that_was_deleted_is_made_again_and_one_that_was_changed_stays(
 
     assert "b.nii.gz: was changed since it was predicted, and stays; --overwrite" in said
     found = bytes_of(tmp_path / "masks")
-    assert found["a.nii.gz"] == made["a.nii.gz"] and found["b.nii.gz"] == made["c.nii.gz"]
+    assert found["a.nii.gz"] == made["a.nii.gz"]
+    assert found["b.nii.gz"] == made["c.nii.gz"]
     assert "b_tumor.nii.gz" in found
     assert "b.nii.gz: was changed" in here(*given)  # still
     put_scan(scans / "b.nii.gz", seed=9)
     said = here(*given, expect=2)
-    assert (
-        "was replaced since its mask was made" in said and "--overwrite predicts it again" in said
-    )
+    assert "was replaced since its mask was made" in said
+    assert "--overwrite predicts it again" in said
     assert bytes_of(tmp_path / "masks")["b.nii.gz"] == made["c.nii.gz"]
     here(*given, "--overwrite")
     assert np.array_equal(
@@ -1338,7 +1262,7 @@ def test_a_scan_that_changes_while_it_is_read_is_named(scans, run, tmp_path, her
         return volume
 
     monkeypatch.setattr("predict.read_volume", replaced)
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    said = here(*quick(scans, tmp_path / "masks", run[0]), expect=2)
     assert "b.nii.gz: was changed while it was read; run predict.py again" in said
     assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "c.nii.gz"]
 
@@ -1346,8 +1270,9 @@ def test_a_scan_that_changes_while_it_is_read_is_named(scans, run, tmp_path, her
 def test_a_second_process_with_the_same_folder_is_refused(scans, run, tmp_path, here, monkeypatch):
     claim(tmp_path / "masks", doing="predicts")
     monkeypatch.setattr("minikits.masks.claim", claim)
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
-    assert "another process predicts here" in said and "choose another --out" in said
+    said = here(*quick(scans, tmp_path / "masks", run[0]), expect=2)
+    assert "another process predicts here" in said
+    assert "choose another --out" in said
     assert not [*(tmp_path / "masks").iterdir()]
 
 
@@ -1355,33 +1280,32 @@ def test_a_folder_that_cannot_be_kept_is_said(scans, run, tmp_path, here, monkey
     monkeypatch.setattr(
         "minikits.masks.claim", lambda out, doing: out.mkdir() or f"{out}: has no locks"
     )
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
-    assert "warning: " in said and "has no locks" in said
+    said = here(*quick(scans, tmp_path / "masks", run[0]))
+    assert "warning: " in said
+    assert "has no locks" in said
 
 
-# --- what is looked at, and what fails ----------------------------------------------------------------------------
+# --- what is looked at, and what fails ------------------------------------------------------------
 
 
 def test_what_looks_like_a_scan_is_predicted_or_named(scans, run, tmp_path, here):
     put_scan(scans / "d.nii.gz").rename(scans / "D.NII.GZ")
     (scans / "e.nii.gz").mkdir()
     (scans / "f.nii.gz").symlink_to(tmp_path / "nothing")
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
-    assert (
-        "4 cases found, 2 left out: e.nii.gz (a folder" in said
-        and "f.nii.gz (a link to nothing)" in said
-    )
+    said = here(*quick(scans, tmp_path / "masks", run[0]))
+    assert "4 cases found, 2 left out: e.nii.gz (a folder" in said
+    assert "f.nii.gz (a link to nothing)" in said
     assert sorted(bytes_of(tmp_path / "masks")) == ["D.nii.gz", "a.nii.gz", "b.nii.gz", "c.nii.gz"]
 
 
 def test_labels_without_an_image_are_named(labelled, run, tmp_path, here):
     (labelled / "c3" / "imaging.nii.gz").unlink()
-    said = here("--in", labelled, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    said = here(*quick(labelled, tmp_path / "masks", run[0]))
     assert "4 cases found, 1 left out: c3 (labels, but no image)" in said
     shutil.rmtree(tmp_path / "masks")
     for number in (0, 1, 2, 4):
         (labelled / f"c{number}" / "imaging.nii.gz").unlink()
-    said = here("--in", labelled, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    said = here(*quick(labelled, tmp_path / "masks", run[0]), expect=2)
     assert "no scan found, only labels" in said
 
 
@@ -1413,9 +1337,10 @@ def test_memory_that_is_not_given_is_one_scans_failure(
 
     monkeypatch.setattr("minikits.prediction.predict_probabilities", short)
     put_scan(scans / "b.nii.gz", shape=(11, 20, 24))
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    said = here(*quick(scans, tmp_path / "masks", run[0]), expect=2)
     assert "b.nii.gz: out of memory" in said or "b.nii.gz: CUDA out of memory" in said
-    assert "--assume-spacing" in said and "Traceback" not in said
+    assert "--assume-spacing" in said
+    assert "Traceback" not in said
     assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "c.nii.gz"]
 
 
@@ -1432,12 +1357,12 @@ def test_a_scan_without_memory_beside_another_is_tried_alone(
 
     monkeypatch.setattr("minikits.prediction.predict_probabilities", short)
     put_scan(scans / "a.nii.gz", shape=(11, 20, 24))
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
-    assert (
-        "a: no memory beside another scan; tried alone at the end" in said
-        and "(3 of 3, 0 s left)" in said
-    )
-    assert tried[-1] == 11 and len(tried) == 4 and len(bytes_of(tmp_path / "masks")) == 3
+    said = here(*quick(scans, tmp_path / "masks", run[0]))
+    assert "a: no memory beside another scan; tried alone at the end" in said
+    assert "(3 of 3, 0 s left)" in said
+    assert tried[-1] == 11
+    assert len(tried) == 4
+    assert len(bytes_of(tmp_path / "masks")) == 3
 
 
 def test_an_error_that_is_not_about_memory_is_no_scans_failure(
@@ -1448,7 +1373,7 @@ def test_an_error_that_is_not_about_memory_is_no_scans_failure(
 
     monkeypatch.setattr("minikits.prediction.predict_probabilities", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+        here(*quick(scans, tmp_path / "masks", run[0]))
 
 
 def test_a_scan_that_is_huge_at_the_networks_spacing_is_named_before_it_takes_memory(
@@ -1456,7 +1381,7 @@ def test_a_scan_that_is_huge_at_the_networks_spacing_is_named_before_it_takes_me
 ):
     """60 voxels of 90 mm, three times: a header that is wrong, most likely."""
     put_scan(scans / "big.nii.gz", spacing_mm=(90.0, 90.0, 90.0), shape=(60, 60, 60))
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    said = here(*quick(scans, tmp_path / "masks", run[0]), expect=2)
     assert (
         "big.nii.gz: shape (60, 60, 60) of 90 x 90 x 90 mm would have shape (675, 900, 900)" in said
     )
@@ -1469,7 +1394,7 @@ def test_a_scan_that_the_device_has_no_memory_for_is_named_before_it_is_tried(
     """36 bytes a voxel: 16 x 32 x 32 of the patch fit, 32 slices do not."""
     monkeypatch.setattr("predict.claim_memory", lambda device, needed=0: 36.0 * 16 * 32 * 32)
     put_scan(scans / "long.nii.gz", shape=(32, 20, 24))
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    said = here(*quick(scans, tmp_path / "masks", run[0]), expect=2)
     assert (
         "long.nii.gz: has shape (32, 20, 24) at the networks' spacing, which takes 0.0 GiB; device cpu has"
         in said
@@ -1493,18 +1418,20 @@ def test_memory_is_kept_for_what_a_window_and_a_scan_need(
 
     weights = sum(value.nbytes for value in members[1].network.parameters())  # of the larger one
     window = max(window_bytes(arch, TINY, torch.float32) for arch in ("plain", "residual"))
-    assert found == whole and calls[0] == 0 and len(calls) == 1 + asked
+    assert found == whole
+    assert calls[0] == 0
+    assert len(calls) == 1 + asked
     assert not asked or calls[1] == window + weights + 5 * (10 * 20 * 24 * 2 + 352)
 
 
 def test_a_damaged_scan_stops_no_other(scans, run, tmp_path, here):
     (scans / "b.nii.gz").write_bytes(b"<html>")
-    said = here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK, expect=2)
+    said = here(*quick(scans, tmp_path / "masks", run[0]), expect=2)
     assert said.splitlines()[-1].startswith(f"predict.py: {scans / 'b.nii.gz'}: starts with")
     assert sorted(bytes_of(tmp_path / "masks")) == ["a.nii.gz", "c.nii.gz"]
 
 
-# --- how it is stopped, and what it says --------------------------------------------------------------------------
+# --- how it is stopped, and what it says ----------------------------------------------------------
 
 
 def test_a_signal_ends_it_between_windows_with_nothing_half_written(
@@ -1521,7 +1448,7 @@ def test_a_signal_ends_it_between_windows_with_nothing_half_written(
 
         return on_window
 
-    given = ("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    given = quick(scans, tmp_path / "masks", run[0])
     monkeypatch.setattr("predict.watch", told_meanwhile)
     monkeypatch.setattr(
         "predict.ThreadPoolExecutor", lambda threads: ThreadPoolExecutor(1)
@@ -1541,7 +1468,7 @@ def test_stopped_or_killed_and_started_again(runs, phantoms, tmp_path, here, num
     """Whatever moment it is at: every mask is whole, and the next run makes those that lack."""
     out, networks, _ = runs
     masks = tmp_path / "masks"
-    arguments = ("--in", phantoms, "--out", masks, "--model", out / "plain", "--folds", 0, *QUICK)
+    arguments = (*quick(phantoms, masks, out / "plain"), "--folds", 0)
     process = subprocess.Popen(
         [sys.executable, "predict.py", *map(str, arguments)],
         cwd=ROOT,
@@ -1578,11 +1505,11 @@ def test_processes_share_the_scans_and_a_failure_stops_no_other(scans, run, tmp_
     )
 
     here(*arguments, "--out", tmp_path / "one", expect=2)
-    assert "bad.nii.gz: starts with" in printed and printed.count(" ml, tumor ") == 3
+    assert "bad.nii.gz: starts with" in printed
+    assert printed.count(" ml, tumor ") == 3
     assert printed.count("4 cases found") == 1
-    assert len(bytes_of(tmp_path / "two")) == 3 and bytes_of(tmp_path / "one") == bytes_of(
-        tmp_path / "two"
-    )
+    assert len(bytes_of(tmp_path / "two")) == 3
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
     told = [
         json.loads((tmp_path / name / "prediction.json").read_text())["scans"]
         for name in ("one", "two")
@@ -1591,7 +1518,8 @@ def test_processes_share_the_scans_and_a_failure_stops_no_other(scans, run, tmp_
         [entry["mask"] and entry["mask"]["sha256"] for entry in entries.values()]
         for entries in told
     ]
-    assert sums[0] == sums[1] and sums[0].count(None) == 1  # each process's are kept
+    assert sums[0] == sums[1]
+    assert sums[0].count(None) == 1  # each process's are kept
 
 
 def test_the_first_process_decides_for_all(monkeypatch):
@@ -1602,7 +1530,8 @@ def test_the_first_process_decides_for_all(monkeypatch):
     )
     refused = pytest.raises(ValueError, match="mixed")
 
-    assert predict.decided_by_first(0, 2, lambda: "plan") == "plan" and sent == [["plan"]]
+    assert predict.decided_by_first(0, 2, lambda: "plan") == "plan"
+    assert sent == [["plan"]]
     with refused:
         predict.decided_by_first(0, 2, lambda: (_ for _ in ()).throw(ValueError("mixed")))
     assert sent[1] == [None]  # they do not wait for ever
@@ -1634,7 +1563,8 @@ def test_messages_that_nobody_reads_or_that_cannot_be_shown_end_nothing(monkeypa
     print("grün \udcfc 肾", file=sys.stderr, flush=True)
     assert shown.buffer.getvalue() == b"gr\\xfcn \\udcfc \\u80be\n"
     sys.stdout.flush()
-    assert sys.stdout.encoding == "ascii" and not sys.stdout.isatty()
+    assert sys.stdout.encoding == "ascii"
+    assert not sys.stdout.isatty()
     stream.close()
     print("after the end", flush=True)
 
@@ -1651,7 +1581,8 @@ def test_a_stream_that_is_closed_from_the_start_keeps_its_number():
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and done.stderr == "3 False"  # 0 and 1 are taken
+    assert done.returncode == 0
+    assert done.stderr == "3 False"  # 0 and 1 are taken
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
@@ -1670,7 +1601,8 @@ def test_names_that_cannot_be_shown_and_a_closed_output_cost_no_mask(run, tmp_pa
         text=True,
         env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     )
-    assert done.returncode == 0 and not done.stderr
+    assert done.returncode == 0
+    assert not done.stderr
     assert len(bytes_of(tmp_path / "masks")) == 3
 
 
@@ -1684,14 +1616,16 @@ def test_networks_that_wait_beside_the_device_give_the_same(generator):
     here = predict_probabilities(networks, image, TINY, False)
     moved = predict_probabilities(networks, image, TINY, False, device=torch.device("cpu"))
     single = sum(predict_probabilities([network], image, TINY, False) for network in networks) / 2
-    assert torch.equal(here, moved) and torch.allclose(here, single, atol=1e-6)
+    assert torch.equal(here, moved)
+    assert torch.allclose(here, single, atol=1e-6)
     low = predict_probabilities(networks, image, TINY, False, precision=torch.bfloat16)
-    assert low.dtype == torch.float32 and 0 < (low - here).abs().max() < 0.1
+    assert low.dtype == torch.float32
+    assert 0 < (low - here).abs().max() < 0.1
 
 
 def test_probabilities_of_thick_slices_are_brought_back_as_labels_are(run, tmp_path, here):
     scan = put_scan(tmp_path / "scan.nii.gz", spacing_mm=(20.0, 5.0, 5.0), shape=(6, 24, 28))
-    here("--in", scan, "--out", tmp_path / "masks", "--model", run[0], *QUICK, "--probabilities")
+    here(*quick(scan, tmp_path / "masks", run[0]), "--probabilities")
     volume = read_volume(scan)
     wanted = predict_probabilities([run[1]], prepare_image(volume, TINY), TINY, False)
     for value, name in ((1, "kidney"), (2, "tumor")):
@@ -1737,14 +1671,7 @@ def test_cross_validation_leaves_out_what_the_networks_recipe_does(phantoms, tmp
         recipe=asdict(recipe),
     )
     said = here(
-        "--cross-validation",
-        "--in",
-        tmp_path / "cases",
-        "--out",
-        tmp_path / "masks",
-        *QUICK,
-        "--model",
-        tmp_path / "run",
+        *quick(tmp_path / "cases", tmp_path / "masks", tmp_path / "run"), "--cross-validation"
     )
     assert "1 case found, 1 left out: case_00002 (one of the recipe's excluded_cases)" in said
     assert [path.name for path in (tmp_path / "masks").glob("*.gz")] == ["prediction_00023.nii.gz"]
@@ -1752,24 +1679,19 @@ def test_cross_validation_leaves_out_what_the_networks_recipe_does(phantoms, tmp
 
 def test_doubts_about_a_scan_are_said(scans, run, tmp_path, here):
     said = here(
-        "--in",
-        put_scan(tmp_path / "few.nii.gz", shape=(4, 20, 24)),
-        "--out",
-        tmp_path / "masks",
-        *QUICK,
-        "--model",
-        run[0],
+        *quick(put_scan(tmp_path / "few.nii.gz", shape=(4, 20, 24)), tmp_path / "masks", run[0])
     )
     assert f"warning: {tmp_path / 'few.nii.gz'}: covers 32 mm along Z" in said
 
 
 def test_masks_of_a_cross_validation_are_not_mixed_with_others(labelled, tmp_path, here):
     put_folds(tmp_path / "run", {"0": (["c1"], ["c0"]), "1": (["c0"], ["c1"])})
-    given = ("--in", labelled, "--out", tmp_path / "masks", *QUICK, "--model", tmp_path / "run")
+    given = quick(labelled, tmp_path / "masks", tmp_path / "run")
     here(*given, "--cross-validation")
     before = bytes_of(tmp_path / "masks")
     said = here(*given, expect=2)
-    assert "cross_validation True, now False" in said and bytes_of(tmp_path / "masks") == before
+    assert "cross_validation True, now False" in said
+    assert bytes_of(tmp_path / "masks") == before
 
 
 def test_the_device_works_for_one_scan_at_a_time(scans, run, tmp_path, here, monkeypatch):
@@ -1789,5 +1711,5 @@ def test_the_device_works_for_one_scan_at_a_time(scans, run, tmp_path, here, mon
     real, native = prediction.predict_probabilities, prediction.labels_on_native_grid
     monkeypatch.setattr("minikits.prediction.predict_probabilities", predict_probabilities)
     monkeypatch.setattr("minikits.prediction.labels_on_native_grid", labels_on_native_grid)
-    here("--in", scans, "--out", tmp_path / "masks", "--model", run[0], *QUICK)
+    here(*quick(scans, tmp_path / "masks", run[0]))
     assert most == [1, 1, 1]
