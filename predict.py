@@ -364,12 +364,17 @@ def keep_memory(
     network, its windows and the largest scan."""
     memory = claim_memory(device)
     window = max(window_bytes(member.arch, recipe, precision) for member in members)
-    weights = max(sum(value.nbytes for value in member.network.parameters()) for member in members)
+    weights = max(weight_bytes(member.network) for member in members)
     largest = max(scan.path.stat().st_size for scan in scans)
     needed = window + weights + UNPACKED * largest
     if needed < memory:  # else a scan that finds none is named when its turn comes
         claim_memory(device, needed)
     return memory
+
+
+def weight_bytes(network: torch.nn.Module) -> int:
+    """What its weights take."""
+    return sum(value.nbytes for value in network.parameters())
 
 
 def check_room(volume: Volume, work: Work) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,7 +130,7 @@ def find_scans(
     return found, scans
 
 
-def _check_apart(source, out, found):
+def _check_apart(source: Path, out: Path, found: Found) -> None:
     """Refuses an --out that is no folder, or where scans or labels lie, or the folders of cases."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is no folder; choose another --out for the masks")
@@ -148,10 +148,13 @@ def _check_apart(source, out, found):
         )
 
 
-def _check_alike(source, scans, members):
+def _check_alike(source: Path, scans: list[Scan], members: list[Member]) -> None:
     """Refuses scans that would not all be predicted by as many networks of the same architectures:
     their scores would not be of one method."""
-    archs = {scan.id: sorted(members[number].arch for number in scan.networks) for scan in scans}
+    archs = {}
+    for scan in scans:
+        archs[scan.id] = sorted(members[number].arch for number in scan.networks)
+
     most = max(archs.values(), key=len)
     others = [f"{id} by {len(few)} ({', '.join(few)})" for id, few in archs.items() if few != most]
     if others:
@@ -177,12 +180,14 @@ def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = Fals
     remove_leftovers(out / "probabilities")
     earlier = _with_notes(out, read_record(out))
     _check_ours(out, earlier)
+
     replaced = {scan.mask.name for scan in scans if overwrite}
     entries = {
         name: entry
         for name, entry in earlier["scans"].items()
         if name not in replaced and (out / name).exists()
     }
+
     known = earlier["scans"]
     differ = [name for name in CHANGES_MASKS if earlier.get(name) != getattr(job, name)]
     if differ:
@@ -200,6 +205,7 @@ def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = Fals
     record = _as_record(job, entries)
     write_text(out / RECORD, json.dumps(record, indent=1))
     _remove_notes(out)
+
     return Plan(
         waiting=[decision.scan for decision in decisions if decision.wanted],
         edited={decision.scan.mask.name for decision in decisions if decision.edited},
@@ -209,7 +215,9 @@ def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = Fals
     )
 
 
-def _check_none_is_mixed(out, earlier, job, differ, remaining):
+def _check_none_is_mixed(
+    out: Path, earlier: dict, job: Job, differ: list[str], remaining: dict
+) -> None:
     """Refuses to put masks beside those that remain of other networks or options."""
     if not remaining:
         return
@@ -217,13 +225,14 @@ def _check_none_is_mixed(out, earlier, job, differ, remaining):
     for name in differ:
         options = f"{name} {earlier[name]}, now {getattr(job, name)}"
         shown.append(name if name == "networks" else options)
+
     raise ValueError(
         f"{out / RECORD}: the masks here are of other networks or options "
         f"({'; '.join(shown)}); choose another folder with --out"
     )
 
 
-def _remove_stale(out, decisions, deleted):
+def _remove_stale(out: Path, decisions: list[Decision], deleted: Collection[str]) -> None:
     """Removes what is outdated, and the probabilities of masks that were deleted (names)."""
     for decision in decisions:
         if decision.outdated:
@@ -233,12 +242,12 @@ def _remove_stale(out, decisions, deleted):
         _remove_probabilities(Scan(name, Path(), out / name, ()))
 
 
-def _remove_probabilities(scan):
+def _remove_probabilities(scan: Scan) -> None:
     for path in scan.probabilities.values():
         path.unlink(missing_ok=True)
 
 
-def _check_ours(out, record):
+def _check_ours(out: Path, record: dict) -> None:
     """Refuses a folder with NIfTI files that prediction.json does not name: scans, or labels."""
     ours = set()
     for name in record["scans"]:
@@ -257,7 +266,7 @@ def _check_ours(out, record):
             )
 
 
-def _decide(scan, job, earlier, overwrite):
+def _decide(scan: Scan, job: Job, earlier: dict | None, overwrite: bool) -> Decision:
     """The Decision on a scan. earlier: its entry, if that is of the same networks and options."""
     entry = {
         "case": scan.id,
@@ -274,6 +283,7 @@ def _decide(scan, job, earlier, overwrite):
     same_reading = all(earlier.get(name) == getattr(job, name) for name in READING)
     if same_scan:
         entry["scan"] = {**earlier["scan"], **entry["scan"]}
+
     if overwrite or not scan.mask.exists():
         outdated = not (same_scan and same_reading)
         if scan.mask.exists() and not outdated:  # it stays until the new one is there
@@ -299,7 +309,7 @@ def _decide(scan, job, earlier, overwrite):
     return Decision(scan, entry, wanted=lacking, edited=edited, lacking=lacking)
 
 
-def _problem_of_mask(scan, earlier, same_scan):
+def _problem_of_mask(scan: Scan, earlier: dict, same_scan: bool) -> str:
     """Why a mask that is there can neither stay nor be predicted again; "" where it can."""
     if earlier["mask"] is None:
         return (
@@ -314,7 +324,7 @@ def _problem_of_mask(scan, earlier, same_scan):
     return ""
 
 
-def _reading_of(entry):
+def _reading_of(entry: dict) -> str:
     """The options of the command line by which a mask's scan was read."""
     options = []
     if entry.get("affine"):
@@ -324,7 +334,7 @@ def _reading_of(entry):
     return " ".join(options) or "no option"
 
 
-def _check_reading(out, decisions, job):
+def _check_reading(out: Path, decisions: list[Decision], job: Job) -> None:
     """Refuses masks that would stay although another --affine or --assume-spacing is given now.
     Where none is, those that were made with one stay: the option was for their scans alone."""
     for name in READING:
@@ -341,7 +351,7 @@ def _check_reading(out, decisions, job):
             )
 
 
-def _what_is_there(decisions):
+def _what_is_there(decisions: list[Decision]) -> list[str]:
     """Lines on masks that there are already: how many stay, and which do not, and why."""
     staying = [each for each in decisions if not each.wanted and not each.problem]
     lines = []
@@ -390,7 +400,7 @@ def read_record(out: Path) -> dict:
     return record
 
 
-def _is_record(record):
+def _is_record(record: object) -> bool:
     """Whether a value has the form of what this module writes into prediction.json."""
     if not isinstance(record, dict) or not {*CHANGES_MASKS, *READING, "scans"} <= record.keys():
         return False
@@ -400,7 +410,7 @@ def _is_record(record):
     return all(_is_entry(entry, len(networks)) for entry in record["scans"].values())
 
 
-def _is_entry(entry, count):
+def _is_entry(entry: object, count: int) -> bool:
     """Whether a value has the form of what prediction.json keeps of a mask by some of `count`
     networks."""
     if not isinstance(entry, dict) or not isinstance(entry.get("case"), str):
@@ -412,7 +422,7 @@ def _is_entry(entry, count):
     return numbers and isinstance(scan, dict) and isinstance(mask, (dict, type(None)))
 
 
-def _as_record(job, entries):
+def _as_record(job: Job, entries: dict[str, dict]) -> dict:
     """What prediction.json holds: the job, the scans, and trained_on, the ids that masks here are
     no held-out predictions of. In cross-validation these are the ids that the networks behind the
     masks were trained on, less those that have a mask: it was held out from its own."""
@@ -451,11 +461,11 @@ def noted_mask(mask: Path, scan_stamp: dict) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _note_of(mask):
+def _note_of(mask: Path) -> Path:
     return mask.with_name(f".{mask.name}.stamp")
 
 
-def _with_notes(out, record):
+def _with_notes(out: Path, record: dict) -> dict:
     """The record, and in it what is noted of the masks that are still as they were written."""
     entries = {}
     for name, entry in record["scans"].items():
@@ -463,7 +473,7 @@ def _with_notes(out, record):
     return {**record, "scans": entries}
 
 
-def _read_note(mask):
+def _read_note(mask: Path) -> dict:
     """{"scan", "mask"}: what they look like; {} where nothing, or of another file, is noted."""
     try:
         note = read_json(_note_of(mask))
@@ -474,7 +484,7 @@ def _read_note(mask):
     return note if known and mask.exists() and is_as_stamped(mask, note["mask"]) else {}
 
 
-def _remove_notes(out):
+def _remove_notes(out: Path) -> None:
     """Of masks that prediction.json tells of now."""
     for path in out.glob(".*.stamp"):
         path.unlink(missing_ok=True)

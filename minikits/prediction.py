@@ -25,6 +25,13 @@ FINEST_MAPS_ALIVE = 5
 AT_ONCE = 2  # on CPUs torch's small convolutions of one sample are several times slower than of two
 
 
+class Look(NamedTuple):
+    """What a network sees at a time: a window of the image, mirrored along some of its axes."""
+
+    window: tuple[slice, ...]
+    axes: tuple[int, ...]
+
+
 def segment_volume(
     volume: Volume,
     networks: Sequence[nn.Module],
@@ -43,6 +50,7 @@ def segment_volume(
     `predict_probabilities`. on_probabilities is given what that returned, before it is gone.
     device_turn: a lock, held while the device works, for threads with a scan each."""
     image = prepare_image(volume, recipe)
+
     with device_turn or nullcontext():
         probabilities = predict_probabilities(
             networks,
@@ -57,6 +65,7 @@ def segment_volume(
         if on_probabilities:
             on_probabilities(probabilities)
         del probabilities  # before the next scan's are computed
+
     return labels
 
 
@@ -86,7 +95,7 @@ def predict_probabilities(
 
     windows = _windows(padded.shape, recipe.patch)
     flips = FLIPS if mirroring else [()]
-    looks = [Look(window, axes) for window in windows for axes in flips]
+    looks = [Look(window, axes) for window, axes in product(windows, flips)]
     weight = importance_map(recipe.patch).to(device)
 
     total = torch.zeros((len(CLASSES), *padded.shape), device=device)
@@ -105,13 +114,6 @@ def predict_probabilities(
     return probabilities
 
 
-class Look(NamedTuple):
-    """What a network sees at a time: a window of the image, mirrored along some of its axes."""
-
-    window: tuple[slice, ...]
-    axes: tuple[int, ...]
-
-
 # --- windows and their weights --------------------------------------------------------------------
 
 
@@ -124,9 +126,10 @@ def window_starts(size: int, patch: int) -> list[int]:
     return [int(np.round((size - patch) / steps * step)) for step in range(steps + 1)]
 
 
-def _windows(shape, patch):
+def _windows(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[slice, ...]]:
     """The windows over an image at least as large as the patch: tuples of a slice per axis."""
     starts_of_axes = [window_starts(size, side) for size, side in zip(shape, patch)]
+
     windows = []
     for starts in product(*starts_of_axes):
         window = tuple(slice(start, start + side) for start, side in zip(starts, patch))
@@ -144,7 +147,7 @@ def importance_map(patch: Sequence[int]) -> torch.Tensor:
     return weight.float()
 
 
-def _weight_of_looks(looks, weight, shape):
+def _weight_of_looks(looks: list[Look], weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """(Z, Y, X): the sum of the weights with which all looks of a network count at each voxel."""
     weights = torch.zeros(shape, device=weight.device)
     for look in looks:
@@ -152,7 +155,7 @@ def _weight_of_looks(looks, weight, shape):
     return weights
 
 
-def _padding(shape, patch):
+def _padding(shape: Sequence[int], patch: Sequence[int]) -> list[int]:
     """What F.pad takes (the last axis first, before and behind) to bring a small image to the
     patch's size. Of an odd number of voxels the greater part lies behind [nnU-Net v1
     pad_nd_image]."""
@@ -167,12 +170,19 @@ def _padding(shape, patch):
 # --- one network ----------------------------------------------------------------------------------
 
 
-def _groups(looks):
+def _groups(looks: list[Look]) -> list[list[Look]]:
     """The looks that a network sees at once."""
     return [looks[first : first + AT_ONCE] for first in range(0, len(looks), AT_ONCE)]
 
 
-def _add_looks(total, network, padded, group, weight, precision):
+def _add_looks(
+    total: torch.Tensor,
+    network: nn.Module,
+    padded: torch.Tensor,
+    group: list[Look],
+    weight: torch.Tensor,
+    precision: torch.dtype,
+) -> None:
     """Adds to `total` (K, Z, Y, X) what the network gives for these looks, turned back, weighted.
     Nothing here waits for the device: a GPU is given the next looks while it works on these."""
     softmax = _softmax_of_mirrored(network, padded, group, precision)
@@ -182,12 +192,16 @@ def _add_looks(total, network, padded, group, weight, precision):
         part += weight * probabilities
 
 
-def _softmax_of_mirrored(network, padded, group, precision):
+def _softmax_of_mirrored(
+    network: nn.Module, padded: torch.Tensor, group: list[Look], precision: torch.dtype
+) -> torch.Tensor:
     """(looks, K, *patch) float32: what the network gives for each look, mirrored as it is seen."""
     seen = [padded[look.window].flip(look.axes) for look in group]
     batch = torch.stack(seen)[:, None]  # (looks, 1, *patch)
+
     with torch.autocast(batch.device.type, precision, enabled=precision != torch.float32):
         logits = network(batch)
+
     finest = logits[0] if isinstance(logits, (list, tuple)) else logits
     return finest.float().softmax(dim=1)
 
@@ -203,13 +217,13 @@ def _lent(network: nn.Module, device: torch.device) -> Iterator[None]:
         network.to(home)
 
 
-def _device_of(network):
+def _device_of(network: nn.Module) -> torch.device:
     """Where a network's weights are; the CPU where it has none."""
     parameter = next(network.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _check_finite(probabilities):
+def _check_finite(probabilities: torch.Tensor) -> None:
     """Refuses NaN and infinity: any comparison with them is lost, and background would win."""
     strange = probabilities.numel() - int(probabilities.isfinite().sum())
     if strange:
@@ -228,9 +242,11 @@ def window_bytes(arch: str, recipe: Recipe, precision: torch.dtype) -> int:
     concatenation and its convolution meet."""
     features = recipe.features(arch)
     voxels = AT_ONCE * np.prod(recipe.patch)
+
     stages = []  # values of a feature map of each stage
     for maps, shrunk in zip(features, np.cumprod(recipe.strides, axis=0)):
         stages.append(maps * voxels / np.prod(shrunk))
+
     alive = sum(stages) + FINEST_MAPS_ALIVE * stages[0]
     return int(alive * precision.itemsize)
 

@@ -325,7 +325,8 @@ def test_memory_of_a_window_is_about_what_was_measured():
     exact = window_bytes("plain", PAPER, torch.float32) / 2**30
 
     assert exact == 2 * short
-    assert 1.3 < short < 2.1 and 2.3 < exact < 3.5
+    assert 1.3 < short < 2.1
+    assert 2.3 < exact < 3.5
 
 
 def test_progress_on_a_terminal_begins_with_the_first_pair_of_flips(monkeypatch, capsys):
@@ -439,7 +440,8 @@ def test_a_scan_is_segmented_by_its_three_stages(scan, networks, mirroring):
 
     image = prepare_image(scan, TINY)
     probabilities = predict_probabilities(networks, image, TINY, mirroring)
-    assert labels.shape == (16, 32, 40) and labels.dtype == np.uint8
+    assert labels.shape == (16, 32, 40)
+    assert labels.dtype == np.uint8
     assert np.array_equal(labels, labels_on_native_grid(probabilities, scan))
     assert torch.equal(seen[0], probabilities)
 
@@ -465,7 +467,8 @@ def test_windows_are_told_while_a_scan_is_segmented(scan, networks):
 
     segment_volume(scan, networks, TINY, on_window=lambda done, of: seen.append((done, of)))
 
-    assert seen[0] == (0.25, 4) and seen[-1] == (4, 4)  # two of eight mirror images; two by two
+    assert seen[0] == (0.25, 4)
+    assert seen[-1] == (4, 4)  # two of eight mirror images; two by two
 
 
 def test_the_device_is_held_until_probabilities_are_labels(scan, networks):
@@ -480,7 +483,9 @@ def test_the_device_is_held_until_probabilities_are_labels(scan, networks):
         device_turn=lock,
     )
 
-    assert held and all(held) and not lock.locked()
+    assert held
+    assert all(held)
+    assert not lock.locked()
 
 
 # --- nothing waits for the device -----------------------------------------------------------------
