@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,19 +60,31 @@ class Found:
 
     def summary(self) -> str:
         """ "5 cases found, 2 left out: NAME (why), NAME (why)"; of many, the first are named."""
-        count = len(self.cases)
-        found = f"{count} case found" if count == 1 else f"{count} cases found"
+        cases = "case" if len(self.cases) == 1 else "cases"
+        found = f"{len(self.cases)} {cases} found"
         if not self.left_out:
             return found
-
         return f"{found}, {len(self.left_out)} left out: {_some(self.left_out)}"
+
+
+class _File(NamedTuple):
+    """A file of a case: its id, "image" or "labels", and where it lies."""
+
+    id: str
+    kind: str
+    path: Path
+
+
+# --- names ----------------------------------------------------------------------------------------
 
 
 def nifti_name(path: Path) -> str | None:
     """A file's name without folder and `.nii` or `.nii.gz` (capitals too). None for a hidden file,
     and for one that is not named as NIfTI files are."""
     named = re.fullmatch(r"([^.].*?)\.nii(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)
-    return named[1] if named else None
+    if named is None:
+        return None
+    return named[1]
 
 
 def _without_channel(name):
@@ -82,13 +95,20 @@ def _without_channel(name):
 def kits19_kind(path: Path) -> str | None:
     """ "image" or "labels" of a file that is named as those of a KiTS19 case are; None of others."""
     name = nifti_name(path)
-    return KITS19.get(_without_channel(name).lower()) if name else None
+    if name is None:
+        return None
+    return KITS19.get(_without_channel(name).lower())
 
 
 def _id_of_labels(name, known):
     """The case of a label file or mask of that name. What ends in `_0000` may be a case's own name,
     and is, where that is among the `known` ids; else it was copied from the image's name."""
-    return name if name in known else _without_channel(name)
+    if name in known:
+        return name
+    return _without_channel(name)
+
+
+# --- which cases there are ------------------------------------------------------------------------
 
 
 def find_cases(source: str | Path) -> list[Case]:
@@ -110,24 +130,29 @@ def look_for_cases(source: str | Path) -> Found:
     else:
         flat, inside, left_out = _flat_files([source]), [], []
 
-    if flat and inside:
-        strays = ", ".join(path.name for _, _, path in flat[:5])
-        folders = ", ".join(sorted({path.parent.name for _, _, path in inside})[:3])
-        raise ValueError(
-            f"{source}: {strays} beside folders of cases ({folders}), wanted one "
-            "layout; move one of both away"
-        )
-    files = _by_id(flat or inside)
-    if not files:
+    _check_one_layout(source, flat, inside)
+    by_id = _by_id(flat + inside)
+    if not by_id:
         seen = ", ".join(path.name for path in _visible(source)[:5]) or "nothing"
         raise ValueError(
             f"{source}: no scans or cases found, wanted *.nii.gz, "
             "case_00000/imaging.nii.gz and segmentation.nii.gz, or images/ and "
             f"labels/; found {seen}{_also(left_out)}"
         )
-    cases = [Case(id, **found) for id, found in sorted(files.items())]
+    cases = [Case(id, **paths) for id, paths in sorted(by_id.items())]
     _check_masks_differ(source, cases)
     return Found(cases, left_out)
+
+
+def _check_one_layout(source, flat, inside):
+    """Refuses files beside folders of cases."""
+    if flat and inside:
+        strays = ", ".join(file.path.name for file in flat[:5])
+        folders = sorted({file.path.parent.name for file in inside})
+        raise ValueError(
+            f"{source}: {strays} beside folders of cases ({', '.join(folders[:3])}), wanted one "
+            "layout; move one of both away"
+        )
 
 
 def _visible(folder):
@@ -138,8 +163,8 @@ def _visible(folder):
 
 
 def _look_into(source):
-    """(flat, inside, left_out) of a folder: its own NIfTI files and those of the folders in it,
-    each as (id, kind, path), and lines on what is left out."""
+    """(flat, inside, left_out) of a folder: the files of cases in it and those in its folders, and
+    lines on what is left out."""
     flat, inside, left_out, empty = [], [], [], []
     for path in _visible(source):
         seen = _what_is(path)
@@ -160,31 +185,31 @@ def _look_into(source):
 
 
 def _with_labels_named_as_images(files):
-    """[(id, kind, path)] with the ids of the files in labels/ as those of the images have it."""
-    known = {id for id, kind, _ in files if kind == "image"}
+    """The files, those in labels/ with the ids that the images have."""
+    known = {file.id for file in files if file.kind == "image"}
     named = []
-    for id, kind, path in files:
-        if FOLDERS.get(path.parent.name.lower()) == "labels":
-            id = _id_of_labels(nifti_name(path), known)
-        named.append((id, kind, path))
+    for file in files:
+        if FOLDERS.get(file.path.parent.name.lower()) == "labels":
+            file = file._replace(id=_id_of_labels(nifti_name(file.path), known))
+        named.append(file)
     return named
 
 
 def _flat_files(paths):
-    """[(id, kind, path)] of NIfTI files in one folder. Those of a KiTS19 case bear its name."""
+    """The files of cases among NIfTI files in one folder. Those of a KiTS19 case bear its name."""
     files = []
     for path in paths:
         name, kind = nifti_name(path), kits19_kind(path)
         folder = Path(os.path.abspath(path)).parent.name
         if kind and folder:
-            files.append((folder, kind, path))
+            files.append(_File(folder, kind, path))
         elif name:
-            files.append((_without_channel(name), "image", path))
+            files.append(_File(_without_channel(name), "image", path))
     return files
 
 
 def _look_into_folder(folder):
-    """Of images/, labels/ or a case's folder: [(id, kind, path)], and lines on what is left out."""
+    """Of images/, labels/ or a case's folder: the files of cases, and lines on what is left out."""
     try:
         paths = _visible(folder)
     except OSError as error:
@@ -196,9 +221,9 @@ def _look_into_folder(folder):
         name, seen = nifti_name(path), _what_is(path)
         shown = f"{folder.name}/{path.name}"
         if seen == "file" and name and kind_of_all:
-            files.append((_without_channel(name), kind_of_all, path))
+            files.append(_File(_without_channel(name), kind_of_all, path))
         elif seen == "file" and kits19_kind(path):
-            files.append((folder.name, kits19_kind(path), path))
+            files.append(_File(folder.name, kits19_kind(path), path))
         elif seen == "file" and name:
             others.append(f"{shown} (neither imaging nor segmentation, nor in images/ or labels/)")
         elif seen == "folder" and not name:
@@ -226,17 +251,24 @@ def _what_is(path):
         return f"cannot be read: {error.strerror}"
     if stat.S_ISDIR(mode):
         return "folder"
-    return "file" if stat.S_ISREG(mode) else "neither a file nor a folder"
+    if stat.S_ISREG(mode):
+        return "file"
+    return "neither a file nor a folder"
 
 
 def _why_not(path, seen, shown):
     """A line on a path that is no NIfTI file but may be meant as one; none for any other. It may be
     where its name says so, or where it cannot be seen what it is."""
     name = path.name.lower()
-    unseen = seen not in ("file", "folder", "neither a file nor a folder")
-    if not unseen and ".nii" not in name and not name.endswith(OTHER_FORMATS):
+    is_seen = seen in ("file", "folder", "neither a file nor a folder")
+    if is_seen and ".nii" not in name and not name.endswith(OTHER_FORMATS):
         return []
-    why = {"file": "not *.nii or *.nii.gz", "folder": "a folder, wanted a file"}.get(seen, seen)
+
+    why = seen
+    if seen == "file":
+        why = "not *.nii or *.nii.gz"
+    elif seen == "folder":
+        why = "a folder, wanted a file"
     return [f"{shown} ({why})"]
 
 
@@ -250,7 +282,8 @@ def _why_not_below(folder, shown):
             folders.clear()
         scans = sorted(name for name in names if nifti_name(Path(name)))
         if scans:
-            return [f"{shown} (too deep, with {Path(place, scans[0]).relative_to(folder)} in it)"]
+            first = Path(place, scans[0]).relative_to(folder)
+            return [f"{shown} (too deep, with {first} in it)"]
     return []
 
 
@@ -258,12 +291,12 @@ def _by_id(files):
     """{id: {kind: path}}; refuses two files of one kind for one case."""
     by_id = {}
     for id, kind, path in files:
-        ours = by_id.setdefault(id, {})
-        if kind in ours:
+        paths = by_id.setdefault(id, {})
+        if kind in paths:
             raise ValueError(
-                f"{path}: {ours[kind].name} has the same name {id}; rename or remove one of them"
+                f"{path}: {paths[kind].name} has the same name {id}; rename or remove one of them"
             )
-        ours[kind] = path
+        paths[kind] = path
     return by_id
 
 
@@ -282,14 +315,21 @@ def _check_masks_differ(source, cases):
 
 def _also(left_out):
     """What was left out, to end the message of a refusal with."""
-    return f"; left out: {_some(left_out)}" if left_out else ""
+    if not left_out:
+        return ""
+    return f"; left out: {_some(left_out)}"
 
 
 def _some(names):
     """Names in a line: all of a few, of many the first and how many more."""
+    shown = ", ".join(names[:NAMED_AT_MOST])
     others = len(names) - NAMED_AT_MOST
-    more = f" and {others} more" if others > 0 else ""
-    return ", ".join(names[:NAMED_AT_MOST]) + more
+    if others > 0:
+        shown += f" and {others} more"
+    return shown
+
+
+# --- masks ----------------------------------------------------------------------------------------
 
 
 def mask_name(case: Case) -> str:
@@ -316,15 +356,19 @@ def find_masks(folder: str | Path, *, ids: Collection[str] = ()) -> dict[str, Pa
         name = nifti_name(path)
         if name is None:
             continue
-        name = _id_of_labels(name, ids)
-        number = re.fullmatch(r"prediction_([0-9]{5})", name)
-        id = f"case_{number[1]}" if number and name not in ids else name
+        id = _id_of_labels(name, ids)
+        number = re.fullmatch(r"prediction_([0-9]{5})", id)
+        if number and id not in ids:
+            id = f"case_{number[1]}"
         if id in masks:
             raise ValueError(f"{path}: {masks[id].name} is a mask of {id} too; remove one of them")
         masks[id] = path
     if not masks:
         raise ValueError(f"{folder}: no masks found, wanted NAME.nii.gz or prediction_00000.nii.gz")
     return masks
+
+
+# --- training: which cases, which fold ------------------------------------------------------------
 
 
 def excluded_ids(recipe: Recipe) -> set[str]:
@@ -427,6 +471,9 @@ def _written_folds(path):
     return folds
 
 
+# --- prepared once --------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, eq=False)
 class _Made:
     """What is kept of a case, {name: array}, the PreparedCase's checksum, and lines on doubts."""
@@ -511,7 +558,7 @@ def prepare(
 
 
 def _in_silence(line):
-    pass
+    """What is told of the progress where nobody listens."""
 
 
 def _entry(case, cache, recipe, reading):
