@@ -404,6 +404,7 @@ def unfinished_networks(about: dict) -> list[str]:
 
 
 def write_if_possible(path: Path, text: str) -> None:
+    """A file that cannot be written is a warning: the scores have been printed."""
     try:
         write_text(path, text)
     except (ValueError, OSError) as error:

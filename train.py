@@ -54,6 +54,7 @@ from minikits.unet import build_unet
 
 
 def command_line() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description="Train one network of one fold.")
     parser.add_argument("--arch", choices=ARCHITECTURES, default="residual")
     parser.add_argument("--fold", default="0", help="0 to 4, or all")

@@ -138,7 +138,7 @@ def padded(values: torch.Tensor, axis: int, multiple: int, *, parts: int = 1) ->
 
 
 def for_training(
-    network: nn.Module, *, compiling: str, steps: int, say: Callable = print
+    network: nn.Module, *, compiling: str, steps: int, say: Callable
 ) -> tuple[nn.Module, Callable]:
     """(model, loss): the fast form of `network`, on its device, and the loss that goes with it; on a
     CPU where it is not compiled `network` itself.
@@ -163,7 +163,7 @@ def for_prediction(
     *,
     compiling: str,
     windows: int,
-    say: Callable = print,
+    say: Callable,
 ) -> nn.Module:
     """The fast form of `network` in eval mode, for `windows` windows on `device`; compiling and say
     as for training."""

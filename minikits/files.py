@@ -10,8 +10,11 @@ import shutil
 import sys
 import time
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedWriter
 from pathlib import Path
+from typing import Any
 
 PART = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(@(?P<host>.*))?\.part", re.DOTALL)
 ABANDONED_SECONDS = 24 * 3600  # what a process not of this computer did not touch for so long
@@ -72,7 +75,7 @@ def _is_running(process: int) -> bool:
 
 
 @contextmanager
-def written_whole(path):
+def written_whole(path: Path | str) -> Iterator[BufferedWriter]:
     """A binary file to write, beside `path`; flushed and renamed to it at the end, removed on any
     failure. Whatever kills the process, `path` is either what it was before or complete; what a
     killed one left beside it is removed when `path` is written again."""
@@ -126,12 +129,14 @@ def _lock(folder: Path, doing: str) -> str | None:
     return None
 
 
-def write_text(path, text):
+def write_text(path: Path | str, text: str) -> None:
+    """A text file, whole or not at all."""
     with written_whole(path) as file:
         file.write(text.encode(errors="surrogateescape"))  # a file's name may be no UTF-8
 
 
-def read_json(path):
+def read_json(path: Path | str) -> Any:
+    """What a JSON file holds; ValueError, naming it, where it is none."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, OSError, RecursionError) as error:
@@ -185,6 +190,7 @@ class ForgivingStream:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
+        """How many letters were taken: all, in whatever way."""
         try:
             return self.stream.write(text)
         except (OSError, ValueError):
@@ -192,6 +198,7 @@ class ForgivingStream:
             return len(text)
 
     def flush(self) -> None:
+        """Passes on what was written so far."""
         try:
             self.stream.flush()
         except (OSError, ValueError):

@@ -379,10 +379,14 @@ def test_a_short_training_is_not_compiled_and_a_long_one_is(monkeypatch):
     )
     network = trained_network("plain")
 
-    fast.for_training(network, compiling="auto", steps=fast.STEPS_THAT_PAY - 1)
-    fast.for_training(network, compiling="auto", steps=fast.STEPS_THAT_PAY)
-    fast.for_prediction(network, CPU, compiling="auto", windows=fast.WINDOWS_THAT_PAY - 1)
-    model = fast.for_prediction(network, CPU, compiling="auto", windows=fast.WINDOWS_THAT_PAY)
+    fast.for_training(network, compiling="auto", steps=fast.STEPS_THAT_PAY - 1, say=print)
+    fast.for_training(network, compiling="auto", steps=fast.STEPS_THAT_PAY, say=print)
+    fast.for_prediction(
+        network, CPU, compiling="auto", windows=fast.WINDOWS_THAT_PAY - 1, say=print
+    )
+    model = fast.for_prediction(
+        network, CPU, compiling="auto", windows=fast.WINDOWS_THAT_PAY, say=print
+    )
 
     assert compiled == [False, True, False, True]
     assert not model.training and network.training
@@ -400,7 +404,7 @@ def test_network_and_loss_are_compiled_for_training(monkeypatch):
     monkeypatch.setattr(torch, "compile", note)
     network = trained_network("plain")
 
-    model, loss_of = fast.for_training(network, compiling="on", steps=1)
+    model, loss_of = fast.for_training(network, compiling="on", steps=1, say=print)
 
     assert loss_of is segmentation_loss
     assert [function for function, _ in asked] == [model._call_impl, segmentation_loss]
