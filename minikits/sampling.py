@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from minikits.augmentation import augment, change_geometry, check_pair, generator_for
+from minikits.augmentation import augment, change_geometry, generator_for
 from minikits.paper import CLASSES
 from minikits.recipe import Recipe
 
@@ -57,7 +57,6 @@ def draw_batch(
     for sample in samples:
         generator = generator_for(seed, iteration, sample, augmented)
         case = cases[whole_number(0, len(cases) - 1, generator)]
-        check_pair(case.image, case.labels)
         forced = sample >= recipe.batch_size - recipe.foreground_samples
         start = draw_start(case, recipe.patch, generator, forced=forced)
         where = {"start": start, "patch": recipe.patch, "device": device, "values": VALUES}
