@@ -20,9 +20,12 @@ def test_dice_of_four_voxels_by_hand():
     p = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7]])
     logits = p.log().T.reshape(1, 3, 1, 2, 2)
     target = torch.tensor([0, 1, 1, 2]).reshape(1, 1, 2, 2)
-    kidney = 2 * (0.6 + 0.4) / (1.4 + 2)
+
+    loss = soft_dice_loss(logits, target).item()
+
+    kidney = 2 * (0.6 + 0.4) / (1.4 + 2)  # sums of probabilities 1.4, of truth 2
     tumor = 2 * 0.7 / (1.1 + 1)
-    assert soft_dice_loss(logits, target).item() == pytest.approx(-(kidney + tumor) / 2, abs=1e-5)
+    assert loss == pytest.approx(-(kidney + tumor) / 2, abs=1e-5)
 
 
 def test_dice_is_per_sample_not_per_batch(generator):
@@ -34,17 +37,24 @@ def test_dice_is_per_sample_not_per_batch(generator):
 
 def test_degenerate_patches():
     empty, full = torch.zeros(1, 4, 4, 4), torch.full((1, 4, 4, 4), 2)
-    assert soft_dice_loss(confident(empty), empty).item() == pytest.approx(
-        -1
-    )  # neither has any: perfect
-    assert soft_dice_loss(confident(full), full).item() == pytest.approx(-1)
-    assert soft_dice_loss(confident(empty), full).item() == pytest.approx(
-        -0.5, abs=1e-4
-    )  # tumor 0, kidney absent 1
-    for target in (empty, full):
-        logits = torch.randn(1, 3, 4, 4, 4, requires_grad=True)
-        segmentation_loss([logits], target).backward()
-        assert logits.grad.isfinite().all()
+
+    neither_has_any = soft_dice_loss(confident(empty), empty).item()
+    both_are_full = soft_dice_loss(confident(full), full).item()
+    tumor_is_missed = soft_dice_loss(confident(empty), full).item()
+
+    assert neither_has_any == pytest.approx(-1)
+    assert both_are_full == pytest.approx(-1)
+    assert tumor_is_missed == pytest.approx(-0.5, abs=1e-4)  # tumor 0, absent kidney 1
+
+
+@pytest.mark.parametrize("value", [0, 2])
+def test_the_gradient_of_a_degenerate_patch_is_finite(value):
+    target = torch.full((1, 4, 4, 4), value)
+    logits = torch.randn(1, 3, 4, 4, 4, requires_grad=True)
+
+    segmentation_loss([logits], target).backward()
+
+    assert logits.grad.isfinite().all()
 
 
 def test_head_weights():
@@ -53,44 +63,45 @@ def test_head_weights():
     assert head_weights(2) == (1, 0)
 
 
+def resized(labels, shape):
+    """(Z, Y, X) labels -> (*shape), by scikit-image's nearest neighbour."""
+    options = {"mode": "edge", "anti_aliasing": False, "preserve_range": True}
+    return torch.from_numpy(resize(labels.double().numpy(), shape, 0, **options))
+
+
+def slow_loss(logits, target):
+    """One head's, voxel sums written out: (B, 3, Z, Y, X), (B, Z, Y, X)."""
+    probabilities = logits.exp() / logits.exp().sum(1, keepdim=True)
+
+    entropy, dice = 0, 0
+    for p_of_sample, labels in zip(probabilities, target):
+        for value, p in enumerate(p_of_sample):
+            truth = (labels == value).double()
+            entropy -= (truth * p.log()).sum() / target.numel()
+            if value == 0:
+                continue
+            tp = (p * truth).sum()
+            fp = (p * (1 - truth)).sum()
+            fn = ((1 - p) * truth).sum()
+            dice += (2 * tp + 1e-5) / (2 * tp + fp + fn + 1e-5)
+
+    samples_and_structures = 2 * len(target)
+    return entropy - dice / samples_and_structures
+
+
 def test_all_heads_against_a_slow_witness(generator):
     target = torch.randint(0, 3, (2, 8, 16, 16), generator=generator)
-    shapes = [(8, 16, 16), (8, 8, 8), (4, 4, 4)]
-    logits = [
-        torch.randn(2, 3, *shape, generator=generator, dtype=torch.float64) for shape in shapes
-    ]
+    logits = []
+    for shape in [(8, 16, 16), (8, 8, 8), (4, 4, 4)]:
+        logits.append(torch.randn(2, 3, *shape, generator=generator, dtype=torch.float64))
+
     wanted = 0
     for weight, head in zip((2 / 3, 1 / 3, 0), logits):
-        small = torch.stack(
-            [
-                torch.from_numpy(
-                    resize(
-                        t.double().numpy(),
-                        head.shape[2:],
-                        0,
-                        mode="edge",
-                        anti_aliasing=False,
-                        preserve_range=True,
-                    )
-                )
-                for t in target
-            ]
-        )
-        p = head.exp() / head.exp().sum(1, keepdim=True)
-        entropy, dice = 0, 0
-        for b in range(2):
-            for value in range(3):
-                truth = (small[b] == value).double()
-                entropy -= (truth * p[b, value].log()).sum() / small.numel()
-                if value:
-                    tp, fp, fn = (
-                        (p[b, value] * truth).sum(),
-                        (p[b, value] * (1 - truth)).sum(),
-                        ((1 - p[b, value]) * truth).sum(),
-                    )
-                    dice += (2 * tp + 1e-5) / (2 * tp + fp + fn + 1e-5) / 4
-        wanted += weight * (entropy - dice)
-    assert segmentation_loss(logits, target).item() == pytest.approx(wanted.item(), abs=1e-9)
+        coarse = torch.stack([resized(labels, head.shape[2:]) for labels in target])
+        wanted += weight * slow_loss(head, coarse)
+
+    loss = segmentation_loss(logits, target).item()
+    assert loss == pytest.approx(wanted.item(), abs=1e-9)
 
 
 def test_targets_are_taken_at_index_2i_plus_1():
@@ -113,33 +124,36 @@ def test_gradient_equals_finite_differences(generator):
 def test_a_single_head_weighs_one_and_half_precision_is_summed_in_float32(generator):
     target = torch.randint(0, 3, (1, 4, 4, 4), generator=generator)
     logits = torch.zeros(1, 3, 4, 4, 4)
-    assert segmentation_loss(logits, target).item() == pytest.approx(
-        math.log(3) + soft_dice_loss(logits, target).item(), abs=1e-6
-    )
+
+    loss = segmentation_loss(logits, target).item()
+
+    wanted = math.log(3) + soft_dice_loss(logits, target).item()
+    assert loss == pytest.approx(wanted, abs=1e-6)
     assert segmentation_loss(logits.half(), target).dtype == torch.float32
-    for coarse in (torch.float16, torch.bfloat16):
-        logits = (5 * torch.randn(1, 3, 4, 4, 4, generator=generator)).to(coarse)
-        for loss in (segmentation_loss, soft_dice_loss):
-            assert loss(logits, target).item() == pytest.approx(
-                loss(logits.float(), target).item(), abs=1e-6
-            )
+    for dtype in (torch.float16, torch.bfloat16):
+        coarse = (5 * torch.randn(1, 3, 4, 4, 4, generator=generator)).to(dtype)
+        for loss_of in (segmentation_loss, soft_dice_loss):
+            exact = loss_of(coarse.float(), target).item()
+            assert loss_of(coarse, target).item() == pytest.approx(exact, abs=1e-6)
 
 
 def test_the_coarsest_of_several_heads_has_no_weight_at_all(generator):
     """Not even infinity in it counts; the others weigh 8, 4, 2, 1 of 15."""
     target = torch.randint(0, 3, (1, 16, 16, 16), generator=generator)
     heads = [torch.zeros(1, 3, side, side, side, dtype=torch.float64) for side in (16, 8, 4, 2, 1)]
-    flat = segmentation_loss(heads, target).item()
-    single = [segmentation_loss(heads[0], target).item()] + [
-        segmentation_loss(head, downsampled(target, head.shape[2:])).item() for head in heads[1:]
-    ]
-    shares = (8 / 15, 4 / 15, 2 / 15, 1 / 15, 0)
-    assert flat == pytest.approx(sum(share * loss for share, loss in zip(shares, single)), abs=1e-9)
+
+    loss = segmentation_loss(heads, target).item()
+    wanted = 0
+    for share, head in zip((8 / 15, 4 / 15, 2 / 15, 1 / 15, 0), heads):
+        wanted += share * segmentation_loss(head, downsampled(target, head.shape[2:])).item()
+    assert loss == pytest.approx(wanted, abs=1e-9)
+
     heads[-1] += math.inf
-    assert segmentation_loss(heads, target).item() == pytest.approx(flat, abs=1e-12)
+    assert segmentation_loss(heads, target).item() == pytest.approx(loss, abs=1e-12)
+
     wanting = [head.clone().requires_grad_() for head in heads]
     segmentation_loss(wanting, target).backward()
-    assert [head.grad is None for head in wanting] == [False] * 4 + [True]
+    assert [head.grad is None for head in wanting] == [False, False, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -148,25 +162,21 @@ def test_the_coarsest_of_several_heads_has_no_weight_at_all(generator):
 )
 def test_each_head_has_its_weight(heads, weights):
     """By the gradient that reaches it, as a share of what reaches a single head."""
+
+    def no_opinion(side):
+        return torch.zeros(1, 3, side, side, side, dtype=torch.float64, requires_grad=True)
+
     target = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
-    logits = [
-        torch.zeros(
-            1,
-            3,
-            8 // 2**level,
-            8 // 2**level,
-            8 // 2**level,
-            dtype=torch.float64,
-            requires_grad=True,
-        )
-        for level in range(heads)
-    ]
+    logits = [no_opinion(8 // 2**level) for level in range(heads)]
+    alone = no_opinion(8)
+
     segmentation_loss(logits, target).backward()
-    alone = torch.zeros(1, 3, 8, 8, 8, dtype=torch.float64, requires_grad=True)
     segmentation_loss(alone, target).backward()
+
+    of_alone = alone.grad[:, 0].sum().item()
     for head, weight in zip(logits, weights):
-        share = head.grad[:, 0].sum() / alone.grad[:, 0].sum() if weight else 0
-        assert float(share) == pytest.approx(weight, rel=1e-4)
+        share = head.grad[:, 0].sum().item() / of_alone if weight else 0
+        assert share == pytest.approx(weight, rel=1e-4)
 
 
 def test_cross_entropy_is_a_mean_over_voxels_and_samples():
@@ -200,11 +210,12 @@ def test_smoothing_stands_in_numerator_and_denominator():
 
 
 def test_background_has_no_dice():
-    """Of a patch without structures, taken for what it is in one half and for kidney in the other: kidney 0, tumor 1;
-    the background's own 2/3 is left out."""
+    """Of a patch without structures, taken for what it is in one half and for kidney in the other:
+    kidney 0, tumor 1; the background's own 2/3 is left out."""
     target = torch.zeros(1, 2, 4, 4, dtype=torch.uint8)
     taken = target.clone()
     taken[:, 0] = 1
+
     assert soft_dice_loss(confident(taken), target).item() == pytest.approx(-0.5, abs=1e-5)
 
 
@@ -219,13 +230,11 @@ def test_dice_of_two_classes_is_that_of_the_one_structure():
 def test_targets_of_any_type_weigh_the_same(dtype, generator):
     target = torch.randint(0, 3, (2, 4, 8, 8), generator=generator)
     logits = [torch.randn(2, 3, *shape, generator=generator) for shape in ((4, 8, 8), (2, 4, 4))]
-    assert (
-        segmentation_loss(logits, target.to(dtype)).item()
-        == segmentation_loss(logits, target).item()
-    )
-    assert (
-        segmentation_loss(tuple(logits), target).item() == segmentation_loss(logits, target).item()
-    )
+
+    loss = segmentation_loss(logits, target).item()
+
+    assert segmentation_loss(logits, target.to(dtype)).item() == loss
+    assert segmentation_loss(tuple(logits), target).item() == loss
 
 
 def test_targets_of_thin_and_odd_sizes():
