@@ -1,4 +1,5 @@
-"""Whole or not at all; what is not a checkpoint of ours is refused in one line, and nothing in it runs."""
+"""Whole or not at all; what is not a checkpoint of ours is refused in one line, and nothing in it
+runs."""
 
 import pickle
 import resource
@@ -32,16 +33,17 @@ def content(**changes):
 def test_round_trip(tmp_path):
     path = tmp_path / "fold0" / "checkpoint.pt"
     saved = content()
+
     save_checkpoint(path, **saved)
     loaded = load_checkpoint(path)
-    assert loaded["recipe"] == TINY and loaded["cases"] == saved["cases"]
     network = load_network(loaded, path)
-    assert all(
-        torch.equal(value, saved["network"][name]) for name, value in network.state_dict().items()
-    )
-    assert find_checkpoints(tmp_path) == [path] and [p.name for p in path.parent.iterdir()] == [
-        "checkpoint.pt"
-    ]
+
+    assert loaded["recipe"] == TINY
+    assert loaded["cases"] == saved["cases"]
+    for name, weight in network.state_dict().items():
+        assert torch.equal(weight, saved["network"][name])
+    assert find_checkpoints(tmp_path) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_checkpoint_says_which_version_wrote_it(tmp_path):
@@ -62,12 +64,16 @@ class Payload:
 
 def test_a_payload_is_refused_and_does_not_run(tmp_path):
     witness, path = tmp_path / "it_ran", tmp_path / "checkpoint.pt"
+    refusal = "damaged, or holds more than plain tensors"
+
     torch.save(content(extra=Payload(witness)), path)
-    with pytest.raises(ValueError, match="damaged, or holds more than plain tensors"):
+    with pytest.raises(ValueError, match=refusal):
         load_checkpoint(path)
+
     path.write_bytes(pickle.dumps(Payload(witness)))
-    with pytest.raises(ValueError, match="damaged, or holds more than plain tensors"):
+    with pytest.raises(ValueError, match=refusal):
         load_checkpoint(path)
+
     assert not witness.exists()
 
 
@@ -92,21 +98,28 @@ def test_wrong_content_is_named(tmp_path, changes, complaint):
     assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
-def test_damaged_and_absent_files(tmp_path):
+def test_damaged_files(tmp_path):
     path = tmp_path / "checkpoint.pt"
+
     save_checkpoint(path, **content())
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match="damaged"):
         load_checkpoint(path)
+
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="holds no 'format'"):
         load_checkpoint(path)
+
+
+def test_absent_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no such file; wanted a checkpoint"):
         load_checkpoint(tmp_path / "absent.pt")
     with pytest.raises(FileNotFoundError, match=r"fold0/checkpoint\.pt: no such checkpoint"):
         find_checkpoints(tmp_path / "absent")
+
+    (third,) = find_checkpoints(tmp_path, [3])
     with pytest.raises(FileNotFoundError, match=r"fold3/checkpoint\.pt: no such file"):
-        load_checkpoint(*find_checkpoints(tmp_path, [3]))
+        load_checkpoint(third)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
@@ -118,12 +131,16 @@ def test_weights_of_another_network_are_refused(tmp_path):
 def test_a_save_that_fails_keeps_the_last_good_file(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, **content(iteration=4))
-    monkeypatch.setattr(
-        "os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(path, **content(iteration=5))
-    assert load_checkpoint(path)["iteration"] == 4 and list(tmp_path.iterdir()) == [path]
+
+    assert load_checkpoint(path)["iteration"] == 4
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_disk_that_is_full_keeps_the_last_good_file_and_is_told_in_a_line(tmp_path):
@@ -181,23 +198,10 @@ def test_a_run_is_audited_by_its_checkpoint_alone(tmp_path):
 
 
 def test_weights_of_double_precision_are_loaded_in_float32(tmp_path):
-    from minikits.checkpoints import load_network
+    weights = build_unet("plain", TINY).double().state_dict()
+    checkpoint = {"arch": "plain", "recipe": TINY, "network": weights}
 
-    weights = {
-        name: value.double() for name, value in build_unet("plain", TINY).state_dict().items()
-    }
-    network = load_network(
-        {"arch": "plain", "recipe": TINY, "network": weights}, tmp_path / "checkpoint.pt"
-    )
-    assert {value.dtype for value in network.state_dict().values()} == {torch.float32}
+    network = load_network(checkpoint, tmp_path / "checkpoint.pt")
 
-
-def test_an_earlier_checkpoint_counted_epochs_and_the_batches_of_the_next(tmp_path):
-    """Two epochs of three batches, and one more, are seven."""
-    earlier = content(epoch=2, batch=1)
-    del earlier["iteration"]
-    save_checkpoint(tmp_path / "checkpoint.pt", **earlier)
-
-    loaded = load_checkpoint(tmp_path / "checkpoint.pt")
-
-    assert TINY.batches_per_epoch == 3 and loaded["iteration"] == 7
+    assert {weight.dtype for weight in weights.values()} == {torch.float64}
+    assert {weight.dtype for weight in network.state_dict().values()} == {torch.float32}
