@@ -9,9 +9,9 @@ that is written down tells which of them computed. What is different:
   through convolution, norm and (leaky) ReLU, and meets weights of 0 in the next layer;
 - the channels of a voxel lie side by side in memory ("channels last") throughout;
 - instance norm needs one pass over its input, for the sums of x and of x*x, instead of two;
-- where it pays, torch.compile fuses what lies between the convolutions, and the loss.
+- torch.compile fuses what lies between the convolutions, and the loss.
 
-Nobody needs this file to understand the method."""
+All of it pays with the compiler; without, none. Nobody needs this file to understand the method."""
 
 import copy
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from minikits.losses import segmentation_loss
 SPACE = (2, 3, 4)  # the axes Z, Y, X
 # [ours: measured on a Hopper GPU: plain 47.9 ms a step with 30, 60, 120, ... and 35.5 with 32, 64, 128, ...]
 GPU_MULTIPLE = 32
-# [ours: compiling takes about a minute, a step is about 20 ms shorter then]
-STEPS_THAT_PAY = 5000
+# [ours: on an H200 compiling takes 50 s, and a step 58 ms less then: benchmarks/results/gpu.md]
+STEPS_THAT_PAY = 2000
 # [ours: compiling takes about half a minute, a batch of windows is about 5 ms shorter then]
 WINDOWS_THAT_PAY = 10_000
 
@@ -140,19 +140,17 @@ def padded(values: torch.Tensor, axis: int, multiple: int, *, parts: int = 1) ->
 def for_training(
     network: nn.Module, *, compiling: str, steps: int, say: Callable
 ) -> tuple[nn.Module, Callable]:
-    """(model, loss): the fast form of `network`, on its device, and the loss that goes with it; on a
-    CPU where it is not compiled `network` itself.
+    """(model, loss): the fast form of `network`, on its device, and the loss that goes with it, both
+    compiled. Where it is not to be compiled `network` itself: without the compiler the fast form is
+    no faster (benchmarks/results/gpu.md).
 
     compiling: "on", "off", or "auto": on a GPU, where the steps that are left earn back the minute
     that the first of them takes. say: prints a line where it was to be compiled but cannot."""
     device = next(network.parameters()).device
-    compiled = compiles(compiling, device, pays=steps >= STEPS_THAT_PAY, say=say)
-    if not compiled and device.type == "cpu":
-        return network, segmentation_loss  # the fast form by itself is no faster there
+    if not compiles(compiling, device, pays=steps >= STEPS_THAT_PAY, say=say):
+        return network, segmentation_loss
 
     model = faster(network, multiple=suited_multiple(device))
-    if not compiled:
-        return model, segmentation_loss
     model.compile(dynamic=False)
     return model, torch.compile(segmentation_loss, dynamic=False)
 
@@ -165,11 +163,13 @@ def for_prediction(
     windows: int,
     say: Callable,
 ) -> nn.Module:
-    """The fast form of `network` in eval mode, for `windows` windows on `device`; compiling and say
-    as for training."""
+    """The fast form of `network` in eval mode, compiled, for `windows` windows on `device`; where it
+    is not to be compiled `network` itself, in eval mode. compiling and say as for training."""
+    if not compiles(compiling, device, pays=windows >= WINDOWS_THAT_PAY, say=say):
+        return network.eval()
+
     model = faster(network, multiple=suited_multiple(device)).eval()
-    if compiles(compiling, device, pays=windows >= WINDOWS_THAT_PAY, say=say):
-        model.compile(dynamic=False)
+    model.compile(dynamic=False)
     return model
 
 
