@@ -1,8 +1,8 @@
 """A store on disk: entries of arrays with a description. It knows no case.
 
-An entry is a folder that appears whole or not at all: NAME.npy for each array, and entry.json, which
-keeps their sums. What is loaded is what was written, or is refused; it is memory-mapped, so that
-many large arrays cost no memory."""
+An entry is a folder that appears whole or not at all: NAME.npy for each array, and entry.json,
+which keeps their sums. What is loaded is what was written, or is refused; it is memory-mapped, so
+that many large arrays cost no memory."""
 
 import hashlib
 import json
@@ -105,9 +105,9 @@ def _mapped(path):
 
 
 def identity(path: Path) -> list:
-    """What tells whether a file was replaced: [bytes, time of change in ns, hash of the last bytes],
-    where a .gz keeps its sum of it all. No CRC of these: together with the .gz's own it would be
-    the same for any content."""
+    """[bytes, time of change in ns, hash of the last bytes]: what tells whether a file was replaced.
+    There a .gz keeps its sum of it all. The hash is no CRC: together with the .gz's own that would
+    be the same for any content."""
     about = path.stat()
     with open(path, "rb") as file:
         file.seek(max(0, about.st_size - TAIL_BYTES))

@@ -93,7 +93,7 @@ def _without_channel(name):
 
 
 def kits19_kind(path: Path) -> str | None:
-    """ "image" or "labels" of a file that is named as those of a KiTS19 case are; None of others."""
+    """Of a file that is named as those of a KiTS19 case are "image" or "labels", else None."""
     name = nifti_name(path)
     if name is None:
         return None
@@ -716,6 +716,6 @@ def _may_be_removed(cache, unused):
     names = _some([place.name for place in unused])
     folders, are = ("folder", "is") if len(unused) == 1 else ("folders", "are")
     return (
-        f"{cache}: {len(unused)} {folders} ({size / 1e9:.1f} GB) {are} of files that were replaced, "
-        f"or of another version of minikits, and may be removed: {names}"
+        f"{cache}: {len(unused)} {folders} ({size / 1e9:.1f} GB) {are} of files that were "
+        f"replaced, or of another version of minikits, and may be removed: {names}"
     )

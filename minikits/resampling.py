@@ -197,13 +197,15 @@ def resample_labels(
 
 def fill_with_winners(
     out: np.ndarray,
-    scores: Callable,
+    scores: Callable[[tuple[slice, ...]], torch.Tensor],
     winners: np.ndarray,
     orders: Sequence[int],
     *,
     ties_to_nearest: bool = False,
 ) -> None:
-    """Fills (Z, Y, X) zeros with the class whose interpolated score is the largest.
+    """Fills (Z, Y, X) zeros with the class whose interpolated score is the largest. Plainly:
+
+        np.stack([resample(score, out.shape, orders) for score in scores]).argmax(0)
 
     scores: a function of three slices, a box, to the (K, z, y, x) scores there; winners: the
     (z, y, x) classes of the largest. orders: of interpolation, 0 or 1 for each axis. A tie goes to
