@@ -219,11 +219,12 @@ def _look_into_folder(folder):
     files, others, folders = [], [], []
     for path in paths:
         name, seen = nifti_name(path), _what_is(path)
+        kind = kits19_kind(path)
         shown = f"{folder.name}/{path.name}"
         if seen == "file" and name and kind_of_all:
             files.append(_File(_without_channel(name), kind_of_all, path))
-        elif seen == "file" and kits19_kind(path):
-            files.append(_File(folder.name, kits19_kind(path), path))
+        elif seen == "file" and kind:
+            files.append(_File(folder.name, kind, path))
         elif seen == "file" and name:
             others.append(f"{shown} (neither imaging nor segmentation, nor in images/ or labels/)")
         elif seen == "folder" and not name:
