@@ -83,7 +83,7 @@ def command_line() -> argparse.ArgumentParser:
         "--compile",
         choices=["auto", "on", "off"],
         default="auto",
-        help="the network by torch.compile; auto: on a GPU, where the minute it takes is earned back",
+        help="the network by torch.compile; auto: on a GPU, where its minute is earned back",
     )
     parser.add_argument(
         "--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ"

@@ -1,4 +1,4 @@
-"""The eight transforms, in their order, in six pairs: change_x does, random_x draws and then calls change_x.
+"""The eight transforms, in their order, in six pairs: change_x does, random_x draws and calls it.
 
 Images are tensors (Z, Y, X), normalised, floats (integers are taken as float32); labels integer
 tensors (Z, Y, X) of any values. All that is drawn, the noise too, is drawn on the CPU, and is the
@@ -42,8 +42,9 @@ def augment(
     """One augmented patch of a whole case: float32 image and labels, (Z, Y, X) both.
 
     The patch of size `patch` at voxel `start`, perhaps partly outside, is turned within the case,
-    so that a rotation brings in the patient. Without `patch`, a patch itself is augmented. Only what
-    is read of the case goes to `device`, where all else is done; without one, where the case lives.
+    so that a rotation brings in the patient. Without `patch`, a patch itself is augmented. Only
+    what is read of the case goes to `device`, where all else is done; without one, where the case
+    lives.
     values: all that the labels may hold; without them, a device is asked and waited for.
     The order is always this one [nnU-Net v1 data_augmentation_moreDA.py:66]."""
     image, labels = random_geometry(
@@ -89,8 +90,8 @@ def change_geometry(
     device: torch.device | None = None,
     values: Iterable[int] | None = None,
 ) -> Pair:
-    """A patch turned by `angles` (radians, about Z, Y, X) and scaled about its centre; scale above 1
-    zooms out. start, patch, device and values are those of `augment`.
+    """A patch turned by `angles` (radians, about Z, Y, X) and scaled about its centre; scale above
+    1 zooms out. start, patch, device and values are those of `augment`.
 
     Linear; outside the case the image is 0 and the label background. Labels go through their 0/1
     masks, the largest wins. nnU-Net v1 interpolates the image with a cubic spline, v2 linearly as
@@ -233,8 +234,8 @@ def either_side_of_one(bounds: tuple[float, float], generator: torch.Generator) 
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """A CPU generator that depends on these whole numbers (0 to 2**64 - 1) alone, on all their bits.
-    Of a seed torch's own seeding keeps 32 bits: among 500,000 streams two dozen pairs would be the
+    """A CPU generator that depends on these whole numbers (0 to 2**64 - 1) alone, on all their
+    bits. Of a seed torch's own seeding keeps 32 bits: among 500,000 streams two dozen pairs would be the
     same. Its generator is the Mersenne twister, which numpy has too: numpy seeds all of its words,
     and torch goes on with them."""
     numbers = [index(number) for number in key]

@@ -1,4 +1,4 @@
-"""Which device, number format and memory a run uses, the processes that share it, and how it is stopped."""
+"""Which device, number format and memory a run uses, the processes that share it, how it stops."""
 
 import atexit
 import ctypes
@@ -52,7 +52,7 @@ class Machine:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: a GPU if there is one; of several processes on a machine (torchrun), each takes its own."""
+    """auto: a GPU if there is one; of several processes on a machine (torchrun), each its own."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
@@ -216,7 +216,8 @@ def what_memory_lacked(error: BaseException) -> str:
 
 
 def environment(machine: Machine, needed: int, code: Path) -> dict:
-    """What a run depends on beside its recipe. needed: bytes of a step. code: the script's folder."""
+    """What a run depends on beside its recipe. needed: bytes of a step. code: the script's
+    folder."""
     name = f"{torch.get_num_threads()} threads"
     if machine.device.type == "cuda":
         name = torch.cuda.get_device_name(machine.device)

@@ -23,7 +23,7 @@ from torch import nn
 from minikits.losses import segmentation_loss
 
 SPACE = (2, 3, 4)  # the axes Z, Y, X
-# [ours: measured on a Hopper GPU: plain 47.9 ms a step with 30, 60, 120, ... and 35.5 with 32, 64, 128, ...]
+# [ours: a Hopper GPU takes 47.9 ms a step of 30, 60, 120, ... maps and 35.5 of 32, 64, 128, ...]
 GPU_MULTIPLE = 32
 # [ours: on an H200 compiling takes 50 s, and a step 58 ms less then: benchmarks/results/gpu.md]
 STEPS_THAT_PAY = 2000
@@ -140,8 +140,8 @@ def padded(values: torch.Tensor, axis: int, multiple: int, *, parts: int = 1) ->
 def for_training(
     network: nn.Module, *, compiling: str, steps: int, say: Callable
 ) -> tuple[nn.Module, Callable]:
-    """(model, loss): the fast form of `network`, on its device, and the loss that goes with it, both
-    compiled. Where it is not to be compiled `network` itself: without the compiler the fast form is
+    """(model, loss): the fast form of `network`, on its device, and the loss that goes with it,
+    both compiled. Where it is not to be compiled `network` itself: without the compiler the fast form is
     no faster (benchmarks/results/gpu.md).
 
     compiling: "on", "off", or "auto": on a GPU, where the steps that are left earn back the minute
@@ -163,8 +163,8 @@ def for_prediction(
     windows: int,
     say: Callable,
 ) -> nn.Module:
-    """The fast form of `network` in eval mode, compiled, for `windows` windows on `device`; where it
-    is not to be compiled `network` itself, in eval mode. compiling and say as for training."""
+    """The fast form of `network` in eval mode, compiled, for `windows` windows on `device`; where
+    it is not to be compiled `network` itself, in eval mode. compiling and say as for training."""
     if not compiles(compiling, device, pays=windows >= WINDOWS_THAT_PAY, say=say):
         return network.eval()
 

@@ -215,8 +215,8 @@ class ForgivingStream:
 def forgiving_output() -> None:
     """From now on no message ends a run. Standard output and error show what they cannot encode as
     \\xfc or \\u80be; what nobody takes is lost: a stream that was closed from the start (`>&-`), a
-    pipe whose reader has gone, a full disk. The numbers of closed streams are taken, so that no file
-    that is opened later gets the lines."""
+    pipe whose reader has gone, a full disk. The numbers of closed streams are taken, so that no
+    file that is opened later gets the lines."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

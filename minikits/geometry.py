@@ -1,4 +1,4 @@
-"""A turned and scaled patch: for each voxel of it, where in the case to read, and what is read there.
+"""A turned and scaled patch: for each voxel of it, where in the case to read, and what is there.
 
 All that decides where to read is computed on the computer, in numpy; the reading is done where the
 volume is, on any device, without waiting for it. Places are in voxels, along Z, Y, X."""

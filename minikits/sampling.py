@@ -1,4 +1,4 @@
-"""A prepared case; random patches, those at the end of a batch on foreground; a batch by its number.
+"""A prepared case; random patches, the last of a batch on foreground; a batch by its number.
 
 A third of a batch (half of the paper's two) lies on foreground. Every draw is a function of (seed,
 iteration, sample), and of whether it is augmented: of nothing that ran before, and not of where the
@@ -94,7 +94,8 @@ def draw_start(
     size = tuple(case.labels.shape)
     if len(patch) != len(size) or min(*patch, *size) < 1:
         raise ValueError(
-            f"{case.id}: patch {tuple(patch)} of a case {size}, wanted at least one voxel on each axis"
+            f"{case.id}: patch {tuple(patch)} of a case {size}, "
+            "wanted at least one voxel on each axis"
         )
     bounds = [bounds_of_start(side, length) for side, length in zip(size, patch)]
 

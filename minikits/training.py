@@ -16,8 +16,8 @@ from minikits.sampling import fetch_ahead
 
 @dataclass
 class Progress:
-    """How far a training is: so many batches of the whole training; and what the log will say of the
-    epoch that it is in."""
+    """How far a training is: so many batches of the whole training; and what the log will say of
+    the epoch that it is in."""
 
     iteration: int = 0
     loss_sum: float = 0.0  # of the epoch's batches so far

@@ -1,4 +1,5 @@
-"""Three blocks, three builders, one U-Net: plain, residual and pre-activation residual. [paper 2.2, figure 1]
+"""Three blocks, three builders, one U-Net: plain, residual and pre-activation residual.
+[paper 2.2, figure 1]
 
 IN is instance normalisation, always with a gain and an offset of its own for each map. Axes are
 (B, C, Z, Y, X)."""
