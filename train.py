@@ -17,7 +17,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from minikits.cases import five_folds, look_for_training_cases, prepare, read_folds
-from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
+from minikits.checkpoints import (
+    Run,
+    check_unchanged,
+    earlier_checkpoint,
+    save_checkpoint,
+    start_or_resume,
+)
 from minikits.devices import (
     Machine,
     Stop,
@@ -49,8 +55,7 @@ from minikits.paper import departures as recipe_departures
 from minikits.recipe import Recipe
 from minikits.reports import draw_curve, write_log
 from minikits.sampling import PreparedCase, draw_batch
-from minikits.training import Progress, sgd, train_epoch
-from minikits.unet import build_unet
+from minikits.training import Progress, train_epoch
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -165,7 +170,7 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
     def save():
         if machine.is_first:
             save_checkpoint(
-                run.folder / "checkpoint.pt",
+                run.checkpoint,
                 **run.identity(),
                 **record,
                 **asdict(progress),
@@ -214,29 +219,6 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
             return stop.number()
         if scores and machine.is_first:
             report(run.folder, log, recipe)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What makes a run this one and no other: a checkpoint of the same is resumed."""
-
-    folder: Path
-    arch: str
-    recipe: Recipe
-    fold: str
-    seed: int
-    train_ids: list[str]
-    validation_ids: list[str]
-
-    def identity(self) -> dict:
-        """The same, as a checkpoint has it."""
-        return {
-            "arch": self.arch,
-            "recipe": asdict(self.recipe),
-            "fold": self.fold,
-            "seed": self.seed,
-            "cases": {"train": self.train_ids, "validation": self.validation_ids},
-        }
 
 
 @dataclass(frozen=True)
@@ -334,48 +316,6 @@ def claim_run(run: Path) -> None:
         print(unprotected, flush=True)
 
 
-def earlier_checkpoint(run: Run, resume: bool, say: Callable = silent) -> dict:
-    """The run's checkpoint, {} where there is none; ValueError where it may not be continued."""
-    path = run.folder / "checkpoint.pt"
-    if not path.exists():
-        if resume:
-            say(f"{run.folder}: no checkpoint to resume, the training begins")
-        return {}
-    if not resume:
-        raise ValueError(f"{path}: this run exists; go on with --resume, or choose another --out")
-
-    checkpoint = load_checkpoint(path)
-    found = {**checkpoint, "recipe": asdict(checkpoint["recipe"])}
-    for name, wanted in run.identity().items():
-        if found[name] != wanted:
-            raise ValueError(
-                f"{path}: was trained with another {name}; resume with the same, or "
-                "choose another --out"
-            )
-    return checkpoint
-
-
-def start_or_resume(
-    checkpoint: dict, run: Run, device: torch.device
-) -> tuple[torch.nn.Module, torch.optim.Optimizer, Progress, list[dict]]:
-    """(network, optimizer, Progress, log): new ones, or the checkpoint's."""
-    if not checkpoint:
-        torch.manual_seed(run.seed)  # of the initial weights; draws have their own generators
-        network = build_unet(run.arch, run.recipe).to(device)
-        return network, sgd(network, run.recipe), Progress(), []
-
-    network = load_network(checkpoint, run.folder / "checkpoint.pt").to(device)
-    optimizer = sgd(network, run.recipe)
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    progress = Progress(
-        checkpoint["iteration"],
-        checkpoint.get("loss_sum", 0.0),
-        checkpoint.get("seconds_computing", 0.0),
-        checkpoint.get("seconds_waiting", 0.0),
-    )
-    return network, optimizer, progress, checkpoint["log"]
-
-
 def prepare_once(
     arguments: Namespace, recipe: Recipe, stop: Stop, machine: Machine
 ) -> list[PreparedCase] | None:
@@ -402,31 +342,6 @@ def prepare_once(
         with redirect_stdout(io.StringIO()):  # the first has said it
             cases = prepared()
     return None if stop.agreed() else cases
-
-
-def check_unchanged(
-    checkpoint: dict, checksums: dict[str, str], run: Run, say: Callable = silent
-) -> None:
-    """ValueError where a case that the checkpoint was trained on holds something else now."""
-    before = checkpoint.get("checksums", {})
-    changed = [
-        name
-        for name, checksum in sorted(before.items())
-        if checksum and checksums.get(name, checksum) != checksum
-    ]
-    trained_on = [name for name in changed if name in checkpoint["cases"]["train"]]
-    held_out = [name for name in changed if name in checkpoint["cases"]["validation"]]
-    if trained_on:
-        raise ValueError(
-            f"{run.folder / 'checkpoint.pt'}: was trained on another image or other labels of "
-            f"{', '.join(trained_on)}; put those back, or train anew with another --out"
-        )
-    if held_out:
-        say(
-            f"warning: image or labels of {', '.join(held_out)}, held out, are not those of before;"
-            " patch Dice goes on with these",
-            flush=True,
-        )
 
 
 def departures(

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all; nothing in them can run.
+"""Checkpoints: written whole or not at all; nothing in them can run. A run, begun or resumed.
 
 A checkpoint is a dictionary of plain data and tensors:
   arch, recipe (its fields), fold, seed, cases ({"train": ids, "validation": ids})
@@ -14,7 +14,8 @@ Loading is torch's `weights_only=True`, with no way around it.
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import torch
 from minikits import __version__
 from minikits.files import written_whole
 from minikits.paper import ARCHITECTURES, recipe_from
+from minikits.recipe import Recipe
+from minikits.training import Progress, sgd
 from minikits.unet import build_unet
 
 FORMAT = 1
@@ -224,3 +227,99 @@ def _numbered_checkpoints(run):
 
 def _number_of(checkpoint):
     return int(checkpoint.parent.name.removeprefix("fold"))
+
+
+# --- a run, begun or resumed ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What makes a run this one and no other: a checkpoint of the same is resumed."""
+
+    folder: Path
+    arch: str
+    recipe: Recipe
+    fold: str
+    seed: int
+    train_ids: list[str]
+    validation_ids: list[str]
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where its checkpoint lies."""
+        return self.folder / "checkpoint.pt"
+
+    def identity(self) -> dict:
+        """The same, as a checkpoint has it."""
+        return {
+            "arch": self.arch,
+            "recipe": asdict(self.recipe),
+            "fold": self.fold,
+            "seed": self.seed,
+            "cases": {"train": self.train_ids, "validation": self.validation_ids},
+        }
+
+
+def earlier_checkpoint(run: Run, resume: bool, say: Callable) -> dict:
+    """The run's checkpoint, {} where there is none; ValueError where it may not be continued."""
+    path = run.checkpoint
+    if not path.exists():
+        if resume:
+            say(f"{run.folder}: no checkpoint to resume, the training begins")
+        return {}
+    if not resume:
+        raise ValueError(f"{path}: this run exists; go on with --resume, or choose another --out")
+
+    checkpoint = load_checkpoint(path)
+    found = {**checkpoint, "recipe": asdict(checkpoint["recipe"])}
+    for name, wanted in run.identity().items():
+        if found[name] != wanted:
+            raise ValueError(
+                f"{path}: was trained with another {name}; resume with the same, or "
+                "choose another --out"
+            )
+    return checkpoint
+
+
+def start_or_resume(
+    checkpoint: dict, run: Run, device: torch.device
+) -> tuple[torch.nn.Module, torch.optim.Optimizer, Progress, list[dict]]:
+    """(network, optimizer, Progress, log): new ones, or the checkpoint's."""
+    if not checkpoint:
+        torch.manual_seed(run.seed)  # of the initial weights; draws have their own generators
+        network = build_unet(run.arch, run.recipe).to(device)
+        return network, sgd(network, run.recipe), Progress(), []
+
+    network = load_network(checkpoint, run.checkpoint).to(device)
+    optimizer = sgd(network, run.recipe)
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    progress = Progress(
+        checkpoint["iteration"],
+        checkpoint.get("loss_sum", 0.0),
+        checkpoint.get("seconds_computing", 0.0),
+        checkpoint.get("seconds_waiting", 0.0),
+    )
+    return network, optimizer, progress, checkpoint["log"]
+
+
+def check_unchanged(checkpoint: dict, checksums: dict[str, str], run: Run, say: Callable) -> None:
+    """ValueError where a case that the checkpoint was trained on holds something else now."""
+    before = checkpoint.get("checksums", {})
+    changed = [
+        name
+        for name, checksum in sorted(before.items())
+        if checksum and checksums.get(name, checksum) != checksum
+    ]
+    trained_on = [name for name in changed if name in checkpoint["cases"]["train"]]
+    held_out = [name for name in changed if name in checkpoint["cases"]["validation"]]
+    if trained_on:
+        raise ValueError(
+            f"{run.checkpoint}: was trained on another image or other labels of "
+            f"{', '.join(trained_on)}; put those back, or train anew with another --out"
+        )
+    if held_out:
+        say(
+            f"warning: image or labels of {', '.join(held_out)}, held out, are not those of before;"
+            " patch Dice goes on with these",
+            flush=True,
+        )
