@@ -178,7 +178,6 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
                 network=network.state_dict(),
                 optimizer=optimizer.state_dict(),
             )
-        stop.paused()
 
     def average(number):
         return mean_of_processes(number, machine.device)
@@ -204,8 +203,9 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
         check_finite(network, row["epoch"])
 
         stopped = stop.agreed()
+        epoch_done = progress.iteration == (epoch + 1) * recipe.batches_per_epoch
         scores = None
-        if not stopped and progress.iteration == (epoch + 1) * recipe.batches_per_epoch:
+        if epoch_done and not stopped:
             scores = patch_dice(
                 fast, held_out, recipe, run.seed, precision=machine.precision, stop=stop.due
             )
@@ -213,7 +213,8 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
         if scores:
             log.append(row | scores)
             progress = Progress(progress.iteration)
-        save()
+        save()  # an epoch that a pause cut short comes round again, from progress.iteration
+        stop.paused()
 
         if stopped:
             return stop.number()

@@ -42,7 +42,7 @@ def augment(
     """One augmented patch of a whole case: float32 image and labels, (Z, Y, X) both.
 
     The patch of size `patch` at voxel `start`, perhaps partly outside, is turned within the case,
-    so that a rotation brings in the patient. Without `patch`, a patch itself is augmented. Only
+    so that a rotation brings in the patient. Without `patch` the whole image is the patch. Only
     what is read of the case goes to `device`, where all else is done; without one, where the case
     lives.
     values: all that the labels may hold; without them, a device is asked and waited for.
@@ -110,7 +110,8 @@ def change_geometry(
         labels = move(cut(labels, start, patch), device)
         return image.float(), labels
 
-    turn = (rotation_matrix(angles) * scale).T  # from the patch's centred voxels to the case's
+    # from the patch's voxels, counted from its centre, to the case's; places are columns here
+    turn = (rotation_matrix(angles) * scale).T
     box = box_around(turn, start, patch, image.shape)
     image = move(image[box], device).float()
     labels = move(labels[box], device)
@@ -235,9 +236,9 @@ def either_side_of_one(bounds: tuple[float, float], generator: torch.Generator) 
 
 def generator_for(*key: int) -> torch.Generator:
     """A CPU generator that depends on these whole numbers (0 to 2**64 - 1) alone, on all their
-    bits. Of a seed torch's own seeding keeps 32 bits: among 500,000 streams two dozen pairs would be the
-    same. Its generator is the Mersenne twister, which numpy has too: numpy seeds all of its words,
-    and torch goes on with them."""
+    bits. Of a seed torch's own seeding keeps 32: among the 500,000 streams of the paper's training
+    some two dozen pairs would be the same. Its generator is the Mersenne twister, which numpy has
+    too: numpy seeds all of its words, and torch goes on with them."""
     numbers = [index(number) for number in key]
     if not all(0 <= number < 2**64 for number in numbers):
         raise ValueError(f"random numbers for {key}, wanted whole numbers from 0 to 2**64 - 1")

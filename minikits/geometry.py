@@ -16,7 +16,7 @@ from minikits.resampling import TIE
 
 def rotation_matrix(angles: tuple[float, float, float]) -> np.ndarray:
     """(3, 3): about axis 0 (Z), then 1 (Y), then 2 (X), by angles in radians, as batchgenerators
-    composes them."""
+    composes them: it multiplies places as rows, `places @ matrix`."""
     cz, cy, cx = np.cos(angles)
     sz, sy, sx = np.sin(angles)
     about_z = np.array([[1, 0, 0], [0, cz, -sz], [0, sz, cz]])
@@ -44,6 +44,7 @@ def box_around(
     box = []
     for middle, far, side in zip(centre, reach, size):
         first = min(max(math.floor(middle - far), 0), side - 1)
+        # of the last place the voxel above, and a slice ends behind it
         end = min(max(math.floor(middle + far) + 2, first + 1), side)
         box.append(slice(first, end))
     return tuple(box)
@@ -63,12 +64,12 @@ def places_to_read(
         along = torch.arange(side, dtype=torch.float64, device=device) - (side - 1) / 2
         offsets.append(along.view(shape))
 
-    places = []
+    places = []  # computed in float64, rounded once for each axis of the patch
     for steps, middle in zip(turn.tolist(), centre.tolist()):
         parts = [step * offset for step, offset in zip(steps, offsets)]
         parts[0] = parts[0] + middle
         from_z, from_y, from_x = [part.float() for part in parts]
-        places.append(from_z + (from_y + from_x))
+        places.append(from_z + (from_y + from_x))  # Y and X first: of a plane's size
     return places
 
 

@@ -14,7 +14,7 @@ def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         Dice = (2 * intersection + s) / (prediction + reference + s)
 
     for each sample and each structure, all but the background: sums over the voxels of a patch,
-    where s is DICE_SMOOTH [nnU-Net v1 dice_loss.py]. It is 1 for a structure that neither target
+    where s is DICE_SMOOTH [nnU-Net v1 dice_loss.py]. The Dice is 1 for a structure that neither target
     nor probabilities hold, and nearly 0 for one that the target alone lacks. ValueError where the
     shapes do not fit, or the target has a label of no class.
     """

@@ -1,8 +1,8 @@
 """From a scan to its mask: windows, Gaussian weights, mirroring, ensembles.
 
 `segment_volume` is the way of a scan, `predict_probabilities` its middle: a window slides over the
-prepared image in steps of half its size, each network sees every window in all eight mirror images,
-and their softmax is averaged, the middle of a window counting more than its rim."""
+prepared image, each network sees every window in all eight mirror images, and their softmax is
+averaged, the middle of a window counting more than its rim."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -118,8 +118,8 @@ def predict_probabilities(
 
 
 def window_starts(size: int, patch: int) -> list[int]:
-    """Where the windows of one axis begin: evenly spread, at most half a patch apart, [0] if one is
-    enough."""
+    """Where the windows of one axis begin: evenly spread, no further apart than WINDOW_STEP of the
+    patch, up to rounding; [0] if one is enough."""
     if size <= patch:
         return [0]
     steps = int(np.ceil((size - patch) / (patch * WINDOW_STEP)))
@@ -224,7 +224,7 @@ def _device_of(network: nn.Module) -> torch.device:
 
 
 def _check_finite(probabilities: torch.Tensor) -> None:
-    """Refuses NaN and infinity: any comparison with them is lost, and background would win."""
+    """Refuses NaN and infinity: they would win any comparison, and a mask would follow."""
     strange = probabilities.numel() - int(probabilities.isfinite().sum())
     if strange:
         raise ValueError(
@@ -243,11 +243,11 @@ def window_bytes(arch: str, recipe: Recipe, precision: torch.dtype) -> int:
     features = recipe.features(arch)
     voxels = AT_ONCE * np.prod(recipe.patch)
 
-    stages = []  # values of a feature map of each stage
+    values = []  # of all feature maps of each stage
     for maps, shrunk in zip(features, np.cumprod(recipe.strides, axis=0)):
-        stages.append(maps * voxels / np.prod(shrunk))
+        values.append(maps * voxels / np.prod(shrunk))
 
-    alive = sum(stages) + FINEST_MAPS_ALIVE * stages[0]
+    alive = sum(values) + FINEST_MAPS_ALIVE * values[0]
     return int(alive * precision.itemsize)
 
 

@@ -96,8 +96,7 @@ def labels_on_native_grid(probabilities: torch.Tensor | np.ndarray, volume: Volu
     """(K, z, y, x) probabilities on the networks' grid -> (Z, Y, X) uint8 labels on the scan's.
 
     Interpolated linearly (nearest along a thick axis), then the class of the largest, a tie to the
-    lower. ValueError for probabilities that are not finite: any comparison with NaN is lost, and
-    background would win."""
+    lower. ValueError for probabilities that are not finite: a NaN would win any comparison."""
     probabilities = torch.as_tensor(probabilities)
     check_shapes(probabilities.shape[1:], volume.voxels.shape)
     broken = probabilities.numel() - int(probabilities.isfinite().sum())

@@ -35,7 +35,7 @@ class Recipe:
     batches_per_epoch: int
     batch_size: int
     validation_batches: int  # per epoch, for the patch Dice
-    foreground_share: float  # of a batch, from its end; the rest is rounded
+    foreground_share: float  # of a batch: its last samples; the number of the others is rounded
     learning_rate: float
     learning_rate_power: float  # of the polynomial decay
     momentum: float  # Nesterov's
@@ -91,7 +91,8 @@ class Recipe:
 
         strides = []
         for stage in range(downsamplings + 1):
-            z, y, x = (2 if stage > downsamplings - count else 1 for count in halvings)
+            # an axis that is halved so often is halved in the last so many stages
+            z, y, x = [2 if stage > downsamplings - count else 1 for count in halvings]
             strides.append((z, y, x))
         return tuple(strides)
 

@@ -16,7 +16,7 @@ from minikits.paper import CLASSES
 # voxels repeated beyond both ends; the echo of the spline's prefilter has died to 1e-7 there
 PADDING = 12
 SLAB_VOXELS = 1 << 24  # work on about this many at once, so that memory does not grow with the scan
-TIE = 1e-5  # scores nearer than this are a tie, which the nearest voxel's label decides
+TIE = 1e-5  # scores nearer than this are equal, to float32's rounding
 
 
 @lru_cache(maxsize=64)
@@ -74,8 +74,9 @@ def _weights_of_neighbours(t, order):
 def _prefiltered(matrix):
     """A matrix that weighs B-splines, as one that weighs voxels.
 
-    A spline through the voxels is a sum of B-splines, one on each voxel. There its own is 4/6 and
-    each neighbour's 1/6 (mirrored at the ends), so that voxels = b_splines @ heights."""
+    A spline through the voxels is a sum of B-splines, one on each voxel: at a voxel its own has the
+    value 4/6 and each neighbour's 1/6 (mirrored at the ends), so that voxels = b_splines @ heights.
+    What weighs heights, times the inverse of b_splines, weighs voxels."""
     size = matrix.shape[1]
     b_splines = (4 * np.eye(size) + np.eye(size, k=1) + np.eye(size, k=-1)) / 6
     b_splines[0, 1] = b_splines[-1, -2] = 2 / 6
@@ -205,11 +206,12 @@ def fill_with_winners(
 ) -> None:
     """Fills (Z, Y, X) zeros with the class whose interpolated score is the largest. Plainly:
 
-        np.stack([resample(score, out.shape, orders) for score in scores]).argmax(0)
+        np.stack([resample(score, out.shape, orders) for score in all_scores]).argmax(0)
 
     scores: a function of three slices, a box, to the (K, z, y, x) scores there; winners: the
-    (z, y, x) classes of the largest. orders: of interpolation, 0 or 1 for each axis. A tie goes to
-    the lower class, or else to the nearest voxel's winner.
+    (z, y, x) classes of the largest of the scores that are given. orders: of interpolation, 0 or 1
+    for each axis. A tie goes to the lower class; with `ties_to_nearest`, what differs by less than
+    TIE goes to the winner at the nearest of the old voxels.
 
     Interpolation of these orders is a weighted mean: between voxels with one winner it has the same
     winner. So only what takes part of a voxel that is not background is computed, slab by slab,

@@ -1,6 +1,6 @@
 """A prepared case; random patches, the last of a batch on foreground; a batch by its number.
 
-A third of a batch (half of the paper's two) lies on foreground. Every draw is a function of (seed,
+Every draw is a function of (seed,
 iteration, sample), and of whether it is augmented: of nothing that ran before, and not of where the
 cases live."""
 
@@ -88,9 +88,10 @@ def draw_start(
 ) -> tuple[int, ...]:
     """The patch's first voxel, Z Y X. [nnU-Net v1 dataset_loading.py:204]
 
-    Uniform among the patches inside the case. Forced: centred on a random voxel of a random
-    structure, if there is any. Along an axis on which the case is smaller, it lies in the patch's
-    middle, so that the first voxel is a negative one. ValueError for an empty patch or case."""
+    Uniform among the patches inside the case; along an axis on which the case is smaller, it lies
+    in the patch's middle, so that the first voxel is a negative one. Forced: centred on a random
+    voxel of a random structure, if there is any, but not below the lowest of those starts; at the
+    high edge it may overhang. ValueError for an empty patch or case."""
     size = tuple(case.labels.shape)
     if len(patch) != len(size) or min(*patch, *size) < 1:
         raise ValueError(
@@ -110,7 +111,7 @@ def draw_start(
     start = []
     for place, length, (low, _) in zip(voxel, patch, bounds):
         centred = int(place) - length // 2
-        start.append(max(low, centred))  # as in nnU-Net v1, it may overhang the high edge
+        start.append(max(low, centred))
     return tuple(start)
 
 
@@ -128,8 +129,8 @@ def fetch_ahead(
 ) -> Iterator:
     """draw(i) for each i in order; one thread draws the next while the current one is used.
 
-    On a GPU, `device`, what a draw does there runs beside the work of the caller, who is given
-    tensors (a sequence of them for each i) that are ready when they are used."""
+    On a GPU, `device`, a draw runs on a stream of its own, beside the caller's work. There draw(i)
+    has to give a sequence of tensors; each may be used as soon as it is given."""
     stream = None
     if device is not None and device.type == "cuda":
         stream = torch.cuda.Stream(device)
@@ -137,17 +138,18 @@ def fetch_ahead(
     def draw_beside(iteration):
         with torch.cuda.stream(stream):  # None: as ever
             drawn = draw(iteration)
-        return drawn, stream.record_event() if stream else None
+        event = stream.record_event() if stream else None
+        return drawn, event
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        waiting = None
+        pending = None
         for iteration in iterations:
             following = thread.submit(draw_beside, iteration)
-            if waiting:
-                yield when_ready(*waiting.result())
-            waiting = following
-        if waiting:
-            yield when_ready(*waiting.result())
+            if pending:
+                yield when_ready(*pending.result())
+            pending = following
+        if pending:
+            yield when_ready(*pending.result())
 
 
 def when_ready(drawn: Any, event: torch.cuda.Event | None) -> Any:

@@ -16,7 +16,7 @@ from minikits.sampling import fetch_ahead
 
 @dataclass
 class Progress:
-    """How far a training is: so many batches of the whole training; and what the log will say of
+    """How many batches of the whole training are done, and sums for the log over the batches of
     the epoch that it is in."""
 
     iteration: int = 0
@@ -29,7 +29,7 @@ def sgd(network: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """Stochastic gradient descent [paper 2.3] with Nesterov's momentum and weight decay on all that
     is trained, norms and biases too [nnU-Net v1 nnUNetTrainerV2.py:164].
 
-    The coarsest of several heads has no weight in the loss: it is frozen, so that processes that
+    The coarsest of several heads, the network's first, has no weight in the loss: it is frozen, so that processes that
     share a batch do not wait for its gradient."""
     # pyrefly: ignore[bad-argument-type]  # torch does not say that heads is a list
     several = len(network.heads) > 1

@@ -26,12 +26,13 @@ def norm(features: int) -> nn.InstanceNorm3d:
 
 
 def relu() -> nn.ReLU:
-    """Not in place: IN gives a view, and autograd copies the gradient of a view that changed."""
+    """Not in place: its way back needs only what it gives, which the next convolution keeps anyway,
+    and IN gives a view, of which a change in place would cost a copy of the gradient."""
     return nn.ReLU()
 
 
 def leaky_relu() -> nn.LeakyReLU:
-    """In place: else it would keep twice the memory for the way back."""
+    """In place, in spite of that copy: else its input would be kept as well for the way back."""
     return nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
 
@@ -201,7 +202,7 @@ def plain_unet(recipe: Recipe) -> UNet:
     encoder = []
     channels = 1
     for width, stride in zip(features, strides):
-        encoder.append(nn.Sequential(plain_block(channels, width, stride)))
+        encoder.append(nn.Sequential(plain_block(channels, width, stride)))  # a stage of one block
         channels = width
 
     skips, upsampling, decoder, heads = [], [], [], []

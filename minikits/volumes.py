@@ -70,8 +70,8 @@ def turn_to_canonical(affine: np.ndarray) -> np.ndarray:
 
 
 def mm_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
-    """How far a grid's corners lie apart under two affines, at most; 0 where it is no more than
-    rounding. The corners are those of the outermost voxels: one slice has a thickness."""
+    """The largest difference, in mm along an axis, between a grid's corners under two affines; 0
+    where it is no more than rounding. The corners are those of the outermost voxels: one slice has a thickness."""
     corners_vox = np.array(list(product((0, 1), repeat=3))) * shape - 0.5
     ours_mm = nib.affines.apply_affine(affine, corners_vox)
     theirs_mm = nib.affines.apply_affine(other, corners_vox)
