@@ -186,6 +186,7 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
     fast, loss_of = for_training(network, compiling=arguments.compile, steps=steps, say=say)
     model = DistributedDataParallel(fast) if machine.world > 1 else fast
 
+    stop.paused()  # so far nothing was to be saved
     while len(log) < recipe.epochs:
         epoch = len(log)
         row = train_epoch(

@@ -92,10 +92,12 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 def _batches_done(content, recipe):
     """The iteration of a checkpoint. Earlier ones counted epochs, and the batches of the next."""
-    epoch = content.get("epoch")
-    if "iteration" in content or type(epoch) is not int:
-        return content.get("iteration")
-    return epoch * recipe.batches_per_epoch + content.get("batch", 0)
+    if "iteration" in content:
+        return content["iteration"]
+    epoch, batch = content.get("epoch"), content.get("batch", 0)
+    if type(epoch) is not int or type(batch) is not int:
+        return None
+    return epoch * recipe.batches_per_epoch + batch
 
 
 def load_plain(
@@ -290,6 +292,14 @@ def start_or_resume(
         network = build_unet(run.arch, run.recipe).to(device)
         return network, sgd(network, run.recipe), Progress(), []
 
+    done = checkpoint["iteration"] - len(checkpoint["log"]) * run.recipe.batches_per_epoch
+    if not 0 <= done <= run.recipe.batches_per_epoch:
+        raise ValueError(
+            f"{run.checkpoint}: iteration {checkpoint['iteration']} with {len(checkpoint['log'])} "
+            f"rows of the log, wanted the one that follows from the other ("
+            f"{run.recipe.batches_per_epoch} batches an epoch); the file is not what it says"
+        )
+
     network = load_network(checkpoint, run.checkpoint).to(device)
     optimizer = sgd(network, run.recipe)
     optimizer.load_state_dict(checkpoint["optimizer"])
@@ -323,3 +333,12 @@ def check_unchanged(checkpoint: dict, checksums: dict[str, str], run: Run, say: 
             " patch Dice goes on with these",
             flush=True,
         )
+
+
+def main() -> None:
+    """Says where the import of nnU-Net's networks is now."""
+    raise SystemExit("minikits.checkpoints: nnU-Net's networks: python -m minikits.nnunet --help")
+
+
+if __name__ == "__main__":
+    main()

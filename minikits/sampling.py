@@ -6,6 +6,7 @@ cases live."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from operator import index
 from typing import Any
@@ -136,7 +137,8 @@ def fetch_ahead(
         stream = torch.cuda.Stream(device)
 
     def draw_beside(iteration):
-        with torch.cuda.stream(stream):  # None: as ever
+        # without a stream CUDA is not touched: to ask for none would start it all the same
+        with torch.cuda.stream(stream) if stream else nullcontext():
             drawn = draw(iteration)
         event = stream.record_event() if stream else None
         return drawn, event

@@ -8,10 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, run_script
 
 import minikits
-from minikits.checkpoints import find_checkpoints, load_checkpoint, load_network, save_checkpoint
+from minikits.checkpoints import (
+    Run,
+    find_checkpoints,
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+    start_or_resume,
+)
+from minikits.training import sgd
 from minikits.unet import build_unet
 
 
@@ -205,3 +213,36 @@ def test_weights_of_double_precision_are_loaded_in_float32(tmp_path):
 
     assert {weight.dtype for weight in weights.values()} == {torch.float64}
     assert {weight.dtype for weight in network.state_dict().values()} == {torch.float32}
+
+
+def test_an_earlier_count_that_is_no_number_is_refused(tmp_path):
+    for changes in ({"epoch": 2, "batch": "x"}, {"epoch": "x"}, {}):
+        earlier = content(**changes)
+        del earlier["iteration"]
+        save_checkpoint(tmp_path / "checkpoint.pt", **earlier)
+
+        with pytest.raises(ValueError, match="no 'iteration'"):
+            load_checkpoint(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("iteration, right", [(5, False), (6, True), (9, True), (10, False)])
+def test_a_run_goes_on_where_its_log_ends(tmp_path, iteration, right):
+    """Two rows of three batches each: 6 to 9 are done, the third epoch at most."""
+    run = Run(tmp_path, "plain", TINY, "0", 0, ["a"], [])
+    network = build_unet("plain", TINY)
+    optimizer = sgd(network, TINY).state_dict()
+    rows = [{"epoch": 1}, {"epoch": 2}]
+    save_checkpoint(run.checkpoint, **content(iteration=iteration, log=rows, optimizer=optimizer))
+    checkpoint = load_checkpoint(run.checkpoint)
+
+    if right:
+        _, _, progress, log = start_or_resume(checkpoint, run, torch.device("cpu"))
+        assert (progress.iteration, log) == (iteration, rows)
+    else:
+        with pytest.raises(ValueError, match=f"iteration {iteration} with 2 rows"):
+            start_or_resume(checkpoint, run, torch.device("cpu"))
+
+
+def test_the_old_command_of_the_import_names_the_new_one():
+    said = run_script("-m", "minikits.checkpoints", "import-nnunet", "theirs.model", expect=1)
+    assert "python -m minikits.nnunet" in said

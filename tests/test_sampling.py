@@ -385,3 +385,16 @@ def test_one_batch_is_drawn_at_a_time_and_beside_the_caller():
 
     assert list(fetch_ahead(draw, range(6))) == list(range(6))
     assert len(threads) == 1 and threading.get_ident() not in threads and most == [1]
+
+
+def test_without_a_gpu_to_draw_on_none_is_touched(monkeypatch):
+    """A computer that has one: it is not started for draws on the CPU, nor for no draws at all."""
+    started = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: started.append("device") or 0)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: started.append("init"))
+
+    for device in (None, torch.device("cpu")):
+        assert list(fetch_ahead(lambda i: i, range(3), device)) == [0, 1, 2]
+
+    assert started == []
