@@ -443,7 +443,10 @@ def keep_stamps(out: Path, record: dict, stamps: dict[str, dict]) -> None:
     noted = _with_notes(out, record)["scans"]
     entries = {name: {**entry, **stamps.get(name, {})} for name, entry in noted.items()}
     write_text(out / RECORD, json.dumps({**record, "scans": entries}, indent=1))
-    _remove_notes(out)
+    for name, entry in entries.items():
+        note = _read_note(out / name)
+        if note and note["mask"] == entry["mask"]:  # else another process is just writing the mask
+            _note_of(out / name).unlink()
 
 
 @contextmanager
@@ -485,7 +488,7 @@ def _read_note(mask: Path) -> dict:
 
 
 def _remove_notes(out: Path) -> None:
-    """Of masks that prediction.json tells of now."""
+    """All of them, where prediction.json tells of their masks and no process writes others."""
     for path in out.glob(".*.stamp"):
         path.unlink(missing_ok=True)
 
