@@ -246,3 +246,14 @@ def test_a_run_goes_on_where_its_log_ends(tmp_path, iteration, right):
 def test_the_old_command_of_the_import_names_the_new_one():
     said = run_script("-m", "minikits.checkpoints", "import-nnunet", "theirs.model", expect=1)
     assert "python -m minikits.nnunet" in said
+
+
+def test_an_earlier_checkpoint_counted_epochs_and_the_batches_of_the_next(tmp_path):
+    """Two epochs of three batches, and one more, are seven."""
+    earlier = content(epoch=2, batch=1)
+    del earlier["iteration"]
+    save_checkpoint(tmp_path / "checkpoint.pt", **earlier)
+
+    loaded = load_checkpoint(tmp_path / "checkpoint.pt")
+
+    assert TINY.batches_per_epoch == 3 and loaded["iteration"] == 7
