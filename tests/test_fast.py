@@ -413,6 +413,16 @@ def test_network_and_loss_are_compiled_for_training(monkeypatch):
     assert all(options == {"dynamic": False} for _, options in asked)
 
 
+def test_a_compiled_network_that_predicts_is_in_eval_mode(monkeypatch):
+    monkeypatch.setattr(fast, "compiles", lambda *given, **named: True)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    network = trained_network("plain").train()
+
+    model = fast.for_prediction(network, CPU, compiling="on", windows=1, say=print)
+
+    assert model is not network and not model.training and network.training
+
+
 def test_gpus_get_multiples_that_their_kernels_like():
     assert fast.suited_multiple(GPU) == 32 and fast.suited_multiple(CPU) == 1
 
