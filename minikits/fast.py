@@ -27,8 +27,6 @@ SPACE = (2, 3, 4)  # the axes Z, Y, X
 GPU_MULTIPLE = 32
 # [ours: on an H200 compiling takes 50 s, and a step 58 ms less then: benchmarks/results/gpu.md]
 STEPS_THAT_PAY = 2000
-# [ours: compiling takes about half a minute, a batch of windows is about 5 ms shorter then]
-WINDOWS_THAT_PAY = 10_000
 
 
 def faster(network: nn.Module, *, multiple: int = 1) -> nn.Module:
@@ -153,24 +151,6 @@ def for_training(
     model = faster(network, multiple=suited_multiple(device))
     model.compile(dynamic=False)
     return model, torch.compile(segmentation_loss, dynamic=False)
-
-
-def for_prediction(
-    network: nn.Module,
-    device: torch.device,
-    *,
-    compiling: str,
-    windows: int,
-    say: Callable,
-) -> nn.Module:
-    """The fast form of `network` in eval mode, compiled, for `windows` windows on `device`; where
-    it is not to be compiled `network` itself, in eval mode. compiling and say as for training."""
-    if not compiles(compiling, device, pays=windows >= WINDOWS_THAT_PAY, say=say):
-        return network.eval()
-
-    model = faster(network, multiple=suited_multiple(device)).eval()
-    model.compile(dynamic=False)
-    return model
 
 
 def suited_multiple(device: torch.device) -> int:

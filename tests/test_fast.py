@@ -383,15 +383,8 @@ def test_a_short_training_is_not_compiled_and_a_long_one_is(monkeypatch):
 
     fast.for_training(network, compiling="auto", steps=fast.STEPS_THAT_PAY - 1, say=print)
     fast.for_training(network, compiling="auto", steps=fast.STEPS_THAT_PAY, say=print)
-    fast.for_prediction(
-        network, CPU, compiling="auto", windows=fast.WINDOWS_THAT_PAY - 1, say=print
-    )
-    model = fast.for_prediction(
-        network, CPU, compiling="auto", windows=fast.WINDOWS_THAT_PAY, say=print
-    )
 
-    assert compiled == [False, True, False, True]
-    assert model is network and not network.training  # since compiles() gave nothing
+    assert compiled == [False, True]
 
 
 def test_network_and_loss_are_compiled_for_training(monkeypatch):
@@ -411,16 +404,6 @@ def test_network_and_loss_are_compiled_for_training(monkeypatch):
     assert loss_of is segmentation_loss
     assert [function for function, _ in asked] == [model._call_impl, segmentation_loss]
     assert all(options == {"dynamic": False} for _, options in asked)
-
-
-def test_a_compiled_network_that_predicts_is_in_eval_mode(monkeypatch):
-    monkeypatch.setattr(fast, "compiles", lambda *given, **named: True)
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    network = trained_network("plain").train()
-
-    model = fast.for_prediction(network, CPU, compiling="on", windows=1, say=print)
-
-    assert model is not network and not model.training and network.training
 
 
 def test_gpus_get_multiples_that_their_kernels_like():
