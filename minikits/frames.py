@@ -41,9 +41,9 @@ def check_same_grid(one: Volume, other: Volume) -> None:
             "wanted the same; is one resampled or cropped?"
         )
 
-    one_grid = _grid_near(one, other.grid)
-    other_grid = _grid_near(other, one_grid)
-    apart = mm_apart(one_grid, other_grid, ours)
+    one_to_mm = _zyx_to_mm_near(one, other.zyx_to_mm)
+    other_to_mm = _zyx_to_mm_near(other, one_to_mm)
+    apart = mm_apart(one_to_mm, other_to_mm, ours)
     if apart:
         raise ValueError(
             f"{one.path}: lies up to {apart:.3g} mm from {other.path}, wanted the "
@@ -52,14 +52,14 @@ def check_same_grid(one: Volume, other: Volume) -> None:
         )
 
 
-def _grid_near(volume, wanted):
-    """A volume's grid, turned as near to `wanted` as the rounding of a qform leaves open; an sform
-    is taken as it is."""
+def _zyx_to_mm_near(volume, wanted):
+    """A volume's affine from voxel (z, y, x) to mm, turned as near to `wanted` as the rounding of a
+    qform leaves open; an sform is taken as it is."""
     if volume.header["sform_code"] > 0:
-        return volume.grid
+        return volume.zyx_to_mm
 
-    near = wanted @ np.linalg.inv(volume.stored_voxel)
-    return _qform(volume.header, near) @ volume.stored_voxel
+    near = wanted @ np.linalg.inv(volume.zyx_to_stored)
+    return _qform(volume.header, near) @ volume.zyx_to_stored
 
 
 def _rows(affine):
@@ -209,12 +209,12 @@ def _qform(header, near=None):
     """The affine (mm) of a header's quaternion, offset and pixdim. ValueError for no quaternion.
     near: an affine; the turn nearest to its own of those that rounding leaves open is taken."""
     bcd = _stored_bcd(header)
-    turn = nib.quaternions.quat2mat([_left_out_a(bcd, near), *bcd])
+    rotation = nib.quaternions.quat2mat([_left_out_a(bcd, near), *bcd])
     lengths = np.array(header["pixdim"][1:4], dtype=np.float64)
     lengths[2] *= header["pixdim"][0]  # -1 where the axes are left-handed
     offset = [header["qoffset_x"], header["qoffset_y"], header["qoffset_z"]]
 
-    affine = nib.affines.from_matvec(turn * lengths, np.array(offset, dtype=np.float64))
+    affine = nib.affines.from_matvec(rotation * lengths, np.array(offset, dtype=np.float64))
     _, mm = _unit(header)
     affine[:3] *= mm
     return affine
@@ -247,7 +247,7 @@ def _stored_bcd(header):
 def _a_of_quaternion(affine):
     """The first number, which a qform does not keep, of an affine's quaternion; never negative. The
     mirroring that pixdim[0] = -1 stands for is left out."""
-    turn = affine[:3, :3] / nib.affines.voxel_sizes(affine)
-    if np.linalg.det(turn) < 0:
-        turn[:, 2] *= -1
-    return nib.quaternions.mat2quat(turn)[0]
+    rotation = affine[:3, :3] / nib.affines.voxel_sizes(affine)
+    if np.linalg.det(rotation) < 0:
+        rotation[:, 2] *= -1
+    return nib.quaternions.mat2quat(rotation)[0]

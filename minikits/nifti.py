@@ -21,8 +21,8 @@ from minikits.volumes import (
     CANONICAL,
     KITS19_AFFINE,
     Volume,
+    canonical_axes_and_flips,
     orientation,
-    turn_to_canonical,
 )
 
 MAX_VOXELS = 2_000_000_000
@@ -118,10 +118,11 @@ def _read_framed(path, affine, assume_spacing, max_voxels):
                 "wanted finite values; export the scan again"
             )
 
-    turn = turn_to_canonical(frame)
-    stored_spacing_mm = nib.affines.voxel_sizes(frame)
-    spacing_mm = stored_spacing_mm[np.argsort(turn[:, 0])]  # turn: where each stored axis goes
-    voxels = apply_orientation(stored, turn)
+    axes_and_flips = canonical_axes_and_flips(frame)
+    voxels = apply_orientation(stored, axes_and_flips)
+
+    stored_axes = np.argsort(axes_and_flips[:, 0])  # in the order Z Y X
+    spacing_mm = nib.affines.voxel_sizes(frame)[stored_axes]
     return Volume(path, voxels, tuple(spacing_mm.tolist()), frame, header)
 
 

@@ -32,7 +32,11 @@ def resampled_shape(
 
 
 def thick_axis(spacing_mm: Sequence[float]) -> int | None:
-    """The axis along which voxels are thick; None where they are nearly cubes, or where two are."""
+    """The axis along which voxels are thick; None where they are nearly cubes, or where two are.
+
+    >>> thick_axis((5.0, 0.8, 0.8))
+    0
+    """
     thickest = max(spacing_mm)
     axes = [axis for axis in range(3) if spacing_mm[axis] == thickest]
     if thickest / min(spacing_mm) > SEPARATE_Z_ABOVE and len(axes) == 1:
@@ -42,19 +46,24 @@ def thick_axis(spacing_mm: Sequence[float]) -> int | None:
 
 def image_orders(spacing_mm: Sequence[float]) -> tuple[int, ...]:
     """The orders of interpolation of an image's three axes."""
-    return _orders(IMAGE_ORDER, spacing_mm)
+    return _nearest_if_thick(IMAGE_ORDER, spacing_mm)
 
 
 def label_orders(spacing_mm: Sequence[float]) -> tuple[int, ...]:
     """The orders of interpolation of labels and probabilities along three axes."""
-    return _orders(LABEL_ORDER, spacing_mm)
+    return _nearest_if_thick(LABEL_ORDER, spacing_mm)
 
 
-def _orders(order, spacing_mm):
+def _nearest_if_thick(order, spacing_mm):
+    """This order of interpolation for each of three axes, but 0, nearest neighbour, for a thick one.
+
+    >>> _nearest_if_thick(1, spacing_mm=(5.0, 0.8, 0.8))
+    (0, 1, 1)
+    """
     orders = [order] * 3
     thick = thick_axis(spacing_mm)
     if thick is not None:
-        orders[thick] = 0  # nearest neighbour
+        orders[thick] = 0
     return tuple(orders)
 
 

@@ -93,7 +93,7 @@ def resample(volume: np.ndarray, shape: Sequence[int], order: int | Sequence[int
     axis that keeps its length is left as it is; nothing is clipped. ValueError for another order,
     and for a shape of other than three axes or without a voxel."""
     volume = np.asarray(volume)
-    orders = _orders(order)
+    orders = _order_per_axis(order)
     check_shapes(volume.shape, shape)
 
     for axis in _shrinking_first(volume.shape, shape):
@@ -110,8 +110,12 @@ def resample(volume: np.ndarray, shape: Sequence[int], order: int | Sequence[int
     return np.asarray(volume, dtype=np.float32)
 
 
-def _orders(order):
-    """One order of interpolation for each axis, from one for all or a sequence of three."""
+def _order_per_axis(order):
+    """One order of interpolation for each axis, from one for all or a sequence of three.
+
+    >>> _order_per_axis(1)
+    (1, 1, 1)
+    """
     orders = np.broadcast_to(order, 3).tolist()
     if not set(orders) <= {0, 1, 3}:
         raise ValueError(
@@ -176,7 +180,7 @@ def resample_labels(
     mask was >= 1/2]. order: 0 or 1, or one of them per axis. ValueError for other labels; whole
     numbers of any type are taken."""
     labels = np.asarray(labels)
-    orders = _orders(order)
+    orders = _order_per_axis(order)
     check_shapes(labels.shape, shape)
 
     lowest, highest = labels.min(), labels.max()

@@ -43,18 +43,18 @@ class Volume:
         return float(abs(np.linalg.det(self.affine[:3, :3])))
 
     @property
-    def grid(self) -> np.ndarray:
-        """(4, 4): voxel (z, y, x) of `voxels` -> mm R A S. One grid, stored in two orientations,
-        has one."""
-        return self.affine @ self.stored_voxel
+    def zyx_to_mm(self) -> np.ndarray:
+        """(4, 4): voxel (z, y, x) of `voxels` -> mm R A S. However the file stores its axes, for
+        the same voxels at the same places it is the same."""
+        return self.affine @ self.zyx_to_stored
 
     @property
-    def stored_voxel(self) -> np.ndarray:
+    def zyx_to_stored(self) -> np.ndarray:
         """(4, 4): voxel (z, y, x) of `voxels` -> voxel (i, j, k) of the array in the file."""
-        turn = turn_to_canonical(self.affine)
-        canonical_axes = turn[:, 0].astype(int)  # of the stored ones
+        axes_and_flips = canonical_axes_and_flips(self.affine)
+        canonical_axes = axes_and_flips[:, 0].astype(int)  # of the stored ones
         stored_shape = np.array(self.voxels.shape)[canonical_axes]
-        return inv_ornt_aff(turn, stored_shape)
+        return inv_ornt_aff(axes_and_flips, stored_shape)
 
 
 def orientation(affine: np.ndarray) -> np.ndarray:
@@ -63,15 +63,22 @@ def orientation(affine: np.ndarray) -> np.ndarray:
     return io_orientation(AWAY_FROM_TIES @ affine)
 
 
-def turn_to_canonical(affine: np.ndarray) -> np.ndarray:
-    """(3, 2), what `apply_orientation` takes: for each stored axis the nearest of the canonical
-    ones, and -1 where it is to be flipped."""
+def canonical_axes_and_flips(affine: np.ndarray) -> np.ndarray:
+    """(3, 2), what nibabel's `apply_orientation` takes: for each stored axis the nearest of the
+    canonical ones, 0 to 2, and -1 where it is to be flipped, else 1.
+
+    A KiTS19 file is stored as we take it:
+
+    >>> canonical_axes_and_flips(KITS19_AFFINE).tolist()
+    [[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]
+    """
     return ornt_transform(orientation(affine), CANONICAL)
 
 
 def mm_apart(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> float:
     """The largest difference, in mm along an axis, between a grid's corners under two affines; 0
-    where it is no more than rounding. The corners are those of the outermost voxels: one slice has a thickness."""
+    where it is no more than rounding. The corners are those of the outermost voxels: one slice has
+    a thickness."""
     corners_vox = np.array(list(product((0, 1), repeat=3))) * shape - 0.5
     ours_mm = nib.affines.apply_affine(affine, corners_vox)
     theirs_mm = nib.affines.apply_affine(other, corners_vox)

@@ -381,7 +381,7 @@ def test_a_mask_has_the_scans_frame_to_the_bit_and_nothing_of_its_values(
     assert (raw["scl_slope"], raw["scl_inter"], raw["vox_offset"]) == (1, 0, 352)
     stored = np.asarray(mask.dataobj)
     for place in np.argwhere(labels == 2)[:20]:
-        i, j, k = np.rint(volume.stored_voxel @ [*place, 1]).astype(int)[:3]
+        i, j, k = np.rint(volume.zyx_to_stored @ [*place, 1]).astype(int)[:3]
         assert stored[i, j, k] == 2
     assert np.array_equal(read_labels(tmp_path / "mask.nii").voxels, labels)
 

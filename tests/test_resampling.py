@@ -1,6 +1,5 @@
 """Against scikit-image, against a slow witness that interpolates everywhere, and by symmetry."""
 
-import doctest
 from pathlib import Path
 
 import numpy as np
@@ -125,12 +124,6 @@ def test_centres_of_voxels_by_hand():
     assert axis_matrix(4, 2, 0).tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]  # half way: the upper
     assert axis_matrix(3, 5, 0).argmax(1).tolist() == [0, 0, 1, 2, 2]
     assert axis_matrix(5, 3, 0).argmax(1).tolist() == [0, 2, 4]
-
-
-def test_the_example_of_a_matrix_is_true():
-    tried = doctest.testmod(resampling)
-
-    assert (tried.attempted, tried.failed) == (1, 0)
 
 
 @pytest.mark.parametrize("size, new_size", [(40, 61), (40, 13), (5, 9), (2, 3), (100, 37)])

@@ -119,7 +119,7 @@ def test_the_grid_says_where_each_voxel_lies(tmp_path):
 
     i, j, k = np.argwhere(np.asarray(image.dataobj) == volume.voxels[2, 0, 3])[0]
     wanted = image.affine @ [i, j, k, 1]
-    assert volume.grid @ [2, 0, 3, 1] == pytest.approx(wanted, abs=1e-4)
+    assert volume.zyx_to_mm @ [2, 0, 3, 1] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_grids_that_only_look_alike_are_refused_with_both_frames(tmp_path):
