@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from minikits.cases import five_folds, look_for_training_cases, prepare, read_folds
+from minikits.cases import find_fold, prepare
 from minikits.checkpoints import (
     Run,
     check_unchanged,
@@ -233,7 +233,9 @@ class Room:
 
 def chosen_run(arguments: Namespace, recipe: Recipe, say: Callable) -> Run:
     """The Run that the command line asks for. say: prints what was found and left out."""
-    train_ids, validation_ids = split(arguments, recipe, say)
+    train_ids, validation_ids = find_fold(
+        arguments.data, recipe, arguments.fold, folds_file=arguments.folds, say=say
+    )
     folder = arguments.out / arguments.arch / f"fold{arguments.fold}"
     return Run(
         folder,
@@ -282,33 +284,6 @@ def chosen_recipe(name: str) -> Recipe:
     if name == "demo":
         return DEMO
     return recipe_from(read_json(typed_path(name)), source=name)
-
-
-def split(
-    arguments: Namespace, recipe: Recipe, say: Callable = silent
-) -> tuple[list[str], list[str]]:
-    """(train, validation) ids of the fold. say: prints what was found and left out."""
-    if arguments.fold == "all" and arguments.folds:
-        raise ValueError(
-            f"--fold all trains on every case, --folds {arguments.folds} on some; give one of them"
-        )
-    found = look_for_training_cases(arguments.data, recipe)
-    say(found.summary())
-    ids = [case.id for case in found.cases]
-    if arguments.fold == "all":
-        return ids, []
-
-    if arguments.folds:
-        folds, excluded = read_folds(arguments.folds, ids, recipe)
-        if excluded:
-            say(f"{arguments.folds}: {', '.join(excluded)} left out: excluded_cases of the recipe")
-    else:
-        folds = five_folds(ids)
-    if arguments.fold not in map(str, range(len(folds))):
-        raise ValueError(
-            f"--fold {arguments.fold}: no such fold, wanted 0 to {len(folds) - 1}, or all"
-        )
-    return folds[int(arguments.fold)]
 
 
 def claim_run(run: Path) -> None:

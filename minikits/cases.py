@@ -413,6 +413,44 @@ def look_for_training_cases(folder: str | Path, recipe: Recipe) -> Found:
     return Found(cases, left_out)
 
 
+def find_fold(
+    folder: str | Path,
+    recipe: Recipe,
+    fold: str,
+    *,
+    folds_file: Path | None = None,
+    say: Callable[[str], object] | None = None,
+) -> tuple[list[str], list[str]]:
+    """(train, validation) ids of a fold of the labelled cases in a folder.
+
+    fold: a number as text, or "all", which holds nothing out. folds_file: a split to take in place
+    of `five_folds`. say: is told what was found and left out. ValueError for a fold that is none.
+    """
+    if fold == "all" and folds_file:
+        raise ValueError(
+            f"--fold all trains on every case, --folds {folds_file} on some; give one of them"
+        )
+
+    say = say or _in_silence
+    found = look_for_training_cases(folder, recipe)
+    say(found.summary())
+    ids = [case.id for case in found.cases]
+    if fold == "all":
+        return ids, []
+
+    if folds_file:
+        folds, excluded = read_folds(folds_file, ids, recipe)
+        if excluded:
+            say(f"{folds_file}: {', '.join(excluded)} left out: excluded_cases of the recipe")
+    else:
+        folds = five_folds(ids)
+
+    names = [str(number) for number in range(len(folds))]
+    if fold not in names:
+        raise ValueError(f"--fold {fold}: no such fold, wanted 0 to {len(folds) - 1}, or all")
+    return folds[int(fold)]
+
+
 def five_folds(case_ids: Collection[str]) -> list[tuple[list[str], list[str]]]:
     """Five (train, validation) pairs of sorted id lists; every id is in one validation list.
 

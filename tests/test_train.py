@@ -18,7 +18,7 @@ from torch import distributed
 
 from minikits import cases as cases_module
 from minikits import devices
-from minikits.cases import five_folds, prepare, read_folds
+from minikits.cases import find_fold, five_folds, prepare, read_folds
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.evaluation import kits_dice
 from minikits.nifti import read_labels, write_image
@@ -566,7 +566,7 @@ def test_all_cases_and_a_split_contradict_each_other(train, phantoms, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.json"}
 
 
-def test_a_split_that_names_excluded_cases_is_used_without_them(train, phantoms, tmp_path):
+def test_a_split_that_names_excluded_cases_is_used_without_them(phantoms, tmp_path):
     """As nnU-Net's splits_final.json of all 210 cases does."""
     for number, name in enumerate(("case_00000", "case_00001", "case_00002", "case_00023")):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -578,13 +578,11 @@ def test_a_split_that_names_excluded_cases_is_used_without_them(train, phantoms,
     (tmp_path / "splits_final.json").write_text(json.dumps(split))
     said = []
 
-    arguments = options(
-        train, tmp_path / "data", tmp_path, "--folds", tmp_path / "splits_final.json"
+    found = find_fold(
+        tmp_path / "data", SMALL, "0", folds_file=tmp_path / "splits_final.json", say=said.append
     )
-    assert train.split(arguments, SMALL, said.append) == (
-        ["case_00000", "case_00001"],
-        ["case_00002"],
-    )
+
+    assert found == (["case_00000", "case_00001"], ["case_00002"])
     assert said[0].startswith("3 cases found, 1 left out: case_00023")
     assert said[1] == (
         f"{tmp_path / 'splits_final.json'}: case_00023, case_00068 left out: "
@@ -594,7 +592,7 @@ def test_a_split_that_names_excluded_cases_is_used_without_them(train, phantoms,
     split[0]["train"].append("case_00300")
     (tmp_path / "splits_final.json").write_text(json.dumps(split))
     with pytest.raises(ValueError, match=r"splits_final\.json: \['case_00300'\] in a fold"):
-        train.split(arguments, SMALL)
+        find_fold(tmp_path / "data", SMALL, "0", folds_file=tmp_path / "splits_final.json")
     with pytest.raises(
         ValueError, match=r"\['case_00023', 'case_00068'"
     ):  # a recipe that leaves none out
@@ -807,11 +805,11 @@ def test_a_run_that_no_lock_protects_says_so(train, tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out == f"{tmp_path}: its file system has no locks\n"
 
 
-def test_each_fold_is_its_own_and_all_holds_nothing_out(train, phantoms, tmp_path):
+def test_each_fold_is_its_own_and_all_holds_nothing_out(phantoms):
     ids = sorted(path.name for path in phantoms.iterdir())
     for fold, wanted in enumerate(five_folds(ids)):
-        assert train.split(options(train, phantoms, tmp_path, "--fold", fold), SMALL) == wanted
-    assert train.split(options(train, phantoms, tmp_path, "--fold", "all"), SMALL) == (ids, [])
+        assert find_fold(phantoms, SMALL, str(fold)) == wanted
+    assert find_fold(phantoms, SMALL, "all") == (ids, [])
 
 
 def test_a_resumed_run_keeps_its_rows_and_what_it_departed_by(
@@ -903,16 +901,15 @@ def test_seconds_waiting_are_those_of_drawing_and_computing_the_rest(monkeypatch
     assert (row["seconds_computing"], row["seconds_waiting"]) == (40, 12)
 
 
-def test_the_recipe_says_which_cases_are_left_out(train, phantoms, tmp_path):
+def test_the_recipe_says_which_cases_are_left_out(phantoms, tmp_path):
     """Not the paper's list, where a recipe has another."""
     names = [f"case_{number:05d}" for number in (0, 1, 2, 3, 23, 68)]
     for name, phantom in zip(names, sorted(phantoms.iterdir())):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / name).symlink_to(phantom)
     recipe = replace(SMALL, excluded_cases=(2,))
-    arguments = options(train, tmp_path / "data", tmp_path, "--fold", "all", recipe=recipe)
     wanted = [name for name in names if name != "case_00002"]
-    assert train.split(arguments, recipe) == (wanted, [])
+    assert find_fold(tmp_path / "data", recipe, "all") == (wanted, [])
     assert [case.id for case in prepare(tmp_path / "data", tmp_path / "prepared", recipe)] == wanted
 
 
