@@ -32,12 +32,13 @@ from minikits.devices import (
 from minikits.doubts import doubts
 from minikits.ensemble import Member, load_networks
 from minikits.files import forgiving_output, typed_path, typed_spacing, voxel_count
-from minikits.masks import Job, Plan, Scan, find_scans, keep_stamps, noted_mask, plan_masks, stamp
+from minikits.masks import Plan, Scan, find_scans, plan_masks
 from minikits.nifti import MAX_VOXELS, read_volume, write_labels
 from minikits.paper import CLASSES
 from minikits.prediction import scan_bytes, segment_volume, window_bytes
 from minikits.preprocessing import label_orders, resampled_shape
 from minikits.recipe import Recipe
+from minikits.records import Job, keep_stamps, noted_mask, stamp
 from minikits.resampling import resample
 from minikits.volumes import Volume
 

@@ -1,18 +1,12 @@
-"""A folder of masks: of which scans and networks they are, as its prediction.json says.
+"""A folder of masks: which scans get one, which have theirs already, and what becomes of them.
 
-A mask that is there already is not predicted again; so it has to be known what it is of. For each
-mask prediction.json keeps the case, the numbers of the networks behind it, how its scan was read,
-and what scan and mask looked like (bytes, time of change, a sum of the contents). While a run goes
-on a hidden note beside each of its masks says so; the next run takes those of one that was killed.
-A file of which neither says anything may be anybody's."""
+A mask that is there already is not predicted again; so it has to be known what it is of, which its
+prediction.json says. A file of which that says nothing may be anybody's."""
 
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from minikits.cases import (
@@ -25,14 +19,23 @@ from minikits.cases import (
     nifti_name,
 )
 from minikits.ensemble import Member
-from minikits.files import claim, place_beside, read_json, remove_leftovers, write_text
+from minikits.files import claim, remove_leftovers, write_text
 from minikits.paper import CLASSES
 from minikits.recipe import Recipe
+from minikits.records import (
+    CHANGES_MASKS,
+    READING,
+    RECORD,
+    Job,
+    as_record,
+    is_as_stamped,
+    read_record,
+    remove_notes,
+    stamp,
+    with_notes,
+)
 
-RECORD = "prediction.json"
 LONGEST_NAME = 230  # bytes of a mask's name, less .nii.gz and _kidney; file systems take 255
-CHANGES_MASKS = ("networks", "mirroring", "precision", "cross_validation")  # never mixed
-READING = ("affine", "assume_spacing")  # change the mask of a scan that needs them; kept for each
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,6 @@ class Scan:
         stem = self.mask.name.removesuffix(".nii.gz")
         folder = self.mask.parent / "probabilities"
         return {structure: folder / f"{stem}_{structure}.nii.gz" for structure in CLASSES[1:]}
-
-
-@dataclass(frozen=True)
-class Job:
-    """The networks and options of a run, as prediction.json has them."""
-
-    networks: list[dict]  # what is known of each; the others refer to them by their numbers
-    mirroring: bool
-    precision: str  # float32 or bfloat16
-    cross_validation: bool
-    probabilities: bool
-    affine: str | None
-    assume_spacing: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -178,7 +168,7 @@ def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = Fals
     be lost or mixed with these, or another process has the folder."""
     unprotected = claim(out, doing="predicts")
     remove_leftovers(out / "probabilities")
-    earlier = _with_notes(out, read_record(out))
+    earlier = with_notes(out, read_record(out))
     _check_ours(out, earlier)
 
     replaced = {scan.mask.name for scan in scans if overwrite}
@@ -202,9 +192,9 @@ def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = Fals
     entries |= {decision.scan.mask.name: decision.entry for decision in decisions}
     deleted = earlier["scans"].keys() - entries.keys()  # by somebody, who left the probabilities
     _remove_stale(out, decisions, deleted)
-    record = _as_record(job, entries)
+    record = as_record(job, entries)
     write_text(out / RECORD, json.dumps(record, indent=1))
-    _remove_notes(out)
+    remove_notes(out)
 
     return Plan(
         waiting=[decision.scan for decision in decisions if decision.wanted],
@@ -376,141 +366,3 @@ def _what_is_there(decisions: list[Decision]) -> list[str]:
         elif each.lacking:
             lines.append(f"{mask}: has no probabilities yet, and is predicted again for these")
     return lines
-
-
-# --- prediction.json -----------------------------------------------------------------------------
-
-
-def read_record(out: Path) -> dict:
-    """What an earlier run wrote into prediction.json; of none, no scans. ValueError for a file that
-    is not as this module writes it."""
-    path = out / RECORD
-    if not path.exists() and not path.is_symlink():
-        return {"scans": {}}
-
-    advice = "move it away, or choose another folder with --out"
-    try:
-        record = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{error}; {advice}") from None
-    if not _is_record(record):
-        raise ValueError(
-            f"{path}: not as this predict.py writes it, perhaps another tool's; {advice}"
-        )
-    return record
-
-
-def _is_record(record: object) -> bool:
-    """Whether a value has the form of what this module writes into prediction.json."""
-    if not isinstance(record, dict) or not {*CHANGES_MASKS, *READING, "scans"} <= record.keys():
-        return False
-    if not isinstance(record["scans"], dict):
-        return False
-    networks = record["networks"] if isinstance(record["networks"], list) else []
-    return all(_is_entry(entry, len(networks)) for entry in record["scans"].values())
-
-
-def _is_entry(entry: object, count: int) -> bool:
-    """Whether a value has the form of what prediction.json keeps of a mask by some of `count`
-    networks."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("case"), str):
-        return False
-    networks, scan, mask = (entry.get(name) for name in ("networks", "scan", "mask"))
-    numbers = isinstance(networks, list) and all(
-        type(number) is int and 0 <= number < count for number in networks
-    )
-    return numbers and isinstance(scan, dict) and isinstance(mask, (dict, type(None)))
-
-
-def _as_record(job: Job, entries: dict[str, dict]) -> dict:
-    """What prediction.json holds: the job, the scans, and trained_on, the ids that masks here are
-    no held-out predictions of. In cross-validation these are the ids that the networks behind the
-    masks were trained on, less those that have a mask: it was held out from its own."""
-    used = set()
-    for entry in entries.values():
-        used.update(entry["networks"])
-    trained_on = set()
-    for number in used:
-        trained_on.update(job.networks[number]["trained_on"])
-    if job.cross_validation:
-        trained_on -= {entry["case"] for entry in entries.values()}
-    return {**asdict(job), "trained_on": sorted(trained_on), "scans": entries}
-
-
-def keep_stamps(out: Path, record: dict, stamps: dict[str, dict]) -> None:
-    """Adds to prediction.json what masks and scans look like: {mask's name: {"scan", "mask"}}, or
-    the notes of processes that gave no such."""
-    noted = _with_notes(out, record)["scans"]
-    entries = {name: {**entry, **stamps.get(name, {})} for name, entry in noted.items()}
-    write_text(out / RECORD, json.dumps({**record, "scans": entries}, indent=1))
-    for name, entry in entries.items():
-        note = _read_note(out / name)
-        if note and note["mask"] == entry["mask"]:  # else another process is just writing the mask
-            _note_of(out / name).unlink()
-
-
-@contextmanager
-def noted_mask(mask: Path, scan_stamp: dict) -> Iterator[Path]:
-    """Where to write a mask, which is then put in its place. What it looks like is noted before it
-    is there: whenever the run is killed, it is known which masks are its own."""
-    folder = place_beside(mask)
-    built = folder / mask.name
-    try:
-        yield built
-        note = {"scan": scan_stamp, "mask": stamp(built, contents=True)}
-        write_text(_note_of(mask), json.dumps(note))
-        os.replace(built, mask)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _note_of(mask: Path) -> Path:
-    return mask.with_name(f".{mask.name}.stamp")
-
-
-def _with_notes(out: Path, record: dict) -> dict:
-    """The record, and in it what is noted of the masks that are still as they were written."""
-    entries = {}
-    for name, entry in record["scans"].items():
-        entries[name] = {**entry, **_read_note(out / name)}
-    return {**record, "scans": entries}
-
-
-def _read_note(mask: Path) -> dict:
-    """{"scan", "mask"}: what they look like; {} where nothing, or of another file, is noted."""
-    try:
-        note = read_json(_note_of(mask))
-    except ValueError:
-        return {}
-    known = isinstance(note, dict) and note.keys() == {"scan", "mask"}
-    known = known and isinstance(note["scan"], dict) and isinstance(note["mask"], dict)
-    return note if known and mask.exists() and is_as_stamped(mask, note["mask"]) else {}
-
-
-def _remove_notes(out: Path) -> None:
-    """All of them, where prediction.json tells of their masks and no process writes others."""
-    for path in out.glob(".*.stamp"):
-        path.unlink(missing_ok=True)
-
-
-# --- whether a file was replaced ------------------------------------------------------------------
-
-
-def stamp(path: Path, *, contents: bool = False) -> dict:
-    """What tells whether a file was replaced: its bytes and time of change, and a sum if wanted."""
-    status = path.stat()
-    told: dict = {"bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-    if contents:
-        with open(path, "rb") as file:
-            told["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    return told
-
-
-def is_as_stamped(path: Path, told: dict) -> bool:
-    """Whether a file is the one that was stamped; copied, with another time, it is by its sum."""
-    now = stamp(path)
-    if now["bytes"] != told.get("bytes"):
-        return False
-    if now["modified_ns"] == told.get("modified_ns"):
-        return True
-    return stamp(path, contents=True)["sha256"] == told.get("sha256")

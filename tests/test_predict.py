@@ -24,7 +24,7 @@ import torch
 from conftest import ROOT, TINY, TORCHRUN, predict_volume, run_script
 
 import predict
-from minikits import masks, prediction
+from minikits import prediction, records
 from minikits.cases import five_folds
 from minikits.checkpoints import find_checkpoints, save_checkpoint
 from minikits.devices import exact_float32
@@ -1170,13 +1170,13 @@ def killed_after(masks, monkeypatch, here, given):
 def test_only_the_notes_that_prediction_json_repeats_are_removed(tmp_path):
     """One process ends; another has noted the second mask, and not yet put it in its place."""
     (tmp_path / "a.nii.gz").write_bytes(b"mask")
-    looks = masks.stamp(tmp_path / "a.nii.gz", contents=True)
+    looks = records.stamp(tmp_path / "a.nii.gz", contents=True)
     for name in ("a", "b"):
         note = json.dumps({"scan": {}, "mask": looks})
         (tmp_path / f".{name}.nii.gz.stamp").write_text(note)
     entries = {f"{name}.nii.gz": {"case": name, "networks": [0], "mask": None} for name in "ab"}
 
-    masks.keep_stamps(tmp_path, {"scans": entries}, {})
+    records.keep_stamps(tmp_path, {"scans": entries}, {})
 
     told = json.loads((tmp_path / "prediction.json").read_text())["scans"]
     assert told["a.nii.gz"]["mask"] == looks and told["b.nii.gz"]["mask"] is None
