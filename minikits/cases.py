@@ -1,23 +1,15 @@
-"""A folder of cases: which there are, which fold, prepared once and kept on disk.
-
-Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a flat pair of
-folders (`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of an image's name is the
-channel that nnU-Net writes, and dropped). Hidden files and folders belong to neither. All else that
-looks like a case is named, with why it is left out."""
+"""A folder of cases: which there are, which fold, prepared once and kept on disk."""
 
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
-import stat
 import time
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +17,15 @@ from minikits.cache import identity, load_entry, read_description, save_entry
 from minikits.doubts import doubts
 from minikits.files import read_json, remove_leftovers
 from minikits.frames import check_same_grid
+from minikits.layouts import (
+    flat_files,
+    id_of_labels,
+    kits19_kind,
+    look_into,
+    nifti_name,
+    some,
+    visible,
+)
 from minikits.nifti import read_labels, read_volume
 from minikits.paper import CLASSES, FOLD_SEED, FOLDS
 from minikits.preprocessing import prepare_image, prepare_labels, resampled_shape
@@ -32,11 +33,6 @@ from minikits.recipe import Recipe
 from minikits.sampling import PreparedCase
 from minikits.volumes import Volume
 
-KITS19 = {"imaging": "image", "segmentation": "labels"}  # the files of a case's folder
-FOLDERS = {"images": "image", "labels": "labels"}  # of the other layout
-OTHER_FORMATS = (".hdr", ".img", ".mgz", ".mha", ".mhd", ".nrrd")  # of volumes too
-NAMED_AT_MOST = 20  # of what is left out, in one line
-LEVELS_DOWN = 3  # how far down a folder without cases is searched for NIfTI files
 CACHE_FORMAT = 2  # raised when what is written to the cache changes
 KEPT = ("image", "labels", *CLASSES[1:])  # the arrays of an entry of the cache
 MOST_RESAMPLED_VOXELS = 500_000_000  # a body of 2 m x 0.5 m x 0.5 m at 1 mm: 1.5 GB as it is kept
@@ -64,48 +60,7 @@ class Found:
         found = f"{len(self.cases)} {cases} found"
         if not self.left_out:
             return found
-        return f"{found}, {len(self.left_out)} left out: {_some(self.left_out)}"
-
-
-class _File(NamedTuple):
-    """A file of a case: its id, "image" or "labels", and where it lies."""
-
-    id: str
-    kind: str
-    path: Path
-
-
-# --- names ----------------------------------------------------------------------------------------
-
-
-def nifti_name(path: Path) -> str | None:
-    """A file's name without folder and `.nii` or `.nii.gz` (capitals too). None for a hidden file,
-    and for one that is not named as NIfTI files are."""
-    named = re.fullmatch(r"([^.].*?)\.nii(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)
-    if named is None:
-        return None
-    return named[1]
-
-
-def _without_channel(name):
-    """An image's name without the `_0000` by which nnU-Net says that it is the first channel."""
-    return name.removesuffix("_0000") or name
-
-
-def kits19_kind(path: Path) -> str | None:
-    """Of a file that is named as those of a KiTS19 case are "image" or "labels", else None."""
-    name = nifti_name(path)
-    if name is None:
-        return None
-    return KITS19.get(_without_channel(name).lower())
-
-
-def _id_of_labels(name, known):
-    """The case of a label file or mask of that name. What ends in `_0000` may be a case's own name,
-    and is, where that is among the `known` ids; else it was copied from the image's name."""
-    if name in known:
-        return name
-    return _without_channel(name)
+        return f"{found}, {len(self.left_out)} left out: {some(self.left_out)}"
 
 
 # --- which cases there are ------------------------------------------------------------------------
@@ -126,14 +81,14 @@ def look_for_cases(source: str | Path) -> Found:
             f"{source}: no such file or folder; wanted a scan, scans, or a KiTS19 folder"
         )
     if source.is_dir():
-        flat, inside, left_out = _look_into(source)
+        flat, inside, left_out = look_into(source)
     else:
-        flat, inside, left_out = _flat_files([source]), [], []
+        flat, inside, left_out = flat_files([source]), [], []
 
     _check_one_layout(source, flat, inside)
     by_id = _by_id(flat + inside)
     if not by_id:
-        seen = ", ".join(path.name for path in _visible(source)[:5]) or "nothing"
+        seen = ", ".join(path.name for path in visible(source)[:5]) or "nothing"
         raise ValueError(
             f"{source}: no scans or cases found, wanted *.nii.gz, "
             "case_00000/imaging.nii.gz and segmentation.nii.gz, or images/ and "
@@ -153,139 +108,6 @@ def _check_one_layout(source, flat, inside):
             f"{source}: {strays} beside folders of cases ({', '.join(folders[:3])}), wanted one "
             "layout; move one of both away"
         )
-
-
-def _visible(folder):
-    """The paths in a folder, sorted, less hidden ones; a file is its own."""
-    if not folder.is_dir():
-        return [folder]
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _look_into(source):
-    """(flat, inside, left_out) of a folder: the files of cases in it and those in its folders, and
-    lines on what is left out."""
-    flat, inside, left_out, empty = [], [], [], []
-    for path in _visible(source):
-        seen = _what_is(path)
-        if seen == "folder":
-            files, others = _look_into_folder(path)
-            inside += files
-            left_out += others
-            if not files and not others:
-                empty.append(f"{path.name} (neither imaging.nii.gz nor segmentation.nii.gz in it)")
-        elif seen == "file" and nifti_name(path):
-            flat.append(path)
-        else:
-            left_out += _why_not(path, seen, path.name)
-
-    if inside:  # beside cases, any folder may be meant as one
-        left_out += empty
-    return _flat_files(flat), _with_labels_named_as_images(inside), left_out
-
-
-def _with_labels_named_as_images(files):
-    """The files, those in labels/ with the ids that the images have."""
-    known = {file.id for file in files if file.kind == "image"}
-    named = []
-    for file in files:
-        if FOLDERS.get(file.path.parent.name.lower()) == "labels":
-            file = file._replace(id=_id_of_labels(nifti_name(file.path), known))
-        named.append(file)
-    return named
-
-
-def _flat_files(paths):
-    """The files of cases among NIfTI files in one folder. Those of a KiTS19 case bear its name."""
-    files = []
-    for path in paths:
-        name, kind = nifti_name(path), kits19_kind(path)
-        folder = Path(os.path.abspath(path)).parent.name
-        if kind and folder:
-            files.append(_File(folder, kind, path))
-        elif name:
-            files.append(_File(_without_channel(name), "image", path))
-    return files
-
-
-def _look_into_folder(folder):
-    """Of images/, labels/ or a case's folder: the files of cases, and lines on what is left out."""
-    try:
-        paths = _visible(folder)
-    except OSError as error:
-        return [], [f"{folder.name} (cannot be listed: {error.strerror})"]
-
-    kind_of_all = FOLDERS.get(folder.name.lower())
-    files, others, folders = [], [], []
-    for path in paths:
-        name, seen = nifti_name(path), _what_is(path)
-        kind = kits19_kind(path)
-        shown = f"{folder.name}/{path.name}"
-        if seen == "file" and name and kind_of_all:
-            files.append(_File(_without_channel(name), kind_of_all, path))
-        elif seen == "file" and kind:
-            files.append(_File(folder.name, kind, path))
-        elif seen == "file" and name:
-            others.append(f"{shown} (neither imaging nor segmentation, nor in images/ or labels/)")
-        elif seen == "folder" and not name:
-            folders.append(path)
-        else:
-            others += _why_not(path, seen, shown)
-
-    if kind_of_all or not files:  # what lies deeper in a case's folder is no case
-        for path in folders:
-            others += _why_not_below(path, f"{folder.name}/{path.name}")
-    if nifti_name(folder) and not files:
-        others = _why_not(folder, "folder", folder.name)
-    if len(others) > 1 and not kind_of_all:  # of one case, one line
-        others = [f"{others[0]} and {len(others) - 1} more in {folder.name}"]
-    return files, others
-
-
-def _what_is(path):
-    """ "file", "folder", or why it is neither."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return "a link to nothing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if stat.S_ISDIR(mode):
-        return "folder"
-    if stat.S_ISREG(mode):
-        return "file"
-    return "neither a file nor a folder"
-
-
-def _why_not(path, seen, shown):
-    """A line on a path that is no NIfTI file but may be meant as one; none for any other. It may be
-    where its name says so, or where it cannot be seen what it is."""
-    name = path.name.lower()
-    is_seen = seen in ("file", "folder", "neither a file nor a folder")
-    if is_seen and ".nii" not in name and not name.endswith(OTHER_FORMATS):
-        return []
-
-    why = seen
-    if seen == "file":
-        why = "not *.nii or *.nii.gz"
-    elif seen == "folder":
-        why = "a folder, wanted a file"
-    return [f"{shown} ({why})"]
-
-
-def _why_not_below(folder, shown):
-    """A line on a folder that holds a NIfTI file, or has a folder that does; none otherwise."""
-    for place, folders, names in os.walk(folder):
-        depth = len(Path(place).relative_to(folder).parts)
-        if depth + 1 < LEVELS_DOWN:
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-        else:
-            folders.clear()
-        scans = sorted(name for name in names if nifti_name(Path(name)))
-        if scans:
-            first = Path(place, scans[0]).relative_to(folder)
-            return [f"{shown} (too deep, with {first} in it)"]
-    return []
 
 
 def _by_id(files):
@@ -318,16 +140,7 @@ def _also(left_out):
     """What was left out, to end the message of a refusal with."""
     if not left_out:
         return ""
-    return f"; left out: {_some(left_out)}"
-
-
-def _some(names):
-    """Names in a line: all of a few, of many the first and how many more."""
-    shown = ", ".join(names[:NAMED_AT_MOST])
-    others = len(names) - NAMED_AT_MOST
-    if others > 0:
-        shown += f" and {others} more"
-    return shown
+    return f"; left out: {some(left_out)}"
 
 
 # --- masks ----------------------------------------------------------------------------------------
@@ -353,11 +166,11 @@ def find_masks(folder: str | Path, *, ids: Collection[str] = ()) -> dict[str, Pa
         raise FileNotFoundError(f"{folder}: no such file or folder; wanted a folder of masks")
 
     masks = {}
-    for path in _visible(folder):
+    for path in visible(folder):
         name = nifti_name(path)
         if name is None:
             continue
-        id = _id_of_labels(name, ids)
+        id = id_of_labels(name, ids)
         number = re.fullmatch(r"prediction_([0-9]{5})", id)
         if number and id not in ids:
             id = f"case_{number[1]}"
@@ -733,7 +546,7 @@ def _unused(cache, entries):
     places = {entry.place for entry in entries}
     files = {tuple(_sources(entry)): entry.files for entry in entries}
     unused = []
-    for place in _visible(cache):
+    for place in visible(cache):
         if place in places or not (place / "image.npy").exists():
             continue
         try:
@@ -752,7 +565,7 @@ def _unused(cache, entries):
 def _may_be_removed(cache, unused):
     """A line on unused entries. They stay: a training elsewhere may still read them."""
     size = sum(path.stat().st_size for place in unused for path in place.iterdir())
-    names = _some([place.name for place in unused])
+    names = some([place.name for place in unused])
     folders, are = ("folder", "is") if len(unused) == 1 else ("folders", "are")
     return (
         f"{cache}: {len(unused)} {folders} ({size / 1e9:.1f} GB) {are} of files that were "

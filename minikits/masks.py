@@ -9,17 +9,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from minikits.cases import (
-    FOLDERS,
-    Found,
-    kits19_kind,
-    look_for_cases,
-    look_for_training_cases,
-    mask_name,
-    nifti_name,
-)
+from minikits.cases import Found, look_for_cases, look_for_training_cases, mask_name
 from minikits.ensemble import Member
 from minikits.files import claim, remove_leftovers, write_text
+from minikits.layouts import FOLDERS, kits19_kind, nifti_name
 from minikits.paper import CLASSES
 from minikits.recipe import Recipe
 from minikits.records import (

@@ -1,0 +1,205 @@
+"""What lies in a folder of scans, and which of it is a file of which case.
+
+Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a flat pair of
+folders (`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of an image's name is the
+channel that nnU-Net writes, and dropped). Hidden files and folders belong to neither. All else that
+looks like a case is named, with why it is left out."""
+
+import os
+import re
+import stat
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+KITS19 = {"imaging": "image", "segmentation": "labels"}  # the files of a case's folder
+FOLDERS = {"images": "image", "labels": "labels"}  # of the other layout
+OTHER_FORMATS = (".hdr", ".img", ".mgz", ".mha", ".mhd", ".nrrd")  # of volumes too
+NAMED_AT_MOST = 20  # of what is left out, in one line
+LEVELS_DOWN = 3  # how far down a folder without cases is searched for NIfTI files
+
+
+class CaseFile(NamedTuple):
+    """A file of a case: its id, "image" or "labels", and where it lies."""
+
+    id: str
+    kind: str
+    path: Path
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def nifti_name(path: Path) -> str | None:
+    """A file's name without folder and `.nii` or `.nii.gz` (capitals too). None for a hidden file,
+    and for one that is not named as NIfTI files are."""
+    named = re.fullmatch(r"([^.].*?)\.nii(\.gz)?", path.name, re.IGNORECASE | re.DOTALL)
+    if named is None:
+        return None
+    return named[1]
+
+
+def _without_channel(name):
+    """An image's name without the `_0000` by which nnU-Net says that it is the first channel."""
+    return name.removesuffix("_0000") or name
+
+
+def kits19_kind(path: Path) -> str | None:
+    """Of a file that is named as those of a KiTS19 case are "image" or "labels", else None."""
+    name = nifti_name(path)
+    if name is None:
+        return None
+    return KITS19.get(_without_channel(name).lower())
+
+
+def id_of_labels(name: str, known: Collection[str]) -> str:
+    """The case of a label file or mask of that name. What ends in `_0000` may be a case's own name,
+    and is, where that is among the `known` ids; else it was copied from the image's name."""
+    if name in known:
+        return name
+    return _without_channel(name)
+
+
+# --- what lies there -----------------------------------------------------------------------------
+
+
+def visible(folder: Path) -> list[Path]:
+    """The paths in a folder, sorted, less hidden ones; a file is its own."""
+    if not folder.is_dir():
+        return [folder]
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def look_into(source: Path) -> tuple[list[CaseFile], list[CaseFile], list[str]]:
+    """(flat, inside, left_out) of a folder: the files of cases in it and those in its folders, and
+    lines on what is left out."""
+    flat, inside, left_out, empty = [], [], [], []
+    for path in visible(source):
+        seen = _what_is(path)
+        if seen == "folder":
+            files, others = _look_into_folder(path)
+            inside += files
+            left_out += others
+            if not files and not others:
+                empty.append(f"{path.name} (neither imaging.nii.gz nor segmentation.nii.gz in it)")
+        elif seen == "file" and nifti_name(path):
+            flat.append(path)
+        else:
+            left_out += _why_not(path, seen, path.name)
+
+    if inside:  # beside cases, any folder may be meant as one
+        left_out += empty
+    return flat_files(flat), _with_labels_named_as_images(inside), left_out
+
+
+def _with_labels_named_as_images(files):
+    """The files, those in labels/ with the ids that the images have."""
+    known = {file.id for file in files if file.kind == "image"}
+    named = []
+    for file in files:
+        if FOLDERS.get(file.path.parent.name.lower()) == "labels":
+            file = file._replace(id=id_of_labels(nifti_name(file.path), known))
+        named.append(file)
+    return named
+
+
+def flat_files(paths: Sequence[Path]) -> list[CaseFile]:
+    """The files of cases among NIfTI files in one folder. Those of a KiTS19 case bear its name."""
+    files = []
+    for path in paths:
+        name, kind = nifti_name(path), kits19_kind(path)
+        folder = Path(os.path.abspath(path)).parent.name
+        if kind and folder:
+            files.append(CaseFile(folder, kind, path))
+        elif name:
+            files.append(CaseFile(_without_channel(name), "image", path))
+    return files
+
+
+def _look_into_folder(folder):
+    """Of images/, labels/ or a case's folder: the files of cases, and lines on what is left out."""
+    try:
+        paths = visible(folder)
+    except OSError as error:
+        return [], [f"{folder.name} (cannot be listed: {error.strerror})"]
+
+    kind_of_all = FOLDERS.get(folder.name.lower())
+    files, others, folders = [], [], []
+    for path in paths:
+        name, seen = nifti_name(path), _what_is(path)
+        kind = kits19_kind(path)
+        shown = f"{folder.name}/{path.name}"
+        if seen == "file" and name and kind_of_all:
+            files.append(CaseFile(_without_channel(name), kind_of_all, path))
+        elif seen == "file" and kind:
+            files.append(CaseFile(folder.name, kind, path))
+        elif seen == "file" and name:
+            others.append(f"{shown} (neither imaging nor segmentation, nor in images/ or labels/)")
+        elif seen == "folder" and not name:
+            folders.append(path)
+        else:
+            others += _why_not(path, seen, shown)
+
+    if kind_of_all or not files:  # what lies deeper in a case's folder is no case
+        for path in folders:
+            others += _why_not_below(path, f"{folder.name}/{path.name}")
+    if nifti_name(folder) and not files:
+        others = _why_not(folder, "folder", folder.name)
+    if len(others) > 1 and not kind_of_all:  # of one case, one line
+        others = [f"{others[0]} and {len(others) - 1} more in {folder.name}"]
+    return files, others
+
+
+def _what_is(path):
+    """ "file", "folder", or why it is neither."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a link to nothing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISREG(mode):
+        return "file"
+    return "neither a file nor a folder"
+
+
+def _why_not(path, seen, shown):
+    """A line on a path that is no NIfTI file but may be meant as one; none for any other. It may be
+    where its name says so, or where it cannot be seen what it is."""
+    name = path.name.lower()
+    is_seen = seen in ("file", "folder", "neither a file nor a folder")
+    if is_seen and ".nii" not in name and not name.endswith(OTHER_FORMATS):
+        return []
+
+    why = seen
+    if seen == "file":
+        why = "not *.nii or *.nii.gz"
+    elif seen == "folder":
+        why = "a folder, wanted a file"
+    return [f"{shown} ({why})"]
+
+
+def _why_not_below(folder, shown):
+    """A line on a folder that holds a NIfTI file, or has a folder that does; none otherwise."""
+    for place, folders, names in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        if depth + 1 < LEVELS_DOWN:
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        else:
+            folders.clear()
+        scans = sorted(name for name in names if nifti_name(Path(name)))
+        if scans:
+            first = Path(place, scans[0]).relative_to(folder)
+            return [f"{shown} (too deep, with {first} in it)"]
+    return []
+
+
+def some(names: Sequence[str]) -> str:
+    """Names in a line: all of a few, of many the first and how many more."""
+    shown = ", ".join(names[:NAMED_AT_MOST])
+    others = len(names) - NAMED_AT_MOST
+    if others > 0:
+        shown += f" and {others} more"
+    return shown
