@@ -6,7 +6,7 @@ import signal
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minikits.cases import find_fold, prepare
 from minikits.checkpoints import (
+    Provenance,
     Run,
     check_unchanged,
     earlier_checkpoint,
-    save_checkpoint,
+    save_run,
     start_or_resume,
 )
 from minikits.devices import (
@@ -56,6 +57,11 @@ from minikits.recipe import Recipe
 from minikits.reports import draw_curve, write_log
 from minikits.sampling import PreparedCase, draw_batch
 from minikits.training import Progress, train_epoch
+
+# what prepared cases may take of the memory beside a step; in the rest, patches are augmented
+CASES_SHARE = 0.8
+# of an epoch's time: who waits longer for batches than this gains by a faster disk
+LONG_WAIT = 0.3
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -148,40 +154,24 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
     checkpoint = earlier_checkpoint(run, arguments.resume, say)
     network, optimizer, progress, log = start_or_resume(checkpoint, run, machine.device)
     room = memory_beside_a_step(run, machine)
-    record = {"environment": environment(machine, room.needed, Path(__file__).parent)}
-    record["departures"] = departures(arguments, run, machine, checkpoint)
-    introduce(run, record, network, progress, len(log), say)
+    surroundings = environment(machine, room.needed, Path(__file__).parent)
+    departures = departures_of(arguments, run, machine, checkpoint)
+    introduce(run, network, progress, len(log), departures, surroundings, say)
 
     cases = prepare_once(arguments, recipe, stop, machine)
     if cases is None:
         return stop.number()
-    record["checksums"] = {case.id: case.checksum for case in cases}
-    check_unchanged(checkpoint, record["checksums"], run, say)
+    checksums = {case.id: case.checksum for case in cases}
+    check_unchanged(checkpoint, checksums, run, say)
+    provenance = Provenance(departures, surroundings, checksums)
+
     train_cases = [case for case in cases if case.id in run.train_ids]
     train_cases = keep_on_device(train_cases, machine.device, room.for_cases)
     held_out = [case for case in cases if case.id in run.validation_ids]
 
-    def draw(iteration):
-        share = machine.share(recipe.batch_size)
-        return draw_batch(
-            train_cases, recipe, run.seed, iteration, samples=share, device=machine.device
-        )
-
-    def save():
-        if machine.is_first:
-            save_checkpoint(
-                run.checkpoint,
-                **run.identity(),
-                **record,
-                **asdict(progress),
-                log=log,
-                network=network.state_dict(),
-                optimizer=optimizer.state_dict(),
-            )
-
-    def average(number):
-        return mean_of_processes(number, machine.device)
-
+    share = machine.share(recipe.batch_size)
+    draw = partial(draw_batch, train_cases, recipe, run.seed, samples=share, device=machine.device)
+    average = partial(mean_of_processes, device=machine.device)
     steps = recipe.epochs * recipe.batches_per_epoch - progress.iteration
     fast, loss_of = for_training(network, compiling=arguments.compile, steps=steps, say=say)
     model = DistributedDataParallel(fast) if machine.world > 1 else fast
@@ -210,11 +200,14 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
             scores = patch_dice(
                 fast, held_out, recipe, run.seed, precision=machine.precision, stop=stop.due
             )
-            stopped = scores is None
+            stopped = scores is None  # a signal came meanwhile
         if scores:
             log.append(row | scores)
             progress = Progress(progress.iteration)
-        save()  # an epoch that a pause cut short comes round again, from progress.iteration
+
+        # an epoch that a pause cut short comes round again, from progress.iteration
+        if machine.is_first:
+            save_run(run, provenance, network, optimizer, progress, log)
         stop.paused()
 
         if stopped:
@@ -270,7 +263,7 @@ def memory_beside_a_step(run: Run, machine: Machine) -> Room:
     samples = len(machine.share(run.recipe.batch_size))
     needed = step_bytes(run.arch, run.recipe, samples, machine.precision, machine.device.type)
     memory = claim_memory(machine.device, needed)
-    return Room(needed, 0.8 * (memory - needed))  # the rest: augmentation
+    return Room(needed, CASES_SHARE * (memory - needed))
 
 
 def silent(*_: object, **__: object) -> None:
@@ -321,7 +314,7 @@ def prepare_once(
     return None if stop.agreed() else cases
 
 
-def departures(
+def departures_of(
     arguments: Namespace, run: Run, machine: Machine, checkpoint: dict
 ) -> dict[str, list[str]]:
     """{"recipe", "run", "code"}: lines on what differs from the paper; of the run, ever."""
@@ -349,10 +342,11 @@ def departures(
 
 def introduce(
     run: Run,
-    record: dict,
     network: torch.nn.Module,
     progress: Progress,
     epoch: int,
+    departures: dict[str, list[str]],
+    surroundings: dict,
     say: Callable,
 ) -> None:
     """The first lines of the log: which network, where it stands, what differs from the paper."""
@@ -368,13 +362,13 @@ def introduce(
         batch = progress.iteration - epoch * recipe.batches_per_epoch
         say(f"resumed after epoch {epoch}, batch {batch} of the next")
 
-    for kind, lines in record["departures"].items():
+    for kind, lines in departures.items():
         introduce_departures(kind, lines, say)
 
-    surroundings = ", ".join(f"{name} {value}" for name, value in record["environment"].items())
+    facts = ", ".join(f"{name} {value}" for name, value in surroundings.items())
     say(
         f"cases: {len(run.train_ids)} to train on, {len(run.validation_ids)} held out, for "
-        f"predict.py --cross-validation; {surroundings}",
+        f"predict.py --cross-validation; {facts}",
         flush=True,
     )
 
@@ -454,9 +448,9 @@ def report(run: Path, log: list[dict], recipe: Recipe) -> None:
         f"{computing:.1f} s computing, {waiting:.1f} s waiting, {left} left",
         flush=True,
     )
-    if waiting > 0.3 * (computing + waiting):
+    if waiting > LONG_WAIT * (computing + waiting):
         print(
-            "  more than 30% of the time was spent waiting for data: is the disk of "
+            f"  more than {LONG_WAIT:.0%} of the time was spent waiting for data: is the disk of "
             "runs/prepared slow?",
             flush=True,
         )

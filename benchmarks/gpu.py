@@ -32,7 +32,13 @@ from minikits.fast import faster
 from minikits.losses import segmentation_loss
 from minikits.paper import PAPER
 from minikits.sampling import draw_batch
-from minikits.training import Progress, sgd, train_epoch, training_step
+from minikits.training import (
+    Progress,
+    freeze_coarsest_head,
+    sgd,
+    train_epoch,
+    training_step,
+)
 from minikits.unet import build_unet
 
 RESULTS = Path(__file__).parent / "results" / "gpu.md"
@@ -127,7 +133,9 @@ class Run:
     def network(self, arch: str, recipe=None):
         """Always of the same weights, on the device, in training mode."""
         torch.manual_seed(SEED)
-        return build_unet(arch, recipe or self.recipe).to(self.device).train()
+        network = build_unet(arch, recipe or self.recipe).to(self.device).train()
+        freeze_coarsest_head(network)
+        return network
 
     def batch(self, recipe=None, dtype=torch.float32):
         """An image in which the labels can be seen, and they: blobs, so that it can be learnt."""

@@ -31,7 +31,7 @@ from minikits.nifti import read_labels, write_image
 from minikits.paper import DEMO
 from minikits.phantoms import make_case
 from minikits.sampling import draw_batch, fetch_ahead
-from minikits.training import sgd, training_step
+from minikits.training import freeze_coarsest_head, sgd, training_step
 from minikits.unet import build_unet
 
 BUSY = """
@@ -124,6 +124,7 @@ def train_once(folder, arch, precision, out):
 
         torch.manual_seed(0)
         network = build_unet(arch, recipe)
+        freeze_coarsest_head(network)
         optimizer = sgd(network, recipe)
         losses, drawn = [], []
         batches = fetch_ahead(lambda i: draw_batch(cases, recipe, 0, i), range(STEPS))

@@ -25,7 +25,7 @@ from minikits import __version__
 from minikits.files import written_whole
 from minikits.paper import ARCHITECTURES, recipe_from
 from minikits.recipe import Recipe
-from minikits.training import Progress, sgd
+from minikits.training import Progress, freeze_coarsest_head, sgd
 from minikits.unet import build_unet
 
 FORMAT = 1
@@ -262,6 +262,15 @@ class Run:
         }
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """How a run's weights came about; kept for whoever audits its checkpoint."""
+
+    departures: dict[str, list[str]]  # "recipe", "run", "code": lines on what is not the paper's
+    environment: dict  # device, precision, versions
+    checksums: dict[str, str]  # of each case, by its id, as it was prepared
+
+
 def earlier_checkpoint(run: Run, resume: bool, say: Callable) -> dict:
     """The run's checkpoint, {} where there is none; ValueError where it may not be continued."""
     path = run.checkpoint
@@ -287,21 +296,19 @@ def start_or_resume(
     checkpoint: dict, run: Run, device: torch.device
 ) -> tuple[torch.nn.Module, torch.optim.Optimizer, Progress, list[dict]]:
     """(network, optimizer, Progress, log): new ones, or the checkpoint's."""
-    if not checkpoint:
+    if checkpoint:
+        _check_iteration(checkpoint, run)
+        network = load_network(checkpoint, run.checkpoint)
+    else:
         torch.manual_seed(run.seed)  # of the initial weights; draws have their own generators
-        network = build_unet(run.arch, run.recipe).to(device)
-        return network, sgd(network, run.recipe), Progress(), []
+        network = build_unet(run.arch, run.recipe)
 
-    done = checkpoint["iteration"] - len(checkpoint["log"]) * run.recipe.batches_per_epoch
-    if not 0 <= done <= run.recipe.batches_per_epoch:
-        raise ValueError(
-            f"{run.checkpoint}: iteration {checkpoint['iteration']} with {len(checkpoint['log'])} "
-            f"rows of the log, wanted the one that follows from the other ("
-            f"{run.recipe.batches_per_epoch} batches an epoch); the file is not what it says"
-        )
-
-    network = load_network(checkpoint, run.checkpoint).to(device)
+    network.to(device)
+    freeze_coarsest_head(network)
     optimizer = sgd(network, run.recipe)
+    if not checkpoint:
+        return network, optimizer, Progress(), []
+
     optimizer.load_state_dict(checkpoint["optimizer"])
     progress = Progress(
         checkpoint["iteration"],
@@ -310,6 +317,43 @@ def start_or_resume(
         checkpoint.get("seconds_waiting", 0.0),
     )
     return network, optimizer, progress, checkpoint["log"]
+
+
+def _check_iteration(checkpoint, run):
+    """ValueError where the batches that are done are not those of the log and of one epoch more."""
+    rows, in_an_epoch = len(checkpoint["log"]), run.recipe.batches_per_epoch
+    done = checkpoint["iteration"] - rows * in_an_epoch
+    if not 0 <= done <= in_an_epoch:
+        raise ValueError(
+            f"{run.checkpoint}: iteration {checkpoint['iteration']} with {rows} "
+            f"rows of the log, wanted the one that follows from the other ("
+            f"{in_an_epoch} batches an epoch); the file is not what it says"
+        )
+
+
+def save_run(
+    run: Run,
+    provenance: Provenance,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    log: list[dict],
+) -> None:
+    """Writes the run's checkpoint: which run it is, where it stands, how it came about."""
+    save_checkpoint(
+        run.checkpoint,
+        **run.identity(),
+        iteration=progress.iteration,
+        loss_sum=progress.loss_sum,
+        seconds_computing=progress.seconds_computing,
+        seconds_waiting=progress.seconds_waiting,
+        network=network.state_dict(),
+        optimizer=optimizer.state_dict(),
+        log=log,
+        departures=provenance.departures,
+        environment=provenance.environment,
+        checksums=provenance.checksums,
+    )
 
 
 def check_unchanged(checkpoint: dict, checksums: dict[str, str], run: Run, say: Callable) -> None:

@@ -25,16 +25,16 @@ class Progress:
     seconds_waiting: float = 0.0  # for its batches to be drawn
 
 
+def freeze_coarsest_head(network: torch.nn.Module) -> None:
+    """Trains all but the coarsest of several heads, the network's first: it has no weight in the
+    loss, and processes that share a batch would wait for its gradient. A single head is trained."""
+    if len(network.heads) > 1:
+        network.heads[0].requires_grad_(False)
+
+
 def sgd(network: torch.nn.Module, recipe: Recipe) -> torch.optim.SGD:
     """Stochastic gradient descent [paper 2.3] with Nesterov's momentum and weight decay on all that
-    is trained, norms and biases too [nnU-Net v1 nnUNetTrainerV2.py:164].
-
-    The coarsest of several heads, the network's first, has no weight in the loss: it is frozen, so that processes that
-    share a batch do not wait for its gradient."""
-    # pyrefly: ignore[bad-argument-type]  # torch does not say that heads is a list
-    several = len(network.heads) > 1
-    network.heads[0].requires_grad_(not several)
-
+    is trained, norms and biases too [nnU-Net v1 nnUNetTrainerV2.py:164]."""
     parameters = list(network.parameters())
     on_gpu = parameters[0].device.type == "cuda"
     return torch.optim.SGD(

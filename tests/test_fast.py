@@ -14,7 +14,7 @@ from minikits import fast
 from minikits.fast import FastConvolution, FastNorm, faster, padded
 from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES
-from minikits.training import sgd, training_step
+from minikits.training import freeze_coarsest_head, sgd, training_step
 from minikits.unet import build_unet
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -42,6 +42,7 @@ def trained_network(arch, recipe=UNEVEN):
         for name, parameter in network.named_parameters():
             if parameter.ndim == 1:
                 parameter.normal_(mean=0 if name.endswith("bias") else 1)
+    freeze_coarsest_head(network)
     return network
 
 

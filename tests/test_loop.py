@@ -8,7 +8,7 @@ import torch
 from conftest import TINY
 
 from minikits.losses import segmentation_loss
-from minikits.training import Progress, sgd, train_epoch, training_step
+from minikits.training import Progress, freeze_coarsest_head, sgd, train_epoch, training_step
 from minikits.unet import build_unet
 
 STEPS = replace(
@@ -117,6 +117,7 @@ def test_the_log_has_the_learning_rate_that_the_optimizer_used():
 
 def test_the_coarsest_head_is_frozen_and_nothing_else():
     network = build_unet("plain", STEPS).double()
+    freeze_coarsest_head(network)
     before = copy.deepcopy(network.state_dict())
 
     train_epoch(network, random_batch, sgd(network, STEPS), STEPS, 0, Progress())
@@ -132,7 +133,7 @@ def test_a_single_head_is_trained():
     recipe = replace(TINY, patch=(8, 8, 8))
     network = build_unet("plain", recipe)
     assert len(network.heads) == 1
-    sgd(network, recipe)
+    freeze_coarsest_head(network)
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 

@@ -17,7 +17,7 @@ from conftest import ROOT, TINY
 from torch import distributed
 
 from minikits import cases as cases_module
-from minikits import devices
+from minikits import checkpoints, devices
 from minikits.cases import find_fold, five_folds, prepare, read_folds
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.evaluation import kits_dice
@@ -194,6 +194,7 @@ def test_the_initial_weights_are_those_of_the_seed(train, tmp_path):
         run = train.Run(tmp_path, "plain", SMALL, "0", arguments.seed, [], [])
         network, _, progress, log = train.start_or_resume({}, run, cpu)
         assert progress == Progress() and log == []
+        assert not network.heads[0].weight.requires_grad
         fresh.append(network.state_dict())
     torch.manual_seed(3)
     wanted = build_unet("plain", SMALL).state_dict()
@@ -366,7 +367,7 @@ def test_a_checkpoint_within_a_long_epoch_changes_nothing(
         seen.append((content["iteration"], len(content["log"])))
         real(path, **content)
 
-    monkeypatch.setattr(train, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoints, "save_checkpoint", save)
     monkeypatch.setattr(devices.Stop, "PAUSE_SECONDS", 0)
 
     assert train.train(options(train, phantoms, out, "--seed", 3), []) is None
@@ -762,7 +763,7 @@ def test_departures_of_a_run_survive_its_resuming(train, undisturbed, phantoms, 
     run = train.chosen_run(arguments, SMALL, train.silent)
     machine = devices.Machine(torch.device("cpu"), torch.float32)
 
-    told = train.departures(arguments, run, machine, earlier)
+    told = train.departures_of(arguments, run, machine, earlier)
 
     assert told["run"] == [*checkpoint["departures"]["run"], line]
 
@@ -846,7 +847,7 @@ def test_departures_and_environment_are_those_of_the_run(train, phantoms, tmp_pa
 
     run = train.Run(tmp_path, "plain", SMALL, "0", 0, ["a", "b"], ["c"])
     arguments = options(train, phantoms, tmp_path, "--folds", split)
-    told = train.departures(arguments, run, machine, {})
+    told = train.departures_of(arguments, run, machine, {})
 
     assert told["run"] == [
         "number format while training: bfloat16 (paper: float32)",
