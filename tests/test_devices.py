@@ -67,6 +67,30 @@ def test_a_cpu_computes_in_bfloat16_where_it_can(monkeypatch, capability, dtype)
     assert devices.pick_precision("auto", CPU) == dtype
 
 
+@pytest.fixture
+def switches_as_before():
+    """What a test sets for the whole process is as before after it."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    yield
+    cudnn.benchmark, cudnn.deterministic = before
+    torch.use_deterministic_algorithms(False)
+
+
+def test_what_repeats_to_the_bit_is_chosen_by_no_timing(switches_as_before, monkeypatch):
+    """An operation without such a form is warned of: the sum of the cross-entropy has none."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    torch.backends.cudnn.benchmark = True
+
+    devices.repeat_to_the_bit()
+
+    assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.deterministic
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
 def test_a_right_convolution_in_bfloat16_passes():
     devices.check_bfloat16(CPU)
 

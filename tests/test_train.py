@@ -795,6 +795,23 @@ def test_whether_to_compile_is_decided_by_the_steps_that_are_left(
     assert same_weights(undisturbed[1], checkpoint_of(out))
 
 
+def test_what_repeats_is_asked_for_after_all_that_chooses_by_timing(
+    train, phantoms, out, monkeypatch
+):
+    """On a CPU it repeats anyway: what is trained is the same."""
+
+    def repeat_to_the_bit():
+        torch.backends.cudnn.benchmark = False
+
+    monkeypatch.setattr(train, "repeat_to_the_bit", repeat_to_the_bit)
+
+    train.set_up(options(train, phantoms, out), SMALL)
+    assert torch.backends.cudnn.benchmark
+
+    train.set_up(options(train, phantoms, out, "--deterministic"), SMALL)
+    assert not torch.backends.cudnn.benchmark
+
+
 def test_the_paper_recipe_is_the_default(train):
     arguments = train.command_line().parse_args([])
     assert train.chosen_recipe(arguments.recipe) == PAPER and arguments.arch == "residual"
