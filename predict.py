@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import distributed
 
-from minikits.cases import check_resampled_size
 from minikits.devices import (
     claim_memory,
     exact_float32,
@@ -36,6 +35,7 @@ from minikits.masks import Plan, Scan, find_scans, plan_masks
 from minikits.nifti import MAX_VOXELS, read_volume, write_labels
 from minikits.paper import CLASSES
 from minikits.prediction import scan_bytes, segment_volume, window_bytes
+from minikits.prepared import check_resampled_size
 from minikits.preprocessing import label_orders, resampled_shape
 from minikits.recipe import Recipe
 from minikits.records import Job, keep_stamps, noted_mask, stamp

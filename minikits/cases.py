@@ -1,22 +1,14 @@
 """A folder of cases: which there are, which fold, prepared once and kept on disk."""
 
-import hashlib
-import json
-import math
 import re
-import shutil
 import time
-import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from minikits.cache import identity, load_entry, read_description, save_entry
-from minikits.doubts import doubts
 from minikits.files import read_json, remove_leftovers
-from minikits.frames import check_same_grid
 from minikits.layouts import (
     flat_files,
     id_of_labels,
@@ -26,16 +18,10 @@ from minikits.layouts import (
     some,
     visible,
 )
-from minikits.nifti import read_labels, read_volume
-from minikits.paper import CLASSES, FOLD_SEED, FOLDS
-from minikits.preprocessing import prepare_image, prepare_labels, resampled_shape
+from minikits.paper import FOLD_SEED, FOLDS
+from minikits.prepared import entry_of, keep, line_on_unused, load_kept, make
 from minikits.recipe import Recipe
 from minikits.sampling import PreparedCase
-from minikits.volumes import Volume
-
-CACHE_FORMAT = 2  # raised when what is written to the cache changes
-KEPT = ("image", "labels", *CLASSES[1:])  # the arrays of an entry of the cache
-MOST_RESAMPLED_VOXELS = 500_000_000  # a body of 2 m x 0.5 m x 0.5 m at 1 mm: 1.5 GB as it is kept
 
 
 @dataclass(frozen=True)
@@ -326,27 +312,6 @@ def _written_folds(path):
 # --- prepared once --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """What is kept of a case, {name: array}, the PreparedCase's checksum, and lines on doubts."""
-
-    arrays: dict
-    checksum: str
-    warnings: list
-
-
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    """A case in the cache: its folder, and what its contents follow from. numbers: those of the
-    preparation; reading: the options of `read_volume`; files: `identity` of image and labels."""
-
-    case: Case
-    place: Path
-    numbers: dict
-    reading: dict
-    files: list
-
-
 def prepare(
     folder: str | Path,
     cache: str | Path,
@@ -366,208 +331,56 @@ def prepare(
     prepared, and warnings. ValueError, once all were tried, for the cases that cannot be used, a
     line each."""
     say = say or _in_silence
+    stop = stop or _never
     cache = Path(cache)
     remove_leftovers(cache)
     reading = {"affine": affine, "assume_spacing": assume_spacing}
 
     cases = training_cases(folder, recipe)
-    prepared, refused = {}, []
+    entries, refused = [], []
     for case in cases:
-        if stop and stop():
-            return None
         try:
-            entry = _entry(case, cache, recipe, reading)
+            entries.append(entry_of(cache, case.id, case.image, case.labels, recipe, **reading))
         except OSError as error:
             refused.append(str(error))
-            continue
-        prepared[entry] = _load_kept(entry, say)
 
-    waiting = [entry for entry in prepared if prepared[entry] is None]
+    prepared = {}
+    for entry in entries:
+        if stop():
+            return None
+        prepared[entry.id] = load_kept(entry, say)
+
+    waiting = [entry for entry in entries if prepared[entry.id] is None]
     started = time.monotonic()
     for number, entry in enumerate(waiting, 1):
-        if stop and stop():
+        if stop():
             return None
         try:
-            made = _make(entry, recipe)
+            made = make(entry, recipe)
         except (ValueError, OSError) as error:
             refused.append(str(error))
             continue
-        _keep(entry, made)
-        prepared[entry] = _load(entry)
+        prepared[entry.id] = keep(entry, made)
+
         for warning in made.warnings:
             say(f"warning: {warning}")
         shape = "x".join(map(str, made.arrays["image"].shape))
         left = (time.monotonic() - started) / number * (len(waiting) - number)
-        say(f"prepared {entry.case.id} {shape} ({number} of {len(waiting)}, {left:.0f} s left)")
+        say(f"prepared {entry.id} {shape} ({number} of {len(waiting)}, {left:.0f} s left)")
 
     if refused:
         lines = "".join(f"\n  {reason}" for reason in refused)
         raise ValueError(f"{folder}: {len(refused)} of {len(cases)} cases cannot be used:{lines}")
-    unused = _unused(cache, list(prepared))
+    unused = line_on_unused(cache, entries)
     if unused:
-        say(_may_be_removed(cache, unused))
+        say(unused)
     return list(prepared.values())
 
 
-def _in_silence(line):
+def _in_silence(line: str) -> None:
     """What is told of the progress where nobody listens."""
 
 
-def _entry(case, cache, recipe, reading):
-    """Where a case is kept: under its id and a sum of what it is made of. Numbers are floats, so
-    that 101 is 101.0; paths are no part of it, so that data that were moved are found again."""
-    numbers = {
-        "spacing_mm": recipe.spacing_mm,
-        "window_hu": recipe.window_hu,
-        "mean_hu": recipe.mean_hu,
-        "sd_hu": recipe.sd_hu,
-    }
-    if reading["assume_spacing"]:
-        numbers["assume_spacing"] = reading["assume_spacing"]
-    numbers = {name: np.array(value, dtype=float).tolist() for name, value in numbers.items()}
-    files = [identity(case.image), identity(case.labels)]
-
-    made_of = json.dumps([CACHE_FORMAT, case.id, files, numbers, reading["affine"]])
-    key = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-    return _Entry(case, cache / f"{case.id[:40]}-{key}", numbers, reading, files)
-
-
-def check_resampled_size(
-    volume: Volume, recipe: Recipe, *, most: int = MOST_RESAMPLED_VOXELS
-) -> None:
-    """Refuses, before any memory is taken, a volume that would have more than `most` voxels at the
-    recipe's spacing: the file may be small, and its header say that its voxels are huge."""
-    shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, recipe)
-    if math.prod(shape) > most:
-        spacing = " x ".join(f"{mm:.4g}" for mm in volume.spacing_mm)
-        raise ValueError(
-            f"{volume.path}: shape {volume.voxels.shape} of {spacing} mm would have shape {shape} "
-            f"at the recipe's spacing, more than {most:,} voxels; is its header right? else give "
-            "--assume-spacing Z Y X (mm)"
-        )
-
-
-def _make(entry, recipe):
-    """What is kept of a case. ValueError or OSError, naming a file, where it cannot be used."""
-    try:
-        scan, reference = _read_pair(entry, recipe)
-        warnings = doubts(scan)
-        checksum = _checksum_of(scan, reference, entry.numbers)
-    except MemoryError as error:
-        raise _out_of_memory(entry, "read", error) from None
-    try:
-        arrays = _arrays_of(scan, reference, recipe)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says it so
-            raise
-        raise _out_of_memory(entry, "resampled", error) from None
-    return _Made(arrays, checksum, warnings)
-
-
-def _read_pair(entry, recipe):
-    """(image, labels) of a case as Volumes of one grid."""
-    scan = read_volume(entry.case.image, **entry.reading)
-    check_resampled_size(scan, recipe)
-    reference = read_labels(entry.case.labels, **entry.reading)
-    check_same_grid(scan, reference)
-    return scan, reference
-
-
-def _arrays_of(scan, reference, recipe):
-    """{name: array}: image and labels as the networks take them, and the places of each structure,
-    flat indices."""
-    image = np.ascontiguousarray(prepare_image(scan, recipe), dtype=np.float16)
-    labels = np.ascontiguousarray(prepare_labels(reference, recipe))
-    arrays = {"image": image, "labels": labels}
-    for value, structure in enumerate(CLASSES[1:], 1):
-        arrays[structure] = np.flatnonzero(labels == value).astype(np.int32)
-    return arrays
-
-
-def _out_of_memory(entry, doing, error):
-    return ValueError(f"{entry.case.image}: memory ran out while it was {doing} ({error})")
-
-
-def _checksum_of(scan, reference, numbers):
-    """16 digits: the voxels of image and labels, each with their spacing and the numbers of the
-    preparation. What was computed of them is no part of it: that differs between processors."""
-    digits = ""
-    for volume in (scan, reference):
-        spacing = [f"{mm:.6g}" for mm in volume.spacing_mm]
-        total = zlib.crc32(json.dumps([spacing, numbers]).encode())
-        for plane in volume.voxels:
-            total = zlib.crc32(np.ascontiguousarray(plane), total)
-        digits += f"{total:08x}"
-    return digits
-
-
-def _keep(entry, made):
-    """Writes an entry to the cache."""
-    about = {
-        "format": CACHE_FORMAT,
-        "id": entry.case.id,
-        "sources": _sources(entry),
-        "files": entry.files,
-        "numbers": entry.numbers,
-        "affine": entry.reading["affine"],
-    }
-    save_entry(entry.place, made.arrays, about, made.checksum)
-
-
-def _sources(entry):
-    return [str(path.resolve()) for path in (entry.case.image, entry.case.labels)]
-
-
-def _load_kept(entry, say):
-    """The PreparedCase of an entry, or None where there is none yet. One that is damaged is
-    removed, with a word."""
-    if not entry.place.exists():
-        return None
-    try:
-        return _load(entry)
-    except (ValueError, OSError) as error:
-        say(f"warning: {error}; {entry.case.id} is prepared again")
-
-    shutil.rmtree(entry.place, ignore_errors=True)
-    if entry.place.exists():
-        raise OSError(f"{entry.place}: is damaged and cannot be removed; remove it")
-    return None
-
-
-def _load(entry):
-    """The PreparedCase of an entry; ValueError or OSError where that is not as it was written."""
-    arrays, checksum = load_entry(entry.place, KEPT)
-    foreground = tuple(arrays[structure].numpy().copy() for structure in CLASSES[1:])  # small
-    return PreparedCase(entry.case.id, arrays["image"], arrays["labels"], foreground, checksum)
-
-
-def _unused(cache, entries):
-    """The entries of the cache that another version wrote, or whose files have been replaced."""
-    places = {entry.place for entry in entries}
-    files = {tuple(_sources(entry)): entry.files for entry in entries}
-    unused = []
-    for place in visible(cache):
-        if place in places or not (place / "image.npy").exists():
-            continue
-        try:
-            about = read_description(place)
-        except ValueError:  # the first version wrote no description
-            unused.append(place)
-            continue
-        named = about.get("sources")
-        sources = tuple(map(str, named)) if isinstance(named, list) else ()
-        replaced = sources in files and files[sources] != about.get("files")
-        if replaced or about.get("format") != CACHE_FORMAT:
-            unused.append(place)
-    return unused
-
-
-def _may_be_removed(cache, unused):
-    """A line on unused entries. They stay: a training elsewhere may still read them."""
-    size = sum(path.stat().st_size for place in unused for path in place.iterdir())
-    names = some([place.name for place in unused])
-    folders, are = ("folder", "is") if len(unused) == 1 else ("folders", "are")
-    return (
-        f"{cache}: {len(unused)} {folders} ({size / 1e9:.1f} GB) {are} of files that were "
-        f"replaced, or of another version of minikits, and may be removed: {names}"
-    )
+def _never() -> bool:
+    """Whether to stop where nobody is asked."""
+    return False

@@ -22,10 +22,10 @@ from conftest import ROOT, TINY
 from sklearn.model_selection import KFold
 
 import minikits.cases
+import minikits.prepared
 from minikits.cases import (
     Case,
     Found,
-    check_resampled_size,
     excluded_ids,
     find_cases,
     find_masks,
@@ -38,6 +38,7 @@ from minikits.cases import (
 from minikits.files import place_beside
 from minikits.nifti import read_labels, read_volume, write_image
 from minikits.paper import PAPER
+from minikits.prepared import check_resampled_size
 from minikits.preprocessing import prepare_image, prepare_labels
 
 prepare = functools.partial(minikits.cases.prepare, say=print)
@@ -480,8 +481,8 @@ def test_the_checksum_is_of_the_voxels_not_of_the_file_or_the_processors_roundin
     (plain,) = prepare(tmp_path / "plain", tmp_path / "cache", TINY)
     assert packed.checksum == plain.checksum
 
-    real = minikits.cases.prepare_image
-    monkeypatch.setattr(minikits.cases, "prepare_image", lambda *given: real(*given) + 0.01)
+    real = minikits.prepared.prepare_image
+    monkeypatch.setattr(minikits.prepared, "prepare_image", lambda *given: real(*given) + 0.01)
     (rounded,) = prepare(tmp_path / "packed", tmp_path / "another", TINY)
     assert rounded.checksum == packed.checksum and not torch.equal(rounded.image, packed.image)
 
@@ -944,7 +945,7 @@ def test_two_cases_with_equal_files_are_two(tmp_path, cache):
 
 def test_another_format_of_the_cache_makes_other_cases(data, cache, capsys, monkeypatch):
     prepare(data, cache, TINY)
-    monkeypatch.setattr(minikits.cases, "CACHE_FORMAT", minikits.cases.CACHE_FORMAT + 1)
+    monkeypatch.setattr(minikits.prepared, "CACHE_FORMAT", minikits.prepared.CACHE_FORMAT + 1)
     assert prepared_again(capsys, data, cache, TINY) == ["a", "b", "c"]
 
 
@@ -1162,13 +1163,13 @@ def test_a_case_too_large_once_resampled_is_named_among_the_others_before_memory
     for id in ("a", "c"):
         for name in ("imaging.nii.gz", "segmentation.nii.gz"):
             write_image(data / id / name, np.zeros((40, 64, 64), np.int16), (99.0, 99.0, 99.0))
-    real = minikits.cases.prepare_image
+    real = minikits.prepared.prepare_image
 
     def prepare_image(volume, recipe):
         assert volume.spacing_mm == SPACING  # the large one is not begun
         return real(volume, recipe)
 
-    monkeypatch.setattr(minikits.cases, "prepare_image", prepare_image)
+    monkeypatch.setattr(minikits.prepared, "prepare_image", prepare_image)
     with pytest.raises(ValueError) as refusal:
         prepare(data, cache, TINY)
     first, *lines = str(refusal.value).splitlines()
@@ -1212,7 +1213,7 @@ def test_memory_that_runs_out_for_one_case_names_it(data, cache, monkeypatch, er
     def prepare_image(volume, recipe):
         raise error
 
-    monkeypatch.setattr(minikits.cases, "prepare_image", prepare_image)
+    monkeypatch.setattr(minikits.prepared, "prepare_image", prepare_image)
     with pytest.raises(ValueError, match=r"3 of 3 cases.*\n.*a/imaging\.nii\.gz: memory ran out"):
         prepare(data, cache, TINY)
 
@@ -1221,7 +1222,7 @@ def test_an_error_of_our_own_is_not_taken_for_a_bad_case(data, cache, monkeypatc
     def prepare_image(volume, recipe):
         raise RuntimeError("expected m1 and m2 to have the same dtype")
 
-    monkeypatch.setattr(minikits.cases, "prepare_image", prepare_image)
+    monkeypatch.setattr(minikits.prepared, "prepare_image", prepare_image)
     with pytest.raises(RuntimeError, match="same dtype"):
         prepare(data, cache, TINY)
 

@@ -16,8 +16,8 @@ import torch
 from conftest import ROOT, TINY
 from torch import distributed
 
-from minikits import cases as cases_module
 from minikits import checkpoints, devices
+from minikits import prepared as prepared_module
 from minikits.cases import find_fold, five_folds, prepare, read_folds
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.evaluation import kits_dice
@@ -394,13 +394,13 @@ def test_a_pause_is_due_when_the_last_checkpoint_is_old(monkeypatch):
 
 def test_stopped_while_cases_are_prepared(train, phantoms, tmp_path, monkeypatch, capsys):
     """What is prepared is kept, nothing is left half-done, and there is no checkpoint yet."""
-    noted, real = [], cases_module.prepare_image
+    noted, real = [], prepared_module.prepare_image
 
     def prepare_image(*given):
         noted.append(signal.SIGINT)
         return real(*given)
 
-    monkeypatch.setattr(cases_module, "prepare_image", prepare_image)
+    monkeypatch.setattr(prepared_module, "prepare_image", prepare_image)
     assert train.train(options(train, phantoms, tmp_path / "runs"), noted) == signal.SIGINT
 
     arguments = options(train, phantoms, tmp_path / "runs", "--resume")
