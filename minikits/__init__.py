@@ -1,5 +1,5 @@
 """minikits: the KiTS19-winning 3D U-Nets, from CT scan to kidney and tumor masks, to be read in an
-afternoon. Each module imports only such as stand before it here.
+afternoon. Each module imports only such as stand before it here; scripts import any.
 
 Reading order, a patch's life: recipe, paper, volumes, resampling, preprocessing, geometry,
 augmentation, sampling, unet, losses, training, train.py, prediction, evaluation, files, frames,

