@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from minikits.cases import Case, Found, excluded_ids, find_masks, look_for_cases
+from minikits.cases import Case, Found, find_masks, look_for_cases
 from minikits.evaluation import CaseScores, compare, score_case, some, summarise
 from minikits.files import (
     forgiving_output,
@@ -17,6 +17,7 @@ from minikits.files import (
     voxel_count,
     write_text,
 )
+from minikits.folds import excluded_ids
 from minikits.frames import check_same_grid
 from minikits.layouts import nifti_name
 from minikits.nifti import MAX_VOXELS, read_labels, read_volume

@@ -64,6 +64,18 @@ def phantoms(tmp_path_factory):
     return folder
 
 
+def touch(folder, *names):
+    """Empty files; the folders that their names have are made."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+
+def link_to_nothing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(path.parent / "store" / "absent")
+
+
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(7)

@@ -1,0 +1,277 @@
+"""Which files belong to a case, and what else looks like one: all of it is used or named."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from conftest import link_to_nothing, touch
+
+from minikits.cases import find_cases, look_for_cases
+
+
+def find_scans(folder):
+    return [case.id for case in find_cases(folder) if case.image]
+
+
+def test_a_flat_pair_of_folders(tmp_path):
+    touch(
+        tmp_path,
+        "images/a_0000.nii.gz",
+        "images/b.nii",
+        "labels/a.nii.gz",
+        "labels/b.nii.gz",
+        "images/.hidden.nii",
+    )
+    cases = find_cases(tmp_path)
+    assert [(case.id, case.image.name, case.labels.name) for case in cases] == [
+        ("a", "a_0000.nii.gz", "a.nii.gz"),
+        ("b", "b.nii", "b.nii.gz"),
+    ]
+
+
+def test_a_case_whose_own_name_ends_in_0000_keeps_it_in_labels(tmp_path):
+    """nnU-Net adds its `_0000` to the names of images: those of `a` and of `a_0000` are these."""
+    touch(tmp_path, "images/a_0000.nii.gz", "images/a_0000_0000.nii.gz")
+    touch(tmp_path, "labels/a.nii.gz", "labels/a_0000.nii.gz")
+
+    cases = find_cases(tmp_path)
+
+    assert [(case.id, case.image.name, case.labels.name) for case in cases] == [
+        ("a", "a_0000.nii.gz", "a.nii.gz"),
+        ("a_0000", "a_0000_0000.nii.gz", "a_0000.nii.gz"),
+    ]
+
+
+def test_labels_that_bear_their_images_whole_name_are_of_its_case(tmp_path):
+    touch(tmp_path, "images/a_0000.nii.gz", "labels/a_0000.nii.gz", "b_0000/imaging.nii.gz")
+    touch(tmp_path, "Labels/b_0000.nii.gz")
+
+    cases = find_cases(tmp_path)
+
+    assert [(case.id, case.image.name, case.labels.name) for case in cases] == [
+        ("a", "a_0000.nii.gz", "a_0000.nii.gz"),
+        ("b_0000", "imaging.nii.gz", "b_0000.nii.gz"),
+    ]
+
+
+def test_scans_of_both_layouts(tmp_path):
+    touch(
+        tmp_path,
+        "flat/one_0000.nii.gz",
+        "flat/two.nii",
+        "flat/notes.txt",
+        "kits/case_00210/imaging.nii.gz",
+    )
+    assert find_scans(tmp_path / "flat") == ["one", "two"]
+    assert find_scans(tmp_path / "kits") == ["case_00210"]
+    touch(tmp_path, "flat/one.nii")
+    with pytest.raises(ValueError, match="same name one"):
+        find_scans(tmp_path / "flat")
+
+
+def test_a_kits19_case_by_itself_bears_its_cases_name(tmp_path):
+    touch(tmp_path, "case_00210/imaging.nii.gz", "case_00210/segmentation.nii.gz")
+    assert find_scans(tmp_path / "case_00210" / "imaging.nii.gz") == ["case_00210"]
+    assert find_scans(tmp_path / "case_00210") == ["case_00210"]
+
+
+def test_links_to_files_and_folders_are_taken_where_they_lie(tmp_path):
+    touch(
+        tmp_path,
+        "store/1/x.nii.gz",
+        "store/2/y.nii.gz",
+        "imagesTr/a_0000.nii.gz",
+        "labelsTr/a.nii.gz",
+    )
+    for name, target in (
+        ("kits/case_00001/imaging.nii.gz", "store/1/x.nii.gz"),
+        ("kits/case_00001/segmentation.nii.gz", "store/2/y.nii.gz"),
+        ("pair/images", "imagesTr"),
+        ("pair/labels", "labelsTr"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / target)
+    for folder, id in (("kits", "case_00001"), ("pair", "a")):
+        (case,) = find_cases(tmp_path / folder)
+        assert case.id == id and case.image and case.labels
+
+
+def test_hidden_files_and_folders_are_no_cases_and_not_named(tmp_path):
+    touch(
+        tmp_path,
+        "case_00000/imaging.nii.gz",
+        "case_00000/._imaging.nii.gz",
+        ".case_00000.old/imaging.nii.gz",
+        "._case_00000.nii.gz",
+        ".Trash/a.nii.gz",
+    )
+    found = look_for_cases(tmp_path)
+    assert [case.id for case in found.cases] == ["case_00000"] and found.left_out == []
+
+
+def lines(folder):
+    """What `look_for_cases` leaves out."""
+    return look_for_cases(folder).left_out
+
+
+def test_kits19s_images_with_labels_in_a_folder_of_their_own_are_the_same_cases(tmp_path):
+    touch(
+        tmp_path,
+        "case_00000/imaging.nii.gz",
+        "case_00001/imaging.nii.gz",
+        "labels/case_00000.nii.gz",
+        "labels/case_00001.nii.gz",
+    )
+    found = look_for_cases(tmp_path)
+    assert [(case.id, case.image.name, case.labels.name) for case in found.cases] == [
+        ("case_00000", "imaging.nii.gz", "case_00000.nii.gz"),
+        ("case_00001", "imaging.nii.gz", "case_00001.nii.gz"),
+    ]
+    assert found.left_out == []
+
+
+def test_files_named_in_capitals_are_cases_too(tmp_path):
+    touch(
+        tmp_path,
+        "flat/SCAN.NII.GZ",
+        "flat/other.Nii",
+        "kits/case_00000/Imaging.NII.gz",
+        "pair/Images/a_0000.NII",
+        "pair/Labels/A.NII",
+        "pair/Labels/a.NII",
+    )
+    assert find_scans(tmp_path / "flat") == ["SCAN", "other"]
+    assert find_scans(tmp_path / "kits") == ["case_00000"]
+    assert [(case.id, bool(case.image)) for case in find_cases(tmp_path / "pair")] == [
+        ("A", False),
+        ("a", True),
+    ]
+    touch(tmp_path, "flat/SCAN.nii.gz")
+    with pytest.raises(ValueError, match="same name SCAN"):
+        find_cases(tmp_path / "flat")
+
+
+def test_a_name_with_a_line_break_is_a_name(tmp_path):
+    touch(tmp_path, "a\nb.nii.gz")
+    assert find_scans(tmp_path) == ["a\nb"]
+
+
+def link_to_itself(path):
+    path.symlink_to(path)
+
+
+def folder_with(*names):
+    def make(path):
+        path.mkdir(parents=True)
+        touch(path, *names)
+
+    return make
+
+
+def empty_file(path):
+    touch(path.parent, path.name)
+
+
+NO_CASE_INSIDE = "neither imaging.nii.gz nor segmentation.nii.gz in it"
+
+
+STRANGE_NAME = "neither imaging nor segmentation, nor in images/ or labels/"
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "line"),
+    [
+        ("s9.nii.gz", link_to_nothing, "s9.nii.gz (a link to nothing)"),
+        ("s9", link_to_nothing, "s9 (a link to nothing)"),
+        ("s9.nii", link_to_itself, f"s9.nii (cannot be read: {os.strerror(errno.ELOOP)})"),
+        ("s9.nii", os.mkfifo, "s9.nii (neither a file nor a folder)"),
+        ("s9.nii.gz", folder_with("s9.nii"), "s9.nii.gz (a folder, wanted a file)"),
+        ("s9.nii.gz", folder_with(), "s9.nii.gz (a folder, wanted a file)"),
+        ("s9.nii.gz.part", empty_file, "s9.nii.gz.part (not *.nii or *.nii.gz)"),
+        ("s9.nii (1).gz", empty_file, "s9.nii (1).gz (not *.nii or *.nii.gz)"),
+        ("s9.nrrd", empty_file, "s9.nrrd (not *.nii or *.nii.gz)"),
+        ("s9.IMG", empty_file, "s9.IMG (not *.nii or *.nii.gz)"),
+        ("old", folder_with("a.nii.gz"), f"old/a.nii.gz ({STRANGE_NAME})"),
+        (
+            "old",
+            folder_with("a.nii.gz", "b.nii", "c.nii"),
+            f"old/a.nii.gz ({STRANGE_NAME}) and 2 more in old",
+        ),
+        (
+            "batch",
+            folder_with("case_1/imaging.nii.gz"),
+            "batch/case_1 (too deep, with imaging.nii.gz in it)",
+        ),
+        ("batch", folder_with("x/y/z.nii"), "batch/x (too deep, with y/z.nii in it)"),
+        ("batch", folder_with("x/y/w/z.nii"), "batch/x (too deep, with y/w/z.nii in it)"),
+    ],
+)
+@pytest.mark.parametrize("beside", ["flat", "kits19"])
+def test_what_looks_like_a_case_and_is_none_is_named(tmp_path, beside, name, make, line):
+    touch(tmp_path, "a.nii.gz" if beside == "flat" else "case_00000/imaging.nii.gz")
+    make(tmp_path / name)
+    found = look_for_cases(tmp_path)
+    assert len(found.cases) == 1 and found.left_out == [line]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "line"),
+    [
+        ("b.nii.gz", link_to_nothing, "b.nii.gz (a link to nothing)"),
+        ("b.nii.gz", folder_with("b.nii"), "b.nii.gz (a folder, wanted a file)"),
+        ("b.nii.part", empty_file, "b.nii.part (not *.nii or *.nii.gz)"),
+        ("more", folder_with("c.nii"), "more (too deep, with c.nii in it)"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_what_looks_like_a_case_within_a_pair_is_named_one_by_one(
+    tmp_path, folder, name, make, line
+):
+    touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
+    make(tmp_path / folder / name)
+    link_to_nothing(tmp_path / folder / "z.nii")
+    assert sorted(lines(tmp_path)) == [f"{folder}/{line}", f"{folder}/z.nii (a link to nothing)"]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "line"),
+    [
+        ("imaging.nii.gz", link_to_nothing, "imaging.nii.gz (a link to nothing)"),
+        ("imaging.nii.gz", folder_with("imaging.nii"), "imaging.nii.gz (a folder, wanted a file)"),
+        ("template.nii.gz", empty_file, f"template.nii.gz ({STRANGE_NAME})"),
+        ("imaging.nii.gz.tmp", empty_file, "imaging.nii.gz.tmp (not *.nii or *.nii.gz)"),
+    ],
+)
+def test_what_looks_like_a_file_of_a_case_is_named(tmp_path, name, make, line):
+    touch(tmp_path, "case_00000/segmentation.nii.gz", "case_00000/instances/kidney_1.nii.gz")
+    assert lines(tmp_path) == []  # what lies deeper in a case belongs to it
+    make(tmp_path / "case_00000" / name)
+    assert lines(tmp_path) == [f"case_00000/{line}"]
+
+
+def test_a_folder_without_a_case_is_named_beside_cases_and_not_beside_scans(tmp_path):
+    touch(
+        tmp_path,
+        "kits/case_00000/imaging.nii.gz",
+        "kits/case_00001/notes.txt",
+        "kits/notes.txt",
+        "flat/a.nii.gz",
+        "flat/b/notes.txt",
+    )
+    assert lines(tmp_path / "kits") == [f"case_00001 ({NO_CASE_INSIDE})"]
+    assert lines(tmp_path / "flat") == []
+
+
+@pytest.mark.parametrize("name", ["case_00001", "images"])
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch, name):
+    touch(tmp_path, "case_00000/imaging.nii.gz", f"{name}/imaging.nii.gz")
+    real = Path.iterdir
+
+    def iterdir(path):
+        if path.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert lines(tmp_path) == [f"{name} (cannot be listed: {os.strerror(errno.EACCES)})"]
