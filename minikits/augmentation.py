@@ -14,14 +14,13 @@ import numpy as np
 import torch
 
 from minikits.geometry import (
-    box_around,
+    box_to_read,
     check_box,
     cut,
     patch_centre,
+    patch_to_case,
     places_to_read,
-    read_labels_linearly,
-    read_linearly,
-    rotation_matrix,
+    read_image_and_labels,
 )
 from minikits.recipe import Recipe
 
@@ -110,17 +109,16 @@ def change_geometry(
         labels = move(cut(labels, start, patch), device)
         return image.float(), labels
 
-    # from the patch's voxels, counted from its centre, to the case's; places are columns here
-    turn = (rotation_matrix(angles) * scale).T
-    box = box_around(turn, start, patch, image.shape)
+    matrix = patch_to_case(angles, scale)
+    box = box_to_read(matrix, start, patch, image.shape)
     image = move(image[box], device).float()
     labels = move(labels[box], device)
+    if values is None:
+        values = labels.unique().tolist()
 
-    centre = patch_centre(start, patch) - [side.start for side in box]
-    places = places_to_read(turn, centre, patch, device)
-    values = labels.unique().tolist() if values is None else values
-    turned = read_linearly(image[None], places)[0]
-    return turned, read_labels_linearly(labels, places, values)
+    centre = patch_centre(start, patch) - [side.start for side in box]  # within the box
+    places = places_to_read(matrix, centre, patch, device)
+    return read_image_and_labels(image, labels, places, values)
 
 
 def random_noise(image: torch.Tensor, recipe: Recipe, generator: torch.Generator) -> torch.Tensor:
