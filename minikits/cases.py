@@ -9,7 +9,8 @@ from pathlib import Path
 from minikits.files import remove_leftovers
 from minikits.folds import excluded_ids, five_folds, read_folds
 from minikits.layouts import (
-    flat_files,
+    CaseFile,
+    Seen,
     id_of_labels,
     kits19_kind,
     look_into,
@@ -64,50 +65,49 @@ def look_for_cases(source: str | Path) -> Found:
         raise FileNotFoundError(
             f"{source}: no such file or folder; wanted a scan, scans, or a KiTS19 folder"
         )
-    if source.is_dir():
-        flat, inside, left_out = look_into(source)
-    else:
-        flat, inside, left_out = flat_files([source]), [], []
 
-    _check_one_layout(source, flat, inside)
-    by_id = _by_id(flat + inside)
-    if not by_id:
-        seen = ", ".join(path.name for path in visible(source)[:5]) or "nothing"
+    seen = look_into(source)
+    _check_one_layout(source, seen)
+    paths_by_id = _paths_by_id(seen.flat + seen.inside)
+    if not paths_by_id:
+        names = ", ".join(path.name for path in visible(source)[:5]) or "nothing"
         raise ValueError(
             f"{source}: no scans or cases found, wanted *.nii.gz, "
             "case_00000/imaging.nii.gz and segmentation.nii.gz, or images/ and "
-            f"labels/; found {seen}{_also(left_out)}"
+            f"labels/; found {names}{_also(seen.left_out)}"
         )
-    cases = [Case(id, **paths) for id, paths in sorted(by_id.items())]
+
+    cases = [Case(id, **paths) for id, paths in sorted(paths_by_id.items())]
     _check_masks_differ(source, cases)
-    return Found(cases, left_out)
+    return Found(cases, seen.left_out)
 
 
-def _check_one_layout(source, flat, inside):
+def _check_one_layout(source: Path, seen: Seen) -> None:
     """Refuses files beside folders of cases."""
-    if flat and inside:
-        strays = ", ".join(file.path.name for file in flat[:5])
-        folders = sorted({file.path.parent.name for file in inside})
+    if seen.flat and seen.inside:
+        strays = ", ".join(file.path.name for file in seen.flat[:5])
+        folders = sorted({file.path.parent.name for file in seen.inside})
         raise ValueError(
             f"{source}: {strays} beside folders of cases ({', '.join(folders[:3])}), wanted one "
             "layout; move one of both away"
         )
 
 
-def _by_id(files):
-    """{id: {kind: path}}; refuses two files of one kind for one case."""
-    by_id = {}
-    for id, kind, path in files:
-        paths = by_id.setdefault(id, {})
-        if kind in paths:
+def _paths_by_id(files: list[CaseFile]) -> dict[str, dict[str, Path]]:
+    """{id: {"image" or "labels": path}}; refuses two files of one kind for one case."""
+    paths_by_id = {}
+    for file in files:
+        paths = paths_by_id.setdefault(file.id, {})
+        if file.kind in paths:
+            other = paths[file.kind].name
             raise ValueError(
-                f"{path}: {paths[kind].name} has the same name {id}; rename or remove one of them"
+                f"{file.path}: {other} has the same name {file.id}; rename or remove one of them"
             )
-        paths[kind] = path
-    return by_id
+        paths[file.kind] = file.path
+    return paths_by_id
 
 
-def _check_masks_differ(source, cases):
+def _check_masks_differ(source: Path, cases: list[Case]) -> None:
     """Refuses cases whose masks would have the same name, `case_00001` and `prediction_00001`."""
     owners = {}
     for case in cases:
@@ -120,7 +120,7 @@ def _check_masks_differ(source, cases):
         owners[name] = case.id
 
 
-def _also(left_out):
+def _also(left_out: list[str]) -> str:
     """What was left out, to end the message of a refusal with."""
     if not left_out:
         return ""

@@ -9,8 +9,8 @@ import os
 import re
 import stat
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 KITS19 = {"imaging": "image", "segmentation": "labels"}  # the files of a case's folder
 FOLDERS = {"images": "image", "labels": "labels"}  # of the other layout
@@ -19,12 +19,23 @@ NAMED_AT_MOST = 20  # of what is left out, in one line
 LEVELS_DOWN = 3  # how far down a folder without cases is searched for NIfTI files
 
 
-class CaseFile(NamedTuple):
+@dataclass(frozen=True)
+class CaseFile:
     """A file of a case: its id, "image" or "labels", and where it lies."""
 
     id: str
     kind: str
     path: Path
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What lies in a folder: files of cases beside each other, files of cases in its folders, and a
+    line "NAME (why)" for whatever looks like one and is left out."""
+
+    flat: list[CaseFile]
+    inside: list[CaseFile]
+    left_out: list[str]
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -37,11 +48,6 @@ def nifti_name(path: Path) -> str | None:
     if named is None:
         return None
     return named[1]
-
-
-def _without_channel(name):
-    """An image's name without the `_0000` by which nnU-Net says that it is the first channel."""
-    return name.removesuffix("_0000") or name
 
 
 def kits19_kind(path: Path) -> str | None:
@@ -60,7 +66,47 @@ def id_of_labels(name: str, known: Collection[str]) -> str:
     return _without_channel(name)
 
 
-# --- what lies there -----------------------------------------------------------------------------
+def _without_channel(name: str) -> str:
+    """An image's name without the `_0000` by which nnU-Net says that it is the first channel."""
+    return name.removesuffix("_0000") or name
+
+
+# --- a folder, and the folders in it --------------------------------------------------------------
+
+
+def look_into(source: Path) -> Seen:
+    """What lies in a folder of either layout, or of scans; a file by itself is all of it."""
+    if not source.is_dir():
+        flat = [_flat_file(source)] if nifti_name(source) else []
+        return Seen(flat, [], [])
+
+    flat, inside, left_out, empty = [], [], [], []
+    for path in visible(source):
+        what = _what_is(path)
+        if what == "folder":
+            files, others = _look_into_folder(path)
+            inside += files
+            left_out += others
+            if not files and not others:
+                empty.append(f"{path.name} (neither imaging.nii.gz nor segmentation.nii.gz in it)")
+        elif what == "file" and nifti_name(path):
+            flat.append(_flat_file(path))
+        else:
+            left_out += _why_not(path, what, path.name)
+
+    if inside:  # beside cases, any folder may be meant as one
+        left_out += empty
+    return Seen(flat, _with_labels_named_as_images(inside), left_out)
+
+
+def _flat_file(path: Path) -> CaseFile:
+    """A NIfTI file by itself or beside others: an image, or of the KiTS19 case that its folder is
+    named after."""
+    folder = Path(os.path.abspath(path)).parent.name
+    kind = kits19_kind(path)
+    if kind and folder:
+        return CaseFile(folder, kind, path)
+    return CaseFile(_without_channel(nifti_name(path)), "image", path)
 
 
 def visible(folder: Path) -> list[Path]:
@@ -70,87 +116,77 @@ def visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def look_into(source: Path) -> tuple[list[CaseFile], list[CaseFile], list[str]]:
-    """(flat, inside, left_out) of a folder: the files of cases in it and those in its folders, and
-    lines on what is left out."""
-    flat, inside, left_out, empty = [], [], [], []
-    for path in visible(source):
-        seen = _what_is(path)
-        if seen == "folder":
-            files, others = _look_into_folder(path)
-            inside += files
-            left_out += others
-            if not files and not others:
-                empty.append(f"{path.name} (neither imaging.nii.gz nor segmentation.nii.gz in it)")
-        elif seen == "file" and nifti_name(path):
-            flat.append(path)
-        else:
-            left_out += _why_not(path, seen, path.name)
-
-    if inside:  # beside cases, any folder may be meant as one
-        left_out += empty
-    return flat_files(flat), _with_labels_named_as_images(inside), left_out
-
-
-def _with_labels_named_as_images(files):
-    """The files, those in labels/ with the ids that the images have."""
-    known = {file.id for file in files if file.kind == "image"}
-    named = []
-    for file in files:
-        if FOLDERS.get(file.path.parent.name.lower()) == "labels":
-            file = file._replace(id=id_of_labels(nifti_name(file.path), known))
-        named.append(file)
-    return named
-
-
-def flat_files(paths: Sequence[Path]) -> list[CaseFile]:
-    """The files of cases among NIfTI files in one folder. Those of a KiTS19 case bear its name."""
-    files = []
-    for path in paths:
-        name, kind = nifti_name(path), kits19_kind(path)
-        folder = Path(os.path.abspath(path)).parent.name
-        if kind and folder:
-            files.append(CaseFile(folder, kind, path))
-        elif name:
-            files.append(CaseFile(_without_channel(name), "image", path))
-    return files
-
-
-def _look_into_folder(folder):
+def _look_into_folder(folder: Path) -> tuple[list[CaseFile], list[str]]:
     """Of images/, labels/ or a case's folder: the files of cases, and lines on what is left out."""
     try:
         paths = visible(folder)
     except OSError as error:
         return [], [f"{folder.name} (cannot be listed: {error.strerror})"]
 
-    kind_of_all = FOLDERS.get(folder.name.lower())
+    kind = FOLDERS.get(folder.name.lower())
+    if kind:
+        return _look_into_one_kind(paths, kind)
+    return _look_into_case(folder, paths)
+
+
+def _look_into_one_kind(paths: list[Path], kind: str) -> tuple[list[CaseFile], list[str]]:
+    """Of images/ or labels/: each NIfTI file is a case's, and there is a line for each path that may
+    be meant as one."""
     files, others, folders = [], [], []
     for path in paths:
-        name, seen = nifti_name(path), _what_is(path)
-        kind = kits19_kind(path)
-        shown = f"{folder.name}/{path.name}"
-        if seen == "file" and name and kind_of_all:
-            files.append(CaseFile(_without_channel(name), kind_of_all, path))
-        elif seen == "file" and kind:
-            files.append(CaseFile(folder.name, kind, path))
-        elif seen == "file" and name:
-            others.append(f"{shown} (neither imaging nor segmentation, nor in images/ or labels/)")
-        elif seen == "folder" and not name:
+        name, what = nifti_name(path), _what_is(path)
+        if what == "file" and name:
+            files.append(CaseFile(_without_channel(name), kind, path))
+        elif what == "folder" and not name:
             folders.append(path)
         else:
-            others += _why_not(path, seen, shown)
+            others += _why_not(path, what, _shown(path))
 
-    if kind_of_all or not files:  # what lies deeper in a case's folder is no case
+    for path in folders:
+        others += _why_not_below(path)
+    return files, others
+
+
+def _look_into_case(folder: Path, paths: list[Path]) -> tuple[list[CaseFile], list[str]]:
+    """Of a folder that may be a case's: its files, and at most one line."""
+    files, others, folders = [], [], []
+    for path in paths:
+        name, kind, what = nifti_name(path), kits19_kind(path), _what_is(path)
+        if what == "file" and kind:
+            files.append(CaseFile(folder.name, kind, path))
+        elif what == "file" and name:
+            why = "neither imaging nor segmentation, nor in images/ or labels/"
+            others.append(f"{_shown(path)} ({why})")
+        elif what == "folder" and not name:
+            folders.append(path)
+        else:
+            others += _why_not(path, what, _shown(path))
+
+    if not files:  # what lies deeper in a case's folder is no case
         for path in folders:
-            others += _why_not_below(path, f"{folder.name}/{path.name}")
-    if nifti_name(folder) and not files:
+            others += _why_not_below(path)
+    if not files and nifti_name(folder):
         others = _why_not(folder, "folder", folder.name)
-    if len(others) > 1 and not kind_of_all:  # of one case, one line
+    if len(others) > 1:
         others = [f"{others[0]} and {len(others) - 1} more in {folder.name}"]
     return files, others
 
 
-def _what_is(path):
+def _with_labels_named_as_images(files: list[CaseFile]) -> list[CaseFile]:
+    """The files, those in labels/ with the ids that the images have."""
+    known = {file.id for file in files if file.kind == "image"}
+    named = []
+    for file in files:
+        if FOLDERS.get(file.path.parent.name.lower()) == "labels":
+            file = replace(file, id=id_of_labels(nifti_name(file.path), known))
+        named.append(file)
+    return named
+
+
+# --- what a path is, and why it is left out -------------------------------------------------------
+
+
+def _what_is(path: Path) -> str:
     """ "file", "folder", or why it is neither."""
     try:
         mode = path.stat().st_mode
@@ -158,6 +194,7 @@ def _what_is(path):
         return "a link to nothing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+
     if stat.S_ISDIR(mode):
         return "folder"
     if stat.S_ISREG(mode):
@@ -165,35 +202,40 @@ def _what_is(path):
     return "neither a file nor a folder"
 
 
-def _why_not(path, seen, shown):
+def _why_not(path: Path, what: str, shown: str) -> list[str]:
     """A line on a path that is no NIfTI file but may be meant as one; none for any other. It may be
     where its name says so, or where it cannot be seen what it is."""
     name = path.name.lower()
-    is_seen = seen in ("file", "folder", "neither a file nor a folder")
+    is_seen = what in ("file", "folder", "neither a file nor a folder")
     if is_seen and ".nii" not in name and not name.endswith(OTHER_FORMATS):
         return []
 
-    why = seen
-    if seen == "file":
+    why = what
+    if what == "file":
         why = "not *.nii or *.nii.gz"
-    elif seen == "folder":
+    elif what == "folder":
         why = "a folder, wanted a file"
     return [f"{shown} ({why})"]
 
 
-def _why_not_below(folder, shown):
+def _why_not_below(folder: Path) -> list[str]:
     """A line on a folder that holds a NIfTI file, or has a folder that does; none otherwise."""
     for place, folders, names in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)
         if depth + 1 < LEVELS_DOWN:
             folders[:] = sorted(name for name in folders if not name.startswith("."))
         else:
-            folders.clear()
+            folders.clear()  # os.walk goes no deeper
         scans = sorted(name for name in names if nifti_name(Path(name)))
         if scans:
             first = Path(place, scans[0]).relative_to(folder)
-            return [f"{shown} (too deep, with {first} in it)"]
+            return [f"{_shown(folder)} (too deep, with {first} in it)"]
     return []
+
+
+def _shown(path: Path) -> str:
+    """A path in a folder that was looked into, as a line has it."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def some(names: Sequence[str]) -> str:
