@@ -1,8 +1,7 @@
 """A prepared case; random patches, the last of a batch on foreground; a batch by its number.
 
-Every draw is a function of (seed,
-iteration, sample), and of whether it is augmented: of nothing that ran before, and not of where the
-cases live."""
+Every draw is a function of (seed, iteration, sample), and of whether it is augmented: of nothing
+that ran before, and not of where the cases live."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from minikits.augmentation import augment, change_geometry, generator_for
+from minikits.augmentation import augment, cut_patch, generator_for
 from minikits.paper import CLASSES
 from minikits.recipe import Recipe
 
@@ -54,18 +53,26 @@ def draw_batch(
     if not cases:
         raise ValueError("no cases to draw a batch from, wanted at least one")
 
+    first_forced = recipe.batch_size - recipe.foreground_samples  # the last ones are on foreground
     images, targets = [], []
     for sample in samples:
         generator = generator_for(seed, iteration, sample, augmented)
         case = cases[whole_number(0, len(cases) - 1, generator)]
-        forced = sample >= recipe.batch_size - recipe.foreground_samples
-        start = draw_start(case, recipe.patch, generator, forced=forced)
-        where = {"start": start, "patch": recipe.patch, "device": device, "values": VALUES}
+        start = draw_start(case, recipe.patch, generator, forced=sample >= first_forced)
 
         if augmented:
-            image, target = augment(case.image, case.labels, recipe, generator, **where)
+            image, target = augment(
+                case.image,
+                case.labels,
+                recipe,
+                generator,
+                start=start,
+                patch=recipe.patch,
+                device=device,
+                values=VALUES,
+            )
         else:
-            image, target = change_geometry(case.image, case.labels, (0, 0, 0), 1, **where)
+            image, target = cut_patch(case.image, case.labels, start, recipe.patch, device)
         images.append(image)
         targets.append(target)
 
@@ -89,10 +96,10 @@ def draw_start(
 ) -> tuple[int, ...]:
     """The patch's first voxel, Z Y X. [nnU-Net v1 dataset_loading.py:204]
 
-    Uniform among the patches inside the case; along an axis on which the case is smaller, it lies
-    in the patch's middle, so that the first voxel is a negative one. Forced: centred on a random
-    voxel of a random structure, if there is any, but not below the lowest of those starts; at the
-    high edge it may overhang. ValueError for an empty patch or case."""
+    Uniform among the patches inside the case; along an axis on which the case is smaller, the patch
+    has the case in its middle and begins before it, at a negative voxel. Forced: centred on a
+    random voxel of a random structure, if there is any, but not below the lowest of those starts;
+    at the high edge it may overhang. ValueError for an empty patch or case."""
     size = tuple(case.labels.shape)
     if len(patch) != len(size) or min(*patch, *size) < 1:
         raise ValueError(
@@ -101,28 +108,44 @@ def draw_start(
         )
     bounds = [bounds_of_start(side, length) for side, length in zip(size, patch)]
 
-    present = [voxels for voxels in case.foreground if len(voxels)]
-    if not forced or not present:
-        return tuple(whole_number(low, high, generator) for low, high in bounds)
+    structures = [voxels for voxels in case.foreground if len(voxels)]
+    if not forced or not structures:
+        return tuple(whole_number(lowest, highest, generator) for lowest, highest in bounds)
 
-    voxels = present[whole_number(0, len(present) - 1, generator)]
-    chosen = voxels[whole_number(0, len(voxels) - 1, generator)]
-    voxel = np.unravel_index(int(chosen), size)
+    voxels = structures[whole_number(0, len(structures) - 1, generator)]
+    flat_index = voxels[whole_number(0, len(voxels) - 1, generator)]
+    voxel = np.unravel_index(int(flat_index), size)
 
     start = []
-    for place, length, (low, _) in zip(voxel, patch, bounds):
+    for place, length, (lowest, _) in zip(voxel, patch, bounds):
         centred = int(place) - length // 2
-        start.append(max(low, centred))
+        start.append(max(lowest, centred))
     return tuple(start)
 
 
 def bounds_of_start(side: int, length: int) -> tuple[int, int]:
-    """The lowest and the highest first voxel of a patch of this length along a side of a case."""
-    if side > length:
-        return 0, side - length  # anywhere inside
+    """The lowest and the highest first voxel of a patch of this length along a side of a case.
 
-    spare = length - side  # the case lies in the patch's middle; an odd rest has two of them
-    return -((spare + 1) // 2), -(spare // 2)
+    A case of 10 voxels has the patch inside it:
+
+    >>> bounds_of_start(side=10, length=4)
+    (0, 6)
+
+    One of 4 lies in the middle of a patch of 10, which begins 3 voxels before the case and ends 3
+    behind it; one of 3 has two middles, with 4 or 3 of the patch's voxels before it:
+
+    >>> bounds_of_start(side=4, length=10)
+    (-3, -3)
+    >>> bounds_of_start(side=3, length=10)
+    (-4, -3)
+    """
+    if side >= length:
+        return 0, side - length
+
+    overhang = length - side  # the voxels of the patch that lie outside the case
+    half_rounded_up = (overhang + 1) // 2
+    half_rounded_down = overhang // 2
+    return -half_rounded_up, -half_rounded_down
 
 
 def fetch_ahead(
