@@ -36,6 +36,17 @@ TINY = dataclasses.replace(
 )
 
 
+def with_probabilities(recipe, probability, **others):
+    """The recipe, with this probability for each transform of the augmentation; others: for those
+    named, another one, as `noise=1.0`."""
+    names = [field.name for field in dataclasses.fields(recipe)]
+    changes = {name: probability for name in names if name.endswith("_probability")}
+    for name, another in others.items():
+        assert f"{name}_probability" in changes
+        changes[f"{name}_probability"] = another
+    return dataclasses.replace(recipe, **changes)
+
+
 @pytest.fixture(scope="session")
 def kits19():
     if not (SHARED / "kits19").is_dir():
