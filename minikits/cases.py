@@ -273,18 +273,22 @@ def prepare(
     cases = training_cases(folder, recipe)
     entries, refused = [], []
     for case in cases:
+        assert case.image and case.labels  # as each training case has
         try:
             entries.append(entry_of(cache, case.id, case.image, case.labels, recipe, **reading))
         except OSError as error:
             refused.append(str(error))
 
-    prepared = {}
+    prepared, waiting = {}, []
     for entry in entries:
         if stop():
             return None
-        prepared[entry.id] = load_kept(entry, say)
+        kept = load_kept(entry, say)
+        if kept is None:
+            waiting.append(entry)
+        else:
+            prepared[entry.id] = kept
 
-    waiting = [entry for entry in entries if prepared[entry.id] is None]
     started = time.monotonic()
     for number, entry in enumerate(waiting, 1):
         if stop():
@@ -308,7 +312,7 @@ def prepare(
     unused = line_on_unused(cache, entries)
     if unused:
         say(unused)
-    return list(prepared.values())
+    return [prepared[entry.id] for entry in entries]
 
 
 def _in_silence(line: str) -> None:

@@ -77,20 +77,21 @@ def _without_channel(name: str) -> str:
 def look_into(source: Path) -> Seen:
     """What lies in a folder of either layout, or of scans; a file by itself is all of it."""
     if not source.is_dir():
-        flat = [_flat_file(source)] if nifti_name(source) else []
+        name = nifti_name(source)
+        flat = [_flat_file(source, name)] if name else []
         return Seen(flat, [], [])
 
     flat, inside, left_out, empty = [], [], [], []
     for path in visible(source):
-        what = _what_is(path)
+        name, what = nifti_name(path), _what_is(path)
         if what == "folder":
             files, others = _look_into_folder(path)
             inside += files
             left_out += others
             if not files and not others:
                 empty.append(f"{path.name} (neither imaging.nii.gz nor segmentation.nii.gz in it)")
-        elif what == "file" and nifti_name(path):
-            flat.append(_flat_file(path))
+        elif what == "file" and name:
+            flat.append(_flat_file(path, name))
         else:
             left_out += _why_not(path, what, path.name)
 
@@ -99,14 +100,14 @@ def look_into(source: Path) -> Seen:
     return Seen(flat, _with_labels_named_as_images(inside), left_out)
 
 
-def _flat_file(path: Path) -> CaseFile:
+def _flat_file(path: Path, name: str) -> CaseFile:
     """A NIfTI file by itself or beside others: an image, or of the KiTS19 case that its folder is
     named after."""
     folder = Path(os.path.abspath(path)).parent.name
     kind = kits19_kind(path)
     if kind and folder:
         return CaseFile(folder, kind, path)
-    return CaseFile(_without_channel(nifti_name(path)), "image", path)
+    return CaseFile(_without_channel(name), "image", path)
 
 
 def visible(folder: Path) -> list[Path]:
@@ -136,7 +137,8 @@ def _look_into_one_kind(paths: list[Path], kind: str) -> tuple[list[CaseFile], l
     for path in paths:
         name, what = nifti_name(path), _what_is(path)
         if what == "file" and name:
-            files.append(CaseFile(_without_channel(name), kind, path))
+            id = name if kind == "labels" else _without_channel(name)
+            files.append(CaseFile(id, kind, path))
         elif what == "folder" and not name:
             folders.append(path)
         else:
@@ -173,12 +175,12 @@ def _look_into_case(folder: Path, paths: list[Path]) -> tuple[list[CaseFile], li
 
 
 def _with_labels_named_as_images(files: list[CaseFile]) -> list[CaseFile]:
-    """The files, those in labels/ with the ids that the images have."""
+    """The files, those in labels/, which have their names for ids, with those of the images."""
     known = {file.id for file in files if file.kind == "image"}
     named = []
     for file in files:
         if FOLDERS.get(file.path.parent.name.lower()) == "labels":
-            file = replace(file, id=id_of_labels(nifti_name(file.path), known))
+            file = replace(file, id=id_of_labels(file.id, known))
         named.append(file)
     return named
 

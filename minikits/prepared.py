@@ -85,7 +85,7 @@ def entry_of(
 
 def _numbers_of(recipe: Recipe, assume_spacing: Sequence[float] | None) -> dict:
     """The numbers of the preparation, all of them floats, so that 101 is 101.0."""
-    numbers = {
+    numbers: dict[str, object] = {
         "spacing_mm": recipe.spacing_mm,
         "window_hu": recipe.window_hu,
         "mean_hu": recipe.mean_hu,
