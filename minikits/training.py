@@ -28,6 +28,7 @@ class Progress:
 def freeze_coarsest_head(network: torch.nn.Module) -> None:
     """Trains all but the coarsest of several heads, the network's first: it has no weight in the
     loss, and processes that share a batch would wait for its gradient. A single head is trained."""
+    # pyrefly: ignore[bad-argument-type]  # torch does not say that heads is a list
     if len(network.heads) > 1:
         network.heads[0].requires_grad_(False)
 
