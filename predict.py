@@ -31,7 +31,7 @@ from minikits.devices import (
 from minikits.doubts import doubts
 from minikits.ensemble import Member, load_networks
 from minikits.files import forgiving_output, typed_path, typed_spacing, voxel_count
-from minikits.masks import Plan, Scan, find_scans, plan_masks
+from minikits.masks import Plan, plan_masks
 from minikits.nifti import MAX_VOXELS, read_volume, write_labels
 from minikits.paper import CLASSES
 from minikits.prediction import scan_bytes, segment_volume, window_bytes
@@ -40,6 +40,7 @@ from minikits.preprocessing import label_orders, resampled_shape
 from minikits.recipe import Recipe
 from minikits.records import Job, keep_stamps, noted_mask, stamp
 from minikits.resampling import resample
+from minikits.scans import Scan, find_scans
 from minikits.volumes import Volume
 
 UNPACKED = 5  # bytes in memory that a byte of a compressed scan comes to, about

@@ -4,7 +4,7 @@ afternoon. Each module imports only such as stand before it here; scripts import
 Reading order, a patch's life: recipe, paper, volumes, resampling, preprocessing, geometry,
 augmentation, sampling, unet, losses, training, train.py, prediction, evaluation, files, frames,
 nifti, doubts, cache, layouts, folds, prepared, cases, checkpoints, nnunet, ensemble, records,
-masks, reports, predict.py, evaluate.py.
+scans, masks, reports, predict.py, evaluate.py.
 Beside it: devices, fast, phantoms (synthetic cases).
 """
 

@@ -1,20 +1,14 @@
-"""A folder of masks: which scans get one, which have theirs already, and what becomes of them.
+"""A folder of masks: which are there already, and what becomes of each scan.
 
 A mask that is there already is not predicted again; so it has to be known what it is of, which its
 prediction.json says. A file of which that says nothing may be anybody's."""
 
-import json
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from minikits.cases import Found, look_for_cases, look_for_training_cases, mask_name
-from minikits.ensemble import Member
-from minikits.files import claim, remove_leftovers, write_text
+from minikits.files import claim, remove_leftovers
 from minikits.layouts import FOLDERS, kits19_kind, nifti_name
-from minikits.paper import CLASSES
-from minikits.recipe import Recipe
 from minikits.records import (
     CHANGES_MASKS,
     READING,
@@ -26,26 +20,9 @@ from minikits.records import (
     remove_notes,
     stamp,
     with_notes,
+    write_record,
 )
-
-LONGEST_NAME = 230  # bytes of a mask's name, less .nii.gz and _kidney; file systems take 255
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A scan to predict, where its mask goes, and the numbers of the networks to be averaged."""
-
-    id: str
-    path: Path
-    mask: Path
-    networks: tuple[int, ...]
-
-    @property
-    def probabilities(self) -> dict[str, Path]:
-        """Where those of each structure go: OUT/probabilities/NAME_kidney.nii.gz."""
-        stem = self.mask.name.removesuffix(".nii.gz")
-        folder = self.mask.parent / "probabilities"
-        return {structure: folder / f"{stem}_{structure}.nii.gz" for structure in CLASSES[1:]}
+from minikits.scans import Scan
 
 
 @dataclass(frozen=True)
@@ -72,88 +49,6 @@ class Plan:
     record: dict  # what prediction.json holds
 
 
-# --- which scans are there ------------------------------------------------------------------------
-
-
-def find_scans(
-    source: Path, out: Path, members: list[Member], recipe: Recipe, *, crossed: bool = False
-) -> tuple[Found, list[Scan]]:
-    """What there is, and a Scan for each image. crossed: in cross-validation a case is predicted by
-    the networks that held it out by name; one that none did is left out. ValueError where nothing
-    is left, where cases would have unequal numbers of networks, and where masks would lie among
-    scans or labels."""
-    found = look_for_training_cases(source, recipe) if crossed else look_for_cases(source)
-    _check_apart(source, out, found)
-
-    cases, scans, left_out = [], [], list(found.left_out)
-    for case in found.cases:
-        networks = range(len(members))
-        if crossed:
-            networks = [number for number in networks if case.id in members[number].held_out]
-        if not case.image:
-            left_out.append(f"{case.id} (labels, but no image)")
-        elif not networks:
-            left_out.append(f"{case.id} (held out from none of the networks)")
-        elif len(os.fsencode(mask_name(case))) > LONGEST_NAME:
-            left_out.append(f"{case.id} (its mask's name would be too long)")
-        else:
-            mask = out / f"{mask_name(case)}.nii.gz"
-            cases.append(case)
-            scans.append(Scan(case.id, case.image, mask, tuple(networks)))
-
-    found = Found(cases, left_out)
-    if not scans and crossed:
-        raise ValueError(
-            f"{source}: nothing is left to cross-validate; name other runs or folds, "
-            f"or the cases as they were named in training; {found.summary()}"
-        )
-    if not scans:
-        raise ValueError(f"{source}: no scan found, only labels; wanted imaging.nii.gz or images/")
-    _check_alike(source, scans, members)
-    return found, scans
-
-
-def _check_apart(source: Path, out: Path, found: Found) -> None:
-    """Refuses an --out that is no folder, or where scans or labels lie, or the folders of cases."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out}: is no folder; choose another --out for the masks")
-
-    places = {source.resolve()}
-    for case in found.cases:
-        for path in (case.image, case.labels):
-            if path:
-                places |= {path.parent.resolve(), path.resolve().parent}
-    above = out.resolve().parent
-    beside_images = out.name.lower() in FOLDERS and source.resolve() in (above, above / "images")
-    if out.resolve() in places or beside_images:
-        raise ValueError(
-            f"{out}: scans or labels lie there; choose another folder for the masks with --out"
-        )
-
-
-def _check_alike(source: Path, scans: list[Scan], members: list[Member]) -> None:
-    """Refuses scans that would not all be predicted by as many networks of the same architectures:
-    their scores would not be of one method."""
-    archs = {}
-    for scan in scans:
-        archs[scan.id] = sorted(members[number].arch for number in scan.networks)
-
-    most = max(archs.values(), key=len)
-    others = [f"{id} by {len(few)} ({', '.join(few)})" for id, few in archs.items() if few != most]
-    if others:
-        alike = len(scans) - len(others)
-        held_out = "case was held out" if alike == 1 else "cases were held out"
-        networks = "network" if len(most) == 1 else "networks"
-        raise ValueError(
-            f"{source}: {alike} {held_out} by {len(most)} {networks} "
-            f"({', '.join(most)}), but {len(others)} by others: {', '.join(others[:5])}; name "
-            "runs that have the same folds, or with --folds those that all of them have"
-        )
-
-
-# --- what becomes of them -------------------------------------------------------------------------
-
-
 def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = False) -> Plan:
     """Takes the folder for this process, removes masks that are of other scans or networks than the
     ones to come, and writes prediction.json, in this order: whenever it is killed, no mask passes
@@ -164,14 +59,12 @@ def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = Fals
     earlier = with_notes(out, read_record(out))
     _check_ours(out, earlier)
 
-    replaced = {scan.mask.name for scan in scans if overwrite}
-    entries = {
-        name: entry
-        for name, entry in earlier["scans"].items()
-        if name not in replaced and (out / name).exists()
-    }
-
     known = earlier["scans"]
+    entries = {name: entry for name, entry in known.items() if (out / name).exists()}
+    if overwrite:
+        for scan in scans:
+            entries.pop(scan.mask.name, None)
+
     differ = [name for name in CHANGES_MASKS if earlier.get(name) != getattr(job, name)]
     if differ:
         _check_none_is_mixed(out, earlier, job, differ, entries)
@@ -179,14 +72,16 @@ def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = Fals
 
     decisions = [_decide(scan, job, known.get(scan.mask.name), overwrite) for scan in scans]
     _check_reading(out, decisions, job)
-    said = [f"warning: {unprotected}"] if unprotected else []
-    said += _what_is_there(decisions)
+    said = _what_is_there(decisions)
+    if unprotected:
+        said.insert(0, f"warning: {unprotected}")
 
-    entries |= {decision.scan.mask.name: decision.entry for decision in decisions}
+    for decision in decisions:
+        entries[decision.scan.mask.name] = decision.entry
     deleted = earlier["scans"].keys() - entries.keys()  # by somebody, who left the probabilities
     _remove_stale(out, decisions, deleted)
     record = as_record(job, entries)
-    write_text(out / RECORD, json.dumps(record, indent=1))
+    write_record(out, record)
     remove_notes(out)
 
     return Plan(
@@ -198,55 +93,7 @@ def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = Fals
     )
 
 
-def _check_none_is_mixed(
-    out: Path, earlier: dict, job: Job, differ: list[str], remaining: dict
-) -> None:
-    """Refuses to put masks beside those that remain of other networks or options."""
-    if not remaining:
-        return
-    shown = []
-    for name in differ:
-        options = f"{name} {earlier[name]}, now {getattr(job, name)}"
-        shown.append(name if name == "networks" else options)
-
-    raise ValueError(
-        f"{out / RECORD}: the masks here are of other networks or options "
-        f"({'; '.join(shown)}); choose another folder with --out"
-    )
-
-
-def _remove_stale(out: Path, decisions: list[Decision], deleted: Collection[str]) -> None:
-    """Removes what is outdated, and the probabilities of masks that were deleted (names)."""
-    for decision in decisions:
-        if decision.outdated:
-            decision.scan.mask.unlink(missing_ok=True)
-            _remove_probabilities(decision.scan)
-    for name in deleted:
-        _remove_probabilities(Scan(name, Path(), out / name, ()))
-
-
-def _remove_probabilities(scan: Scan) -> None:
-    for path in scan.probabilities.values():
-        path.unlink(missing_ok=True)
-
-
-def _check_ours(out: Path, record: dict) -> None:
-    """Refuses a folder with NIfTI files that prediction.json does not name: scans, or labels."""
-    ours = set()
-    for name in record["scans"]:
-        scan = Scan(name, Path(), out / name, ())
-        ours |= {scan.mask, *scan.probabilities.values()}
-
-    for path in sorted([*out.glob("*"), *out.glob("*/*")]):
-        folder = path.parent
-        if not nifti_name(path) or path in ours:
-            continue
-        of_a_case = folder.name.lower() in FOLDERS or kits19_kind(path) is not None
-        if of_a_case or folder in (out, out / "probabilities"):
-            raise ValueError(
-                f"{path}: lies in {out}, and its {RECORD} names no such mask; scans and labels are "
-                "never replaced: choose another folder for the masks with --out"
-            )
+# --- what becomes of one scan ---------------------------------------------------------------------
 
 
 def _decide(scan: Scan, job: Job, earlier: dict | None, overwrite: bool) -> Decision:
@@ -263,12 +110,11 @@ def _decide(scan: Scan, job: Job, earlier: dict | None, overwrite: bool) -> Deci
         return Decision(scan, entry, outdated=True)
 
     same_scan = is_as_stamped(scan.path, earlier["scan"])
-    same_reading = all(earlier.get(name) == getattr(job, name) for name in READING)
     if same_scan:
         entry["scan"] = {**earlier["scan"], **entry["scan"]}
 
     if overwrite or not scan.mask.exists():
-        outdated = not (same_scan and same_reading)
+        outdated = not (same_scan and _is_read_so(earlier, job))
         if scan.mask.exists() and not outdated:  # it stays until the new one is there
             entry["mask"] = earlier["mask"]
         return Decision(scan, entry, outdated=outdated)
@@ -278,18 +124,28 @@ def _decide(scan: Scan, job: Job, earlier: dict | None, overwrite: bool) -> Deci
         return Decision(scan, earlier, wanted=False, problem=problem)
     if not same_scan:
         return Decision(scan, entry, outdated=True)
+    return _decide_on_its_mask(scan, job, {**earlier, "scan": entry["scan"]})
 
-    entry = {**earlier, "scan": entry["scan"]}
-    edited = not is_as_stamped(scan.mask, earlier["mask"])
+
+def _decide_on_its_mask(scan: Scan, job: Job, entry: dict) -> Decision:
+    """The Decision on a scan whose mask is there: that stays, also where somebody changed it. The
+    scan is predicted again where probabilities are wanted and lack."""
+    edited = not is_as_stamped(scan.mask, entry["mask"])
     probabilities = scan.probabilities.values()
     lacking = job.probabilities and not all(path.exists() for path in probabilities)
-    if lacking and not same_reading:
+
+    if lacking and not _is_read_so(entry, job):
         problem = (
-            f"{scan.mask}: has no probabilities yet, and was made with {_reading_of(earlier)}; "
+            f"{scan.mask}: has no probabilities yet, and was made with {_reading_of(entry)}; "
             "give that again with --in this scan alone, or --overwrite"
         )
         return Decision(scan, entry, wanted=False, problem=problem)
     return Decision(scan, entry, wanted=lacking, edited=edited, lacking=lacking)
+
+
+def _is_read_so(entry: dict, job: Job) -> bool:
+    """Whether a mask's scan was read with the options of this run."""
+    return all(entry.get(name) == getattr(job, name) for name in READING)
 
 
 def _problem_of_mask(scan: Scan, earlier: dict, same_scan: bool) -> str:
@@ -317,6 +173,45 @@ def _reading_of(entry: dict) -> str:
     return " ".join(options) or "no option"
 
 
+# --- what is refused, removed and said ------------------------------------------------------------
+
+
+def _check_ours(out: Path, record: dict) -> None:
+    """Refuses a folder with NIfTI files that prediction.json does not name: scans, or labels."""
+    ours = set()
+    for name in record["scans"]:
+        scan = Scan(name, Path(), out / name, ())
+        ours |= {scan.mask, *scan.probabilities.values()}
+
+    for path in sorted([*out.glob("*"), *out.glob("*/*")]):
+        folder = path.parent
+        if not nifti_name(path) or path in ours:
+            continue
+        of_a_case = folder.name.lower() in FOLDERS or kits19_kind(path) is not None
+        if of_a_case or folder in (out, out / "probabilities"):
+            raise ValueError(
+                f"{path}: lies in {out}, and its {RECORD} names no such mask; scans and labels are "
+                "never replaced: choose another folder for the masks with --out"
+            )
+
+
+def _check_none_is_mixed(
+    out: Path, earlier: dict, job: Job, differ: list[str], remaining: dict
+) -> None:
+    """Refuses to put masks beside those that remain of other networks or options."""
+    if not remaining:
+        return
+    shown = []
+    for name in differ:
+        options = f"{name} {earlier[name]}, now {getattr(job, name)}"
+        shown.append(name if name == "networks" else options)
+
+    raise ValueError(
+        f"{out / RECORD}: the masks here are of other networks or options "
+        f"({'; '.join(shown)}); choose another folder with --out"
+    )
+
+
 def _check_reading(out: Path, decisions: list[Decision], job: Job) -> None:
     """Refuses masks that would stay although another --affine or --assume-spacing is given now.
     Where none is, those that were made with one stay: the option was for their scans alone."""
@@ -332,6 +227,21 @@ def _check_reading(out: Path, decisions: list[Decision], job: Job) -> None:
                 f"--{name.replace('_', '-')}; give --in only the scans that want it, --overwrite, "
                 "or another --out"
             )
+
+
+def _remove_stale(out: Path, decisions: list[Decision], deleted: Collection[str]) -> None:
+    """Removes what is outdated, and the probabilities of masks that were deleted (names)."""
+    for decision in decisions:
+        if decision.outdated:
+            decision.scan.mask.unlink(missing_ok=True)
+            _remove_probabilities(decision.scan)
+    for name in deleted:
+        _remove_probabilities(Scan(name, Path(), out / name, ()))
+
+
+def _remove_probabilities(scan: Scan) -> None:
+    for path in scan.probabilities.values():
+        path.unlink(missing_ok=True)
 
 
 def _what_is_there(decisions: list[Decision]) -> list[str]:

@@ -67,11 +67,14 @@ def _is_entry(entry: object, count: int) -> bool:
     networks."""
     if not isinstance(entry, dict) or not isinstance(entry.get("case"), str):
         return False
-    networks, scan, mask = (entry.get(name) for name in ("networks", "scan", "mask"))
-    numbers = isinstance(networks, list) and all(
-        type(number) is int and 0 <= number < count for number in networks
-    )
-    return numbers and isinstance(scan, dict) and isinstance(mask, (dict, type(None)))
+
+    networks, mask = entry.get("networks"), entry.get("mask")
+    if not isinstance(networks, list):
+        return False
+    for number in networks:
+        if type(number) is not int or not 0 <= number < count:
+            return False
+    return isinstance(entry.get("scan"), dict) and (mask is None or isinstance(mask, dict))
 
 
 def as_record(job: Job, entries: dict[str, dict]) -> dict:
@@ -89,12 +92,18 @@ def as_record(job: Job, entries: dict[str, dict]) -> dict:
     return {**asdict(job), "trained_on": sorted(trained_on), "scans": entries}
 
 
+def write_record(out: Path, record: dict) -> None:
+    """Writes prediction.json, whole or not at all."""
+    write_text(out / RECORD, json.dumps(record, indent=1))
+
+
 def keep_stamps(out: Path, record: dict, stamps: dict[str, dict]) -> None:
     """Adds to prediction.json what masks and scans look like: {mask's name: {"scan", "mask"}}, or
     the notes of processes that gave no such."""
     noted = with_notes(out, record)["scans"]
     entries = {name: {**entry, **stamps.get(name, {})} for name, entry in noted.items()}
-    write_text(out / RECORD, json.dumps({**record, "scans": entries}, indent=1))
+    write_record(out, {**record, "scans": entries})
+
     for name, entry in entries.items():
         note = _read_note(out / name)
         if note and note["mask"] == entry["mask"]:  # else another process is just writing the mask
@@ -134,9 +143,18 @@ def _read_note(mask: Path) -> dict:
         note = read_json(_note_of(mask))
     except ValueError:
         return {}
-    known = isinstance(note, dict) and note.keys() == {"scan", "mask"}
-    known = known and isinstance(note["scan"], dict) and isinstance(note["mask"], dict)
-    return note if known and mask.exists() and is_as_stamped(mask, note["mask"]) else {}
+    if not _is_note(note):
+        return {}
+    if not mask.exists() or not is_as_stamped(mask, note["mask"]):
+        return {}
+    return note
+
+
+def _is_note(note: object) -> bool:
+    """Whether a value has the form of a note."""
+    if not isinstance(note, dict) or note.keys() != {"scan", "mask"}:
+        return False
+    return isinstance(note["scan"], dict) and isinstance(note["mask"], dict)
 
 
 def remove_notes(out: Path) -> None:
