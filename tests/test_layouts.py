@@ -11,23 +11,30 @@ from minikits.cases import find_cases, look_for_cases
 
 
 def find_scans(folder):
+    """The ids of the cases that have an image."""
     return [case.id for case in find_cases(folder) if case.image]
 
 
+def lines(folder):
+    """What `look_for_cases` leaves out."""
+    return look_for_cases(folder).left_out
+
+
+def names(cases):
+    """The ids of cases and the names of their files."""
+    return [(case.id, case.image.name, case.labels.name) for case in cases]
+
+
+# Files that are used.
+
+
 def test_a_flat_pair_of_folders(tmp_path):
-    touch(
-        tmp_path,
-        "images/a_0000.nii.gz",
-        "images/b.nii",
-        "labels/a.nii.gz",
-        "labels/b.nii.gz",
-        "images/.hidden.nii",
-    )
+    touch(tmp_path, "images/a_0000.nii.gz", "images/b.nii", "images/.hidden.nii")
+    touch(tmp_path, "labels/a.nii.gz", "labels/b.nii.gz")
+
     cases = find_cases(tmp_path)
-    assert [(case.id, case.image.name, case.labels.name) for case in cases] == [
-        ("a", "a_0000.nii.gz", "a.nii.gz"),
-        ("b", "b.nii", "b.nii.gz"),
-    ]
+
+    assert names(cases) == [("a", "a_0000.nii.gz", "a.nii.gz"), ("b", "b.nii", "b.nii.gz")]
 
 
 def test_a_case_whose_own_name_ends_in_0000_keeps_it_in_labels(tmp_path):
@@ -37,124 +44,121 @@ def test_a_case_whose_own_name_ends_in_0000_keeps_it_in_labels(tmp_path):
 
     cases = find_cases(tmp_path)
 
-    assert [(case.id, case.image.name, case.labels.name) for case in cases] == [
+    assert names(cases) == [
         ("a", "a_0000.nii.gz", "a.nii.gz"),
         ("a_0000", "a_0000_0000.nii.gz", "a_0000.nii.gz"),
     ]
 
 
 def test_labels_that_bear_their_images_whole_name_are_of_its_case(tmp_path):
-    touch(tmp_path, "images/a_0000.nii.gz", "labels/a_0000.nii.gz", "b_0000/imaging.nii.gz")
-    touch(tmp_path, "Labels/b_0000.nii.gz")
+    touch(tmp_path, "images/a_0000.nii.gz", "labels/a_0000.nii.gz")
+    touch(tmp_path, "b_0000/imaging.nii.gz", "Labels/b_0000.nii.gz")
 
     cases = find_cases(tmp_path)
 
-    assert [(case.id, case.image.name, case.labels.name) for case in cases] == [
+    assert names(cases) == [
         ("a", "a_0000.nii.gz", "a_0000.nii.gz"),
         ("b_0000", "imaging.nii.gz", "b_0000.nii.gz"),
     ]
 
 
-def test_scans_of_both_layouts(tmp_path):
-    touch(
-        tmp_path,
-        "flat/one_0000.nii.gz",
-        "flat/two.nii",
-        "flat/notes.txt",
-        "kits/case_00210/imaging.nii.gz",
-    )
-    assert find_scans(tmp_path / "flat") == ["one", "two"]
-    assert find_scans(tmp_path / "kits") == ["case_00210"]
-    touch(tmp_path, "flat/one.nii")
-    with pytest.raises(ValueError, match="same name one"):
-        find_scans(tmp_path / "flat")
-
-
-def test_a_kits19_case_by_itself_bears_its_cases_name(tmp_path):
-    touch(tmp_path, "case_00210/imaging.nii.gz", "case_00210/segmentation.nii.gz")
-    assert find_scans(tmp_path / "case_00210" / "imaging.nii.gz") == ["case_00210"]
-    assert find_scans(tmp_path / "case_00210") == ["case_00210"]
-
-
-def test_links_to_files_and_folders_are_taken_where_they_lie(tmp_path):
-    touch(
-        tmp_path,
-        "store/1/x.nii.gz",
-        "store/2/y.nii.gz",
-        "imagesTr/a_0000.nii.gz",
-        "labelsTr/a.nii.gz",
-    )
-    for name, target in (
-        ("kits/case_00001/imaging.nii.gz", "store/1/x.nii.gz"),
-        ("kits/case_00001/segmentation.nii.gz", "store/2/y.nii.gz"),
-        ("pair/images", "imagesTr"),
-        ("pair/labels", "labelsTr"),
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).symlink_to(tmp_path / target)
-    for folder, id in (("kits", "case_00001"), ("pair", "a")):
-        (case,) = find_cases(tmp_path / folder)
-        assert case.id == id and case.image and case.labels
-
-
-def test_hidden_files_and_folders_are_no_cases_and_not_named(tmp_path):
-    touch(
-        tmp_path,
-        "case_00000/imaging.nii.gz",
-        "case_00000/._imaging.nii.gz",
-        ".case_00000.old/imaging.nii.gz",
-        "._case_00000.nii.gz",
-        ".Trash/a.nii.gz",
-    )
-    found = look_for_cases(tmp_path)
-    assert [case.id for case in found.cases] == ["case_00000"] and found.left_out == []
-
-
-def lines(folder):
-    """What `look_for_cases` leaves out."""
-    return look_for_cases(folder).left_out
-
-
 def test_kits19s_images_with_labels_in_a_folder_of_their_own_are_the_same_cases(tmp_path):
-    touch(
-        tmp_path,
-        "case_00000/imaging.nii.gz",
-        "case_00001/imaging.nii.gz",
-        "labels/case_00000.nii.gz",
-        "labels/case_00001.nii.gz",
-    )
+    touch(tmp_path, "case_00000/imaging.nii.gz", "case_00001/imaging.nii.gz")
+    touch(tmp_path, "labels/case_00000.nii.gz", "labels/case_00001.nii.gz")
+
     found = look_for_cases(tmp_path)
-    assert [(case.id, case.image.name, case.labels.name) for case in found.cases] == [
+
+    assert names(found.cases) == [
         ("case_00000", "imaging.nii.gz", "case_00000.nii.gz"),
         ("case_00001", "imaging.nii.gz", "case_00001.nii.gz"),
     ]
     assert found.left_out == []
 
 
+def test_scans_of_both_layouts(tmp_path):
+    touch(tmp_path, "flat/one_0000.nii.gz", "flat/two.nii", "flat/notes.txt")
+    touch(tmp_path, "kits/case_00210/imaging.nii.gz")
+
+    assert find_scans(tmp_path / "flat") == ["one", "two"]
+    assert find_scans(tmp_path / "kits") == ["case_00210"]
+
+
+def test_two_scans_whose_names_differ_in_0000_alone_are_refused(tmp_path):
+    touch(tmp_path, "one_0000.nii.gz", "one.nii")
+
+    with pytest.raises(ValueError, match="same name one"):
+        find_scans(tmp_path)
+
+
+def test_a_kits19_case_by_itself_bears_its_cases_name(tmp_path):
+    touch(tmp_path, "case_00210/imaging.nii.gz", "case_00210/segmentation.nii.gz")
+
+    assert find_scans(tmp_path / "case_00210" / "imaging.nii.gz") == ["case_00210"]
+    assert find_scans(tmp_path / "case_00210") == ["case_00210"]
+
+
+def test_links_to_files_are_taken_where_they_lie(tmp_path):
+    touch(tmp_path, "store/1/x.nii.gz", "store/2/y.nii.gz")
+    case_folder = tmp_path / "kits" / "case_00001"
+    case_folder.mkdir(parents=True)
+    (case_folder / "imaging.nii.gz").symlink_to(tmp_path / "store/1/x.nii.gz")
+    (case_folder / "segmentation.nii.gz").symlink_to(tmp_path / "store/2/y.nii.gz")
+
+    (case,) = find_cases(tmp_path / "kits")
+
+    assert case.id == "case_00001" and case.image and case.labels
+
+
+def test_links_to_folders_are_taken_where_they_lie(tmp_path):
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "pair" / "images").symlink_to(tmp_path / "imagesTr")
+    (tmp_path / "pair" / "labels").symlink_to(tmp_path / "labelsTr")
+
+    (case,) = find_cases(tmp_path / "pair")
+
+    assert case.id == "a" and case.image and case.labels
+
+
 def test_files_named_in_capitals_are_cases_too(tmp_path):
-    touch(
-        tmp_path,
-        "flat/SCAN.NII.GZ",
-        "flat/other.Nii",
-        "kits/case_00000/Imaging.NII.gz",
-        "pair/Images/a_0000.NII",
-        "pair/Labels/A.NII",
-        "pair/Labels/a.NII",
-    )
+    touch(tmp_path, "flat/SCAN.NII.GZ", "flat/other.Nii")
+    touch(tmp_path, "kits/case_00000/Imaging.NII.gz")
+    touch(tmp_path, "pair/Images/a_0000.NII", "pair/Labels/A.NII", "pair/Labels/a.NII")
+
+    pair = [(case.id, bool(case.image)) for case in find_cases(tmp_path / "pair")]
+
     assert find_scans(tmp_path / "flat") == ["SCAN", "other"]
     assert find_scans(tmp_path / "kits") == ["case_00000"]
-    assert [(case.id, bool(case.image)) for case in find_cases(tmp_path / "pair")] == [
-        ("A", False),
-        ("a", True),
-    ]
-    touch(tmp_path, "flat/SCAN.nii.gz")
+    assert pair == [("A", False), ("a", True)]
+
+
+def test_two_scans_whose_names_differ_in_the_capitals_of_their_ends_are_refused(tmp_path):
+    touch(tmp_path, "SCAN.NII.GZ", "SCAN.nii.gz")
+
     with pytest.raises(ValueError, match="same name SCAN"):
-        find_cases(tmp_path / "flat")
+        find_cases(tmp_path)
 
 
 def test_a_name_with_a_line_break_is_a_name(tmp_path):
     touch(tmp_path, "a\nb.nii.gz")
+
     assert find_scans(tmp_path) == ["a\nb"]
+
+
+def test_hidden_files_and_folders_are_no_cases_and_not_named(tmp_path):
+    touch(tmp_path, "case_00000/imaging.nii.gz", "case_00000/._imaging.nii.gz")
+    touch(tmp_path, ".case_00000.old/imaging.nii.gz", "._case_00000.nii.gz", ".Trash/a.nii.gz")
+
+    found = look_for_cases(tmp_path)
+
+    assert [case.id for case in found.cases] == ["case_00000"]
+    assert found.left_out == []
+
+
+# What is left out, and named.
+
+NO_CASE_INSIDE = "neither imaging.nii.gz nor segmentation.nii.gz in it"
+STRANGE_NAME = "neither imaging nor segmentation, nor in images/ or labels/"
 
 
 def link_to_itself(path):
@@ -171,12 +175,6 @@ def folder_with(*names):
 
 def empty_file(path):
     touch(path.parent, path.name)
-
-
-NO_CASE_INSIDE = "neither imaging.nii.gz nor segmentation.nii.gz in it"
-
-
-STRANGE_NAME = "neither imaging nor segmentation, nor in images/ or labels/"
 
 
 @pytest.mark.parametrize(
@@ -211,8 +209,11 @@ STRANGE_NAME = "neither imaging nor segmentation, nor in images/ or labels/"
 def test_what_looks_like_a_case_and_is_none_is_named(tmp_path, beside, name, make, line):
     touch(tmp_path, "a.nii.gz" if beside == "flat" else "case_00000/imaging.nii.gz")
     make(tmp_path / name)
+
     found = look_for_cases(tmp_path)
-    assert len(found.cases) == 1 and found.left_out == [line]
+
+    assert len(found.cases) == 1
+    assert found.left_out == [line]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +232,7 @@ def test_what_looks_like_a_case_within_a_pair_is_named_one_by_one(
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
     make(tmp_path / folder / name)
     link_to_nothing(tmp_path / folder / "z.nii")
+
     assert sorted(lines(tmp_path)) == [f"{folder}/{line}", f"{folder}/z.nii (a link to nothing)"]
 
 
@@ -246,19 +248,16 @@ def test_what_looks_like_a_case_within_a_pair_is_named_one_by_one(
 def test_what_looks_like_a_file_of_a_case_is_named(tmp_path, name, make, line):
     touch(tmp_path, "case_00000/segmentation.nii.gz", "case_00000/instances/kidney_1.nii.gz")
     assert lines(tmp_path) == []  # what lies deeper in a case belongs to it
+
     make(tmp_path / "case_00000" / name)
+
     assert lines(tmp_path) == [f"case_00000/{line}"]
 
 
 def test_a_folder_without_a_case_is_named_beside_cases_and_not_beside_scans(tmp_path):
-    touch(
-        tmp_path,
-        "kits/case_00000/imaging.nii.gz",
-        "kits/case_00001/notes.txt",
-        "kits/notes.txt",
-        "flat/a.nii.gz",
-        "flat/b/notes.txt",
-    )
+    touch(tmp_path, "kits/case_00000/imaging.nii.gz", "kits/case_00001/notes.txt", "kits/notes.txt")
+    touch(tmp_path, "flat/a.nii.gz", "flat/b/notes.txt")
+
     assert lines(tmp_path / "kits") == [f"case_00001 ({NO_CASE_INSIDE})"]
     assert lines(tmp_path / "flat") == []
 
@@ -274,4 +273,5 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch, name):
         return real(path)
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
+
     assert lines(tmp_path) == [f"{name} (cannot be listed: {os.strerror(errno.EACCES)})"]
