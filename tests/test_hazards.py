@@ -1,4 +1,5 @@
-"""What real files suffer from: each hazard is made, and refused by name with what was found and what to do about it."""
+"""What real files suffer from: each hazard is made, and refused by name with what was found and
+what to do about it."""
 
 import gzip
 import os
@@ -17,15 +18,15 @@ from minikits.frames import check_same_grid
 from minikits.nifti import read_labels, read_volume, write_labels
 from minikits.phantoms import make_case
 
-pytestmark = pytest.mark.filterwarnings(
-    "error"
-)  # a warning of numpy's is a line that no user asked for
+# a warning of numpy's is a line that no user asked for
+pytestmark = pytest.mark.filterwarnings("error")
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (20, 12, 13)).astype(np.int16)
-SHEARED = KITS_AFFINE + np.array([[0, 0.3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-MOVED = KITS_AFFINE + np.array([[0, 0, 0, 40], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+SHEARED = np.array([[0, 0.3, -0.8, 7], [0, -0.8, 0, 5], [-3.0, 0, 0, 2], [0, 0, 0, 1]])
+MOVED = np.array([[0, 0, -0.8, 47], [0, -0.8, 0, 5], [-3.0, 0, 0, 2], [0, 0, 0, 1]])  # by 40 mm
 ASSUMED = np.array([[0, 0, -0.6, 0], [0, -0.7, 0, 0], [-5, 0, 0, 0], [0, 0, 0, 1]])
-FLIPS, BOMB_MEGABYTES = 400, 300
+FLIPS = 400
+BOMB_MEGABYTES = 300
 CONVERT = "convert it again from DICOM, or give --assume-spacing Z Y X"
 NIFTI_2 = nib.Nifti2Image
 
@@ -46,30 +47,11 @@ def framed(path, sform, qform, codes=(1, 1), kind=nib.Nifti1Image, **header):
 
 
 def row(value):
-    return dict(zip(("srow_x", "srow_y", "srow_z"), np.broadcast_to(value, (3, 4))))
+    """The three rows of an sform, each of this value or these four."""
+    return {"srow_x": value, "srow_y": value, "srow_z": value}
 
 
-def truncated(path, share):
-    content = save(path, VOXELS).read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    return path
-
-
-def written(path, content):
-    path.write_bytes(content)
-    return path
-
-
-def longer(path):
-    return written(path, save(path, VOXELS).read_bytes() + bytes(2_000_000))
-
-
-def rgb(path):
-    return save(path, np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
-
-
-def not_a_number(path):
-    return save(path, np.where(VOXELS > 990, np.inf, VOXELS).astype(np.float32))
+# What makes a hazard at a path, and gives the path of what it made.
 
 
 def both(*frames, **header):
@@ -82,6 +64,57 @@ def by_sform(**header):
 
 def saved(*array_and_affine):
     return lambda path: save(path, *array_and_affine)
+
+
+def of_bytes(content):
+    def make(path):
+        path.write_bytes(content)
+        return path
+
+    return make
+
+
+def cut_in_half(path):
+    content = save(path, VOXELS).read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def plain_and_cut_in_half(path):
+    return cut_in_half(path.with_suffix(""))  # .nii
+
+
+def plain_and_longer(path):
+    path = save(path.with_suffix(""), VOXELS)
+    path.write_bytes(path.read_bytes() + bytes(2_000_000))
+    return path
+
+
+def rgb(path):
+    return save(path, np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+
+
+def not_a_number(path):
+    return save(path, np.where(VOXELS > 990, np.inf, VOXELS).astype(np.float32))
+
+
+def nothing(path):
+    return path
+
+
+def folder(path):
+    path.mkdir()
+    return path
+
+
+def device(path):
+    os.mkfifo(path)
+    return path
+
+
+def dangling_link(path):
+    path.symlink_to(path.with_name("gone"))
+    return path
 
 
 HAZARDS = {  # hazard: (how the file is made, the message after its name)
@@ -174,18 +207,18 @@ HAZARDS = {  # hazard: (how the file is made, the message after its name)
         by_sform(dim=(3, 20, 0, 13, 1, 1, 1, 1)),
         r"shape \(20, 0, 13\) found, wanted three axes",
     ),
-    "truncated": (lambda p: truncated(p, 0.5), "damaged.*download it again"),
+    "truncated": (cut_in_half, "damaged.*download it again"),
     "truncated, plain": (
-        lambda p: truncated(p.with_suffix(""), 0.5),
+        plain_and_cut_in_half,
         r"ends after \d+ of 6240 bytes.*download it",
     ),
-    "no bytes": (lambda p: written(p, b""), r"empty \(0 bytes\).*download it again"),
+    "no bytes": (of_bytes(b""), r"empty \(0 bytes\).*download it again"),
     "web page": (
-        lambda p: written(p, b"<!DOCTYPE html><html>no</html>"),
+        of_bytes(b"<!DOCTYPE html><html>no</html>"),
         "no NIfTI file.*was a web page",
     ),
     "pointer": (
-        lambda p: written(p, b"version https://git-lfs.github.com/spec/v1\n"),
+        of_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
         "no NIfTI file.*or a pointer",
     ),
     "header that lies": (
@@ -193,7 +226,7 @@ HAZARDS = {  # hazard: (how the file is made, the message after its name)
         r"shape \(30000, 30000, 30000\) found, more than 2000000000 voxels; is the header damaged",
     ),
     "header too small": (
-        lambda p: longer(p.with_suffix("")),
+        plain_and_longer,
         r"goes on after the 6240 bytes.*is the header damaged",
     ),
     "axis too long": (
@@ -214,10 +247,10 @@ HAZARDS = {  # hazard: (how the file is made, the message after its name)
         "complex64 .* found, wanted real.*export it as int16",
     ),
     "RGB": (rgb, "found, wanted real numbers; export it as int16"),
-    "no file": (lambda p: p, "no such file"),
-    "folder": (lambda p: p.mkdir() or p, "a folder or device; wanted a NIfTI file"),
-    "device": (lambda p: os.mkfifo(p) or p, "a folder or device; wanted a NIfTI file"),
-    "dangling link": (lambda p: p.symlink_to(p.with_name("gone")) or p, "no such file"),
+    "no file": (nothing, "no such file"),
+    "folder": (folder, "a folder or device; wanted a NIfTI file"),
+    "device": (device, "a folder or device; wanted a NIfTI file"),
+    "dangling link": (dangling_link, "no such file"),
     "offset": (by_sform(vox_offset=2e9), "voxels begin at byte 2000"),
 }
 
@@ -226,14 +259,16 @@ HAZARDS = {  # hazard: (how the file is made, the message after its name)
 def test_hazards_are_refused_by_name(tmp_path, hazard):
     make, message = HAZARDS[hazard]
     path = make(tmp_path / "case_00042.nii.gz")
+
     for read in (read_volume, read_labels):
         with pytest.raises((ValueError, FileNotFoundError), match=message) as refusal:
             read(path)
+
         line = str(refusal.value)
-        assert line.startswith(f"{path}: ") and "\n" not in line
-        assert "predict.py" not in line.replace(
-            "predict.py and evaluate.py take more", ""
-        )  # train.py reads files too
+        assert line.startswith(f"{path}: ")
+        assert "\n" not in line
+        other_scripts = line.replace("predict.py and evaluate.py take more", "")
+        assert "predict.py" not in other_scripts  # train.py reads files too
 
 
 @pytest.mark.parametrize(
@@ -249,21 +284,29 @@ def test_hazards_are_refused_by_name(tmp_path, hazard):
     ],
 )
 def test_other_label_values_are_refused(tmp_path, values, message):
-    values = np.resize(np.array(values, np.float32), (4, 5, 6))
-    for dtype in (np.float32,) if 1.002 in values[0].round(3) else (np.float32, np.int16):
-        path = save(tmp_path / "case_00042.nii.gz", values.astype(dtype))
+    labels = np.resize(np.array(values, np.float32), (4, 5, 6))
+    dtypes = [np.float32]
+    if 1.002 not in values:
+        dtypes.append(np.int16)
+
+    for dtype in dtypes:
+        path = save(tmp_path / "case_00042.nii.gz", labels.astype(dtype))
+
         with pytest.raises(ValueError, match=message) as refusal:
             read_labels(path)
+
         assert str(refusal.value).startswith(f"{path}: ")
 
 
 def test_image_and_labels_that_differ_are_refused_with_both_names(tmp_path):
     image = read_volume(save(tmp_path / "image.nii", VOXELS))
-    for affine, voxels, what in (
+    others = [
         (KITS_AFFINE, VOXELS[1:], "shape"),
         (MOVED, VOXELS, "40 mm"),
         (SHEARED, VOXELS, "mm"),
-    ):
+    ]
+
+    for affine, voxels, what in others:
         other = read_volume(save(tmp_path / "labels.nii", voxels, affine))
         with pytest.raises(ValueError, match=f"image.nii: .*{what}.*labels.nii.*wanted the same"):
             check_same_grid(image, other)
@@ -284,26 +327,26 @@ def test_a_frame_that_was_chosen_is_that_of_the_mask_too(
     tmp_path, sform, qform, codes, options, affine
 ):
     path = framed(tmp_path / "scan.nii", sform, qform, codes)
-    with pytest.raises(
-        ValueError, match=r"--affine .form( chooses one| takes that)$|--assume-spacing"
-    ):
+    message = r"--affine .form( chooses one| takes that)$|--assume-spacing"
+    with pytest.raises(ValueError, match=message):
         read_volume(path)
+
     volume = read_volume(path, **options)
-    assert np.allclose(volume.affine, affine) and np.array_equal(volume.voxels, VOXELS)
     write_labels(tmp_path / "mask.nii", VOXELS % 3, volume)
     mask = read_labels(tmp_path / "mask.nii")
+
+    assert np.allclose(volume.affine, affine)
+    assert np.array_equal(volume.voxels, VOXELS)
     check_same_grid(volume, mask)
-    assert np.array_equal(mask.voxels, VOXELS % 3) and mask.spacing_mm == pytest.approx(
-        volume.spacing_mm
-    )
+    assert np.array_equal(mask.voxels, VOXELS % 3)
+    assert mask.spacing_mm == pytest.approx(volume.spacing_mm)
 
 
 def test_choices_that_cannot_be_made(tmp_path):
     one = framed(tmp_path / "one.nii", KITS_AFFINE, None, (1, 0))  # pixdim says 1 mm
     two = framed(tmp_path / "two.nii", KITS_AFFINE, MOVED)
     wrong = "wanted three lengths Z Y X in mm, more than 0.01 and less than 100$"
-
-    for path, options, message in (
+    choices = [
         (one, {"affine": "qform"}, "--affine sform takes these$"),
         (two, {"max_voxels": 3119}, r"more than 3119 voxels; .* take more with --max-voxels N$"),
         (two, {"assume_spacing": (3, 0, 1)}, f"--assume-spacing 3 0 1: {wrong}"),
@@ -311,9 +354,12 @@ def test_choices_that_cannot_be_made(tmp_path):
         (two, {"assume_spacing": (3, np.nan, 1)}, f"--assume-spacing 3 nan 1: {wrong}"),
         (two, {"assume_spacing": (3, 1, 100)}, f"--assume-spacing 3 1 100: {wrong}"),
         (two, {"assume_spacing": (3, 1)}, f"--assume-spacing 3 1: {wrong}"),
-    ):
+    ]
+
+    for path, options, message in choices:
         with pytest.raises(ValueError, match=message) as refusal:
             read_volume(path, **options)
+
         assert str(refusal.value).startswith(f"{path}: ")
 
     assert read_volume(two, affine="sform", max_voxels=3120).voxels.size == 3120
@@ -337,18 +383,22 @@ def test_a_choice_changes_nothing_where_there_is_nothing_to_choose(tmp_path, cho
 def test_the_frame_that_was_chosen_is_the_masks_only_one_with_its_code(
     tmp_path, choice, codes, wanted
 ):
-    volume = read_volume(framed(tmp_path / "scan.nii", KITS_AFFINE, MOVED, codes), affine=choice)
+    path = framed(tmp_path / "scan.nii", KITS_AFFINE, MOVED, codes)
+
+    volume = read_volume(path, affine=choice)
     write_labels(tmp_path / "mask.nii", VOXELS % 3, volume)
+
     mask = nib.load(tmp_path / "mask.nii").header
     assert (mask["sform_code"], mask["qform_code"]) == wanted
 
 
 @pytest.mark.parametrize("shift, ok", [(0, True), (1e-4, True), (0.01, False)])
 def test_frames_that_differ_by_rounding_are_one(tmp_path, shift, ok):
+    qform = KITS_AFFINE.copy()
+    qform[0, 3] += shift
     path = framed(tmp_path / "scan.nii", KITS_AFFINE, KITS_AFFINE)
-    moved = framed(
-        tmp_path / "moved.nii", KITS_AFFINE, np.where(KITS_AFFINE == 7, 7 + shift, KITS_AFFINE)
-    )
+    moved = framed(tmp_path / "moved.nii", KITS_AFFINE, qform)
+
     assert read_volume(path).spacing_mm == pytest.approx((3, 0.8, 0.8))
     if ok:
         check_same_grid(read_volume(path), read_volume(moved))
@@ -362,13 +412,15 @@ def test_frames_that_differ_by_rounding_are_one(tmp_path, shift, ok):
     [
         (nib.Nifti1Image, dict(sform_code=7, vox_offset=352.008)),
         (NIFTI_2, dict(sform_code=(1 << 16) + 1)),
-        (NIFTI_2, dict(sform_code=-(1 << 31), **{"srow_x": np.inf})),
+        (NIFTI_2, dict(sform_code=-(1 << 31), srow_x=np.inf)),
     ],
 )
 def test_a_code_that_is_none_is_none_in_the_mask_too(tmp_path, kind, fields):
     path = framed(tmp_path / "scan.nii", MOVED, KITS_AFFINE, (1, 1), kind, **fields)
+
     volume = read_volume(path)
     write_labels(tmp_path / "mask.nii", VOXELS % 3, volume)
+
     check_same_grid(volume, read_labels(tmp_path / "mask.nii"))
     assert np.allclose(volume.affine, KITS_AFFINE, atol=1e-6)
 
@@ -376,18 +428,37 @@ def test_a_code_that_is_none_is_none_in_the_mask_too(tmp_path, kind, fields):
 @pytest.fixture(scope="module")
 def scan():
     """(Z, Y, X) HU as int32: air around a body with fat, organs, bowel and bones."""
-    return make_case(0, shape=(30, 64, 70), spacing_mm=(6.0, 5.5, 5.5))[0].astype(np.int32)
+    image, _, _ = make_case(0, shape=(30, 64, 70), spacing_mm=(6.0, 5.5, 5.5))
+    return image.astype(np.int32)
 
 
 def doubts_on(folder, voxels, affine=KITS_AFFINE):
-    return doubts(read_volume(save(folder / "scan.nii", voxels, affine)))
+    volume = read_volume(save(folder / "scan.nii", voxels, affine))
+    return doubts(volume)
 
 
 def padded(voxels, value):
     """A corner of a quarter by a quarter of each slice is padding."""
+    _, rows, columns = voxels.shape
     voxels = voxels.copy()
-    voxels[:, : voxels.shape[1] // 4, : voxels.shape[2] // 4] = value
+    voxels[:, : rows // 4, : columns // 4] = value
     return voxels
+
+
+def with_margin(voxels, width, value):
+    """Each slice has so many voxels of a value on all four sides."""
+    return np.pad(voxels, ((0, 0), (width, width), (width, width)), constant_values=value)
+
+
+def padded_twice(voxels):
+    """-1024 in the corner, -2000 in the last rows."""
+    voxels = padded(voxels, -1024)
+    voxels[:, 61:] = -2000
+    return voxels
+
+
+def normalised(voxels):
+    return (voxels - voxels.mean()) / voxels.std()
 
 
 def stretched(voxels, low, high):
@@ -404,18 +475,14 @@ CT = {  # in HU
     "air all of one value": lambda hu: np.where(hu < -950, -1000, hu),
     "cut at -1024 and 1000": lambda hu: hu.clip(-1000, 1000),
     "little but the body": lambda hu: hu[:, 20:50, 15:55],
-    "much air": lambda hu: np.pad(hu, ((0, 0), (60, 60), (60, 60)), constant_values=-1000),
+    "much air": lambda hu: with_margin(hu, 60, -1000),
 }
 NO_CT = {  # in other units
     "HU + 1024": lambda hu: hu + 1024,
     "HU + 1024, padded with -2000": lambda hu: padded(hu + 1024, -2000),
     "HU + 1024, padded with -1024": lambda hu: padded(hu + 1024, -1024),
-    "HU + 1024, two paddings": lambda hu: np.where(
-        np.indices(hu.shape)[1] > 60, -2000, padded(hu + 1024, -1024)
-    ),
-    "HU + 1024, much air": lambda hu: np.pad(
-        padded(hu + 1024, -2000), ((0, 0), (30, 30), (30, 30))
-    ),
+    "HU + 1024, two paddings": lambda hu: padded_twice(hu + 1024),
+    "HU + 1024, much air": lambda hu: with_margin(padded(hu + 1024, -2000), 30, 0),
     "HU - 1024": lambda hu: hu - 1024,
     "HU + 32768": lambda hu: hu + 32768,
     "HU wrapped to 16 bits": lambda hu: hu.astype(np.uint16),
@@ -426,8 +493,8 @@ NO_CT = {  # in other units
     "0 to 255 of soft tissue, padded": lambda hu: padded(stretched(hu, -160, 240), -1024),
     "0 to 255 of all": lambda hu: stretched(hu, -1024, 1000),
     "0 to 1": lambda hu: (stretched(hu, -160, 240) / 255).astype(np.float32),
-    "normalised": lambda hu: ((hu - hu.mean()) / hu.std()).astype(np.float32),
-    "normalised, padded": lambda hu: padded((hu - hu.mean()) / hu.std(), -1000),
+    "normalised": lambda hu: normalised(hu).astype(np.float32),
+    "normalised, padded": lambda hu: padded(normalised(hu), -1000),
     "cut at -79 and 304": lambda hu: hu.clip(-79, 304),
     "labels": lambda hu: (hu > 100).astype(np.int32),
     "all the same": lambda hu: hu * 0,
@@ -442,10 +509,11 @@ def test_a_ct_in_hu_raises_no_doubt_whatever_its_padding(tmp_path, scan, kind):
 @pytest.mark.parametrize("kind", NO_CT)
 def test_values_that_are_not_hu_are_doubted_whatever_the_padding(tmp_path, scan, kind):
     voxels = NO_CT[kind](scan)
+
     (line,) = doubts_on(tmp_path, voxels)
-    assert line.startswith(
-        f"{tmp_path / 'scan.nii'}: values from {voxels.min():g} to {voxels.max():g}, "
-    )
+
+    values = f"values from {voxels.min():g} to {voxels.max():g}, "
+    assert line.startswith(f"{tmp_path / 'scan.nii'}: {values}")
     assert line.endswith("; wanted those of a body; is this CT in HU?")
 
 
@@ -453,14 +521,17 @@ def test_values_that_are_not_hu_are_doubted_whatever_the_padding(tmp_path, scan,
 def test_fill_values_that_would_reach_the_body_are_doubted(tmp_path, scan, value):
     voxels = scan.copy()
     voxels[0, 0, :9] = value  # few are enough
+
     (line,) = doubts_on(tmp_path, voxels)
+
     assert line.endswith("such fill values into the body; set padding to -1024")
 
 
 def test_a_real_ct_is_not_doubted_and_in_other_units_it_is(tmp_path, real_ct):
     volume = read_volume(real_ct)
-    assert doubts(volume) == []
     hu = volume.voxels.astype(np.int32)
+
+    assert doubts(volume) == []
     for kind in NO_CT:
         (line,) = doubts_on(tmp_path, NO_CT[kind](hu), np.diag([3, 3, 3, 1]))
         assert line.endswith("is this CT in HU?"), kind
@@ -468,7 +539,7 @@ def test_a_real_ct_is_not_doubted_and_in_other_units_it_is(tmp_path, real_ct):
 
 def shares_of_hu(counts):
     """A volume of 10 x 10 x 10 with so many voxels of each value, and one of padding."""
-    values = [value for value, count in counts.items() for _ in range(count)]
+    values = np.repeat(list(counts), list(counts.values()))
     assert len(values) == 999
     return np.array([-5000, *values], dtype=np.int32).reshape(10, 10, 10)
 
@@ -502,22 +573,27 @@ ALL_BONE = "more bone (above 200) than fat and soft tissue"
 def test_each_share_has_its_bound(tmp_path, counts, doubt):
     lines = doubts_on(tmp_path, shares_of_hu(counts), np.diag([5, 5, 5, 1]))
 
-    wanted = (
-        f"{tmp_path / 'scan.nii'}: values from -5000 to {max(counts)}, {doubt}; "
-        "wanted those of a body; is this CT in HU?"
-    )
-    assert lines == ([wanted] if doubt else [])
+    wanted = []
+    if doubt:
+        wanted.append(
+            f"{tmp_path / 'scan.nii'}: values from -5000 to {max(counts)}, {doubt}; "
+            "wanted those of a body; is this CT in HU?"
+        )
+    assert lines == wanted
 
 
 def test_a_large_scan_is_judged_by_a_part_of_it(tmp_path, scan, monkeypatch):
     monkeypatch.setattr("minikits.doubts.SAMPLE_VOXELS", 1000)
+
     assert doubts_on(tmp_path, scan) == []
     assert len(doubts_on(tmp_path, scan + 1024)) == 1
 
 
 def test_little_of_the_body_is_doubted(tmp_path, scan):
+    slices_of_4_mm = np.diag([4, 1, 1, 1])[[2, 1, 0, 3]]
+
     assert doubts_on(tmp_path, scan[:14]) == []  # 42 mm
-    assert doubts_on(tmp_path, scan[:10], np.diag([4, 1, 1, 1])[[2, 1, 0, 3]]) == []  # 40 mm
+    assert doubts_on(tmp_path, scan[:10], slices_of_4_mm) == []  # 40 mm
     assert doubts_on(tmp_path, scan[:13]) == [
         f"{tmp_path / 'scan.nii'}: covers 39 mm along Z, wanted 40 or more; is this the whole scan?"
     ]
@@ -538,14 +614,15 @@ def test_axes_that_are_not_at_right_angles_are_doubted_with_their_angle(
 
     assert len(lines) == doubted
     if doubted:
-        assert lines[0].startswith(
-            f"{tmp_path / 'scan.nii'}: axes {abs(degrees):.1f} degrees off right angles"
-        )
+        angle = f"axes {abs(degrees):.1f} degrees off right angles"
+        assert lines[0].startswith(f"{tmp_path / 'scan.nii'}: {angle}")
 
 
 def test_an_oblique_scan_has_its_axes_at_right_angles(tmp_path, scan):
     turn = nib.quaternions.quat2mat([0.9, 0.3, -0.2, 0.1])
-    assert doubts_on(tmp_path, scan, nib.affines.from_matvec(turn @ KITS_AFFINE[:3, :3])) == []
+    oblique = nib.affines.from_matvec(turn @ KITS_AFFINE[:3, :3])
+
+    assert doubts_on(tmp_path, scan, oblique) == []
 
 
 @pytest.mark.parametrize(
@@ -572,23 +649,27 @@ def test_magnitudes_that_no_ct_has_are_refused(tmp_path, value, dtype, found):
 
 
 def test_a_magnitude_is_that_of_the_scaled_value(tmp_path):
-    path = framed(tmp_path / "scan.nii", KITS_AFFINE, KITS_AFFINE, scl_slope=1000, scl_inter=0)
+    large = framed(tmp_path / "large.nii", KITS_AFFINE, KITS_AFFINE, scl_slope=1000, scl_inter=0)
+    endless = framed(
+        tmp_path / "endless.nii", KITS_AFFINE, KITS_AFFINE, scl_slope=1e38, scl_inter=0
+    )
+
     with pytest.raises(ValueError, match=r"to 999000 found, wanted HU"):
-        read_volume(path)
-    path = framed(tmp_path / "scan.nii", KITS_AFFINE, KITS_AFFINE, scl_slope=1e38, scl_inter=0)
+        read_volume(large)
     with pytest.raises(ValueError, match="voxels are NaN or infinite"):
-        read_volume(path)
+        read_volume(endless)
 
 
 def test_values_of_sixteen_bits_are_read(tmp_path):
-    for low, high, dtype in (
-        (-32768, 32767, np.int16),
-        (0, 65535, np.uint16),
-        (-100_000, 100_000, np.float32),
-    ):
+    ranges = [(-32768, 32767, np.int16), (0, 65535, np.uint16), (-100_000, 100_000, np.float32)]
+
+    for low, high, dtype in ranges:
         voxels = np.full((20, 12, 13), low, dtype)
         voxels[0, 0, 0] = high
-        assert np.array_equal(read_volume(save(tmp_path / "scan.nii", voxels)).voxels, voxels)
+
+        volume = read_volume(save(tmp_path / "scan.nii", voxels))
+
+        assert np.array_equal(volume.voxels, voxels)
 
 
 @pytest.mark.parametrize(
@@ -597,8 +678,17 @@ def test_values_of_sixteen_bits_are_read(tmp_path):
 def test_such_magnitudes_are_named_as_the_labels_they_are_in_a_segmentation(tmp_path, value, shown):
     labels = np.zeros((20, 12, 13))
     labels[0, 0, 0] = value
+    path = save(tmp_path / "labels.nii", labels)
+
     with pytest.raises(ValueError, match=f"label values {shown} found, wanted only 0"):
-        read_labels(save(tmp_path / "labels.nii", labels))
+        read_labels(path)
+
+
+def with_flipped_bit(content, place):
+    byte, bit = divmod(place, 8)
+    damaged = bytearray(content)
+    damaged[byte] ^= 1 << bit
+    return damaged
 
 
 @pytest.mark.parametrize(
@@ -606,27 +696,42 @@ def test_such_magnitudes_are_named_as_the_labels_they_are_in_a_segmentation(tmp_
 )
 def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, read, values):
     path = save(tmp_path / "scan.nii.gz", values)
-    content, wanted, draw, refused = path.read_bytes(), read(path), np.random.default_rng(1), 0
-    for place in draw.permutation(8 * len(content))[:FLIPS]:
-        damaged = bytearray(content)
-        damaged[place // 8] ^= 1 << place % 8
-        path.write_bytes(damaged)
+    content, wanted = path.read_bytes(), read(path)
+    places = np.random.default_rng(1).permutation(8 * len(content))[:FLIPS]
+
+    refused = 0
+    for place in places:
+        path.write_bytes(with_flipped_bit(content, place))
         try:
             found = read(path)
         except (ValueError, OSError):
             refused += 1
             continue
-        assert np.array_equal(found.voxels, wanted.voxels) and np.array_equal(
-            found.affine, wanted.affine
-        ), place
+        assert np.array_equal(found.voxels, wanted.voxels), place
+        assert np.array_equal(found.affine, wanted.affine), place
+
     assert refused > FLIPS - 20  # the rest is in fields of gzip's header that mean nothing here
 
 
-def bomb(path, header, zeros):
-    """A gzip file of a header and gigabytes of zeros, in the parts that its format allows."""
-    part = gzip.compress(bytes(1 << 26), 9)
-    path.write_bytes(gzip.compress(header) + part * (zeros >> 26))
+def bomb(path, header, parts=32):
+    """A gzip file of a header and two gigabytes of zeros, in the parts that its format allows."""
+    zeros = gzip.compress(bytes(1 << 26), 9)
+    path.write_bytes(gzip.compress(header) + parts * zeros)
     return path
+
+
+READS_A_FILE = """
+import sys
+from minikits.nifti import read_volume
+
+try:
+    read_volume(sys.argv[1], max_voxels=int(sys.argv[2]))
+except ValueError as error:
+    print(error)
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM"):  # the most memory that it ever had, in kB
+        print(line.split()[1])
+"""
 
 
 @pytest.mark.parametrize(
@@ -639,43 +744,36 @@ def bomb(path, header, zeros):
     ],
 )
 def test_a_bomb_takes_no_memory(tmp_path, shape, offset, message):
-    header = framed(
-        tmp_path / "header.nii",
-        KITS_AFFINE,
-        None,
-        (1, 0),
-        dim=(3, *shape, 1, 1, 1, 1),
-        vox_offset=offset,
-    )
-    path = bomb(tmp_path / "bomb.nii.gz", header.read_bytes()[:352], 2 << 30)
+    max_voxels = "2000000000"
+    if shape == (1000, 1000, 1000):
+        max_voxels = "100000000"
+    dim = (3, *shape, 1, 1, 1, 1)
+    file = tmp_path / "header.nii"
+    framed(file, KITS_AFFINE, None, (1, 0), dim=dim, vox_offset=offset)
+    path = bomb(tmp_path / "bomb.nii.gz", header=file.read_bytes()[:352])
     assert path.stat().st_size < 3e6
-    limit = "2_000_000_000" if max(shape) != 1000 else "100_000_000"
-    child = (
-        "import sys; from minikits.nifti import read_volume\n"
-        f"try: read_volume(sys.argv[1], max_voxels={limit})\n"
-        "except ValueError as error: print(error)\n"
-        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", child, path], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
-    refusal, peak = done.stdout.splitlines()
-    assert (
-        refusal.startswith(f"{path}: ") and message in refusal and int(peak) / 1024 < BOMB_MEGABYTES
-    )
+
+    child = [sys.executable, "-c", READS_A_FILE, path, max_voxels]
+    done = subprocess.run(child, capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+    refusal, peak_kb = done.stdout.splitlines()
+    assert refusal.startswith(f"{path}: ")
+    assert message in refusal
+    assert int(peak_kb) / 1024 < BOMB_MEGABYTES
 
 
 def test_real_labels_with_a_qform_lie_on_the_grid_of_their_like_with_an_sform(tmp_path, kits19):
     for id in ("case_00015", "case_00023", "case_00144"):
         real = read_labels(kits19 / id / "segmentation.nii.gz")
-        assert (
-            real.header.get_data_dtype() == np.uint16
-            and real.header["qform_code"] > 0 == real.header["sform_code"]
-        )
+        assert real.header.get_data_dtype() == np.uint16
+        assert real.header["qform_code"] > 0
+        assert real.header["sform_code"] == 0
         stored = np.asarray(nib.load(real.path).dataobj)
-        check_same_grid(
-            real, read_labels(save(tmp_path / "same.nii.gz", stored.astype(np.uint8), real.affine))
-        )
+        path = save(tmp_path / "same.nii.gz", stored.astype(np.uint8), real.affine)
+
+        like = read_labels(path)
+
+        check_same_grid(real, like)
 
 
 @pytest.mark.parametrize(
@@ -696,38 +794,34 @@ def test_real_labels_with_a_qform_lie_on_the_grid_of_their_like_with_an_sform(tm
 def test_names_of_all_sorts(tmp_path, name, monkeypatch):
     folder = tmp_path / "-a folder [ü] *"
     folder.mkdir()
-    save(tmp_path / "scan.nii.gz" if name.endswith("gz") else tmp_path / "scan.nii", VOXELS).rename(
-        folder / name
-    )
-    monkeypatch.chdir(folder)
     linked = tmp_path / "link"
     linked.symlink_to(folder)
-    for path in (folder / name, linked / name, folder / ".." / folder.name / name, name):
+    round_about = folder / ".." / folder.name
+    plainly_named = "scan.nii.gz" if name.endswith("gz") else "scan.nii"
+    save(tmp_path / plainly_named, VOXELS).rename(folder / name)
+    monkeypatch.chdir(folder)
+
+    for path in (folder / name, linked / name, round_about / name, name):
         volume = read_volume(path)
         assert np.array_equal(volume.voxels, VOXELS)
+
     write_labels(folder / "out" / name, VOXELS % 3, volume)
-    assert [path.name for path in (folder / "out").iterdir()] == [name] and read_labels(
-        folder / "out" / name
-    )
-    for source in (folder, linked, folder / ".." / folder.name, folder / name):
+    assert [path.name for path in (folder / "out").iterdir()] == [name]
+    assert np.array_equal(read_labels(folder / "out" / name).voxels, VOXELS % 3)
+
+    for source in (folder, linked, round_about, folder / name):
         (case,) = find_cases(source)
-        assert case.id == name.removesuffix(".gz").removesuffix(".nii") and case.image.name == name
+        assert case.id == name.removesuffix(".gz").removesuffix(".nii")
+        assert case.image.name == name
 
 
 def test_a_large_scan_is_judged_by_all_of_its_breadth(tmp_path, monkeypatch):
     """The body lies in the far half of each axis of a slice."""
-    import nibabel as nib
-
-    from minikits.doubts import doubts
-    from minikits.nifti import read_volume
-
     voxels = np.full((20, 24, 24), -1000, np.int16)
     voxels[:, 0] = -1024  # else all air would pass for padding
     voxels[:, 12:, 12:] = 40
     voxels[:, 12:14, 12:14] = 400
-    nib.save(
-        nib.Nifti1Image(voxels, np.diag([-3.0, -3, -3, 1])[[2, 1, 0, 3]]), tmp_path / "scan.nii"
-    )
-    volume = read_volume(tmp_path / "scan.nii")
+    slices_of_3_mm = np.diag([-3.0, -3, -3, 1])[[2, 1, 0, 3]]
     monkeypatch.setattr("minikits.doubts.SAMPLE_VOXELS", 1000)
-    assert doubts(volume) == []
+
+    assert doubts_on(tmp_path, voxels, slices_of_3_mm) == []
