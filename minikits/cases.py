@@ -1,4 +1,4 @@
-"""A folder of cases: which there are, which fold, prepared once and kept on disk."""
+"""A folder of cases: which there are, which are trained on, which fold; all of them prepared."""
 
 import re
 import time
@@ -18,7 +18,7 @@ from minikits.layouts import (
     some,
     visible,
 )
-from minikits.prepared import entry_of, keep, line_on_unused, load_kept, make
+from minikits.prepared import Entry, entry_of, keep, line_on_unused, load_kept, make
 from minikits.recipe import Recipe
 from minikits.sampling import PreparedCase
 
@@ -271,13 +271,7 @@ def prepare(
     reading = {"affine": affine, "assume_spacing": assume_spacing}
 
     cases = training_cases(folder, recipe)
-    entries, refused = [], []
-    for case in cases:
-        assert case.image and case.labels  # as each training case has
-        try:
-            entries.append(entry_of(cache, case.id, case.image, case.labels, recipe, **reading))
-        except OSError as error:
-            refused.append(str(error))
+    entries, refused = _entries_of(cases, cache, recipe, reading)
 
     prepared, waiting = {}, []
     for entry in entries:
@@ -300,10 +294,11 @@ def prepare(
             continue
         prepared[entry.id] = keep(entry, made)
 
+        seconds_each = (time.monotonic() - started) / number
+        left = seconds_each * (len(waiting) - number)
         for warning in made.warnings:
             say(f"warning: {warning}")
         shape = "x".join(map(str, made.arrays["image"].shape))
-        left = (time.monotonic() - started) / number * (len(waiting) - number)
         say(f"prepared {entry.id} {shape} ({number} of {len(waiting)}, {left:.0f} s left)")
 
     if refused:
@@ -313,6 +308,20 @@ def prepare(
     if unused:
         say(unused)
     return [prepared[entry.id] for entry in entries]
+
+
+def _entries_of(
+    cases: list[Case], cache: Path, recipe: Recipe, reading: dict
+) -> tuple[list[Entry], list[str]]:
+    """Under which names the cases are kept, and a line for each whose files cannot be read."""
+    entries, refused = [], []
+    for case in cases:
+        assert case.image and case.labels  # as each training case has
+        try:
+            entries.append(entry_of(cache, case.id, case.image, case.labels, recipe, **reading))
+        except OSError as error:
+            refused.append(str(error))
+    return entries, refused
 
 
 def _in_silence(line: str) -> None:

@@ -60,7 +60,7 @@ def read_folds(
     return folds, sorted(excluded)
 
 
-def _written_folds(path):
+def _written_folds(path: Path) -> list[tuple[set, set]]:
     """[({train ids}, {validation ids})] as the file has them; nnU-Net calls the second "val"."""
     folds = []
     try:

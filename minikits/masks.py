@@ -22,7 +22,7 @@ from minikits.records import (
     with_notes,
     write_record,
 )
-from minikits.scans import Scan
+from minikits.scans import Scan, probabilities_beside
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,12 @@ def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = Fals
 
 def _decide(scan: Scan, job: Job, earlier: dict | None, overwrite: bool) -> Decision:
     """The Decision on a scan. earlier: its entry, if that is of the same networks and options."""
-    entry = {
-        "case": scan.id,
-        "networks": list(scan.networks),
-        "affine": job.affine,
-        "assume_spacing": job.assume_spacing,
-        "scan": stamp(scan.path),
-        "mask": None,
-    }
+    entry = _entry_before(scan, job)
     if earlier is None:
         return Decision(scan, entry, outdated=True)
 
     same_scan = is_as_stamped(scan.path, earlier["scan"])
-    if same_scan:
+    if same_scan:  # of which more is known than its new stamp says: the sum of its contents
         entry["scan"] = {**earlier["scan"], **entry["scan"]}
 
     if overwrite or not scan.mask.exists():
@@ -125,6 +118,18 @@ def _decide(scan: Scan, job: Job, earlier: dict | None, overwrite: bool) -> Deci
     if not same_scan:
         return Decision(scan, entry, outdated=True)
     return _decide_on_its_mask(scan, job, {**earlier, "scan": entry["scan"]})
+
+
+def _entry_before(scan: Scan, job: Job) -> dict:
+    """What prediction.json says of a scan that is to be predicted."""
+    return {
+        "case": scan.id,
+        "networks": list(scan.networks),
+        "affine": job.affine,
+        "assume_spacing": job.assume_spacing,
+        "scan": stamp(scan.path),
+        "mask": None,
+    }
 
 
 def _decide_on_its_mask(scan: Scan, job: Job, entry: dict) -> Decision:
@@ -180,8 +185,8 @@ def _check_ours(out: Path, record: dict) -> None:
     """Refuses a folder with NIfTI files that prediction.json does not name: scans, or labels."""
     ours = set()
     for name in record["scans"]:
-        scan = Scan(name, Path(), out / name, ())
-        ours |= {scan.mask, *scan.probabilities.values()}
+        mask = out / name
+        ours |= {mask, *probabilities_beside(mask).values()}
 
     for path in sorted([*out.glob("*"), *out.glob("*/*")]):
         folder = path.parent
@@ -203,8 +208,10 @@ def _check_none_is_mixed(
         return
     shown = []
     for name in differ:
-        options = f"{name} {earlier[name]}, now {getattr(job, name)}"
-        shown.append(name if name == "networks" else options)
+        if name == "networks":  # of which much is known
+            shown.append(name)
+        else:
+            shown.append(f"{name} {earlier[name]}, now {getattr(job, name)}")
 
     raise ValueError(
         f"{out / RECORD}: the masks here are of other networks or options "
@@ -234,13 +241,13 @@ def _remove_stale(out: Path, decisions: list[Decision], deleted: Collection[str]
     for decision in decisions:
         if decision.outdated:
             decision.scan.mask.unlink(missing_ok=True)
-            _remove_probabilities(decision.scan)
+            _remove_probabilities(decision.scan.mask)
     for name in deleted:
-        _remove_probabilities(Scan(name, Path(), out / name, ()))
+        _remove_probabilities(out / name)
 
 
-def _remove_probabilities(scan: Scan) -> None:
-    for path in scan.probabilities.values():
+def _remove_probabilities(mask: Path) -> None:
+    for path in probabilities_beside(mask).values():
         path.unlink(missing_ok=True)
 
 

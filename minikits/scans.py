@@ -24,10 +24,16 @@ class Scan:
 
     @property
     def probabilities(self) -> dict[str, Path]:
-        """Where those of each structure go: OUT/probabilities/NAME_kidney.nii.gz."""
-        stem = self.mask.name.removesuffix(".nii.gz")
-        folder = self.mask.parent / "probabilities"
-        return {structure: folder / f"{stem}_{structure}.nii.gz" for structure in CLASSES[1:]}
+        """Where those of each structure go."""
+        return probabilities_beside(self.mask)
+
+
+def probabilities_beside(mask: Path) -> dict[str, Path]:
+    """{structure: its probabilities} of a mask OUT/NAME.nii.gz: OUT/probabilities/
+    NAME_kidney.nii.gz."""
+    stem = mask.name.removesuffix(".nii.gz")
+    folder = mask.parent / "probabilities"
+    return {structure: folder / f"{stem}_{structure}.nii.gz" for structure in CLASSES[1:]}
 
 
 def find_scans(
