@@ -24,7 +24,7 @@ import torch
 from conftest import ROOT, TINY, TORCHRUN, predict_volume, run_script
 
 import predict
-from minikits import prediction, records
+from minikits import prediction
 from minikits.cases import five_folds
 from minikits.checkpoints import find_checkpoints, save_checkpoint
 from minikits.devices import exact_float32
@@ -1165,22 +1165,6 @@ def killed_after(masks, monkeypatch, here, given):
         patch.setattr("predict.keep_stamps", lambda *arguments: None)
         patch.setattr("predict.ThreadPoolExecutor", lambda threads: ThreadPoolExecutor(1))
         here(*given)
-
-
-def test_only_the_notes_that_prediction_json_repeats_are_removed(tmp_path):
-    """One process ends; another has noted the second mask, and not yet put it in its place."""
-    (tmp_path / "a.nii.gz").write_bytes(b"mask")
-    looks = records.stamp(tmp_path / "a.nii.gz", contents=True)
-    for name in ("a", "b"):
-        note = json.dumps({"scan": {}, "mask": looks})
-        (tmp_path / f".{name}.nii.gz.stamp").write_text(note)
-    entries = {f"{name}.nii.gz": {"case": name, "networks": [0], "mask": None} for name in "ab"}
-
-    records.keep_stamps(tmp_path, {"scans": entries}, {})
-
-    told = json.loads((tmp_path / "prediction.json").read_text())["scans"]
-    assert told["a.nii.gz"]["mask"] == looks and told["b.nii.gz"]["mask"] is None
-    assert [path.name for path in tmp_path.glob(".*.stamp")] == [".b.nii.gz.stamp"]
 
 
 def test_the_masks_of_a_killed_run_are_known_as_its_own(scans, run, tmp_path, here, monkeypatch):
