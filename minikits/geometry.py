@@ -1,7 +1,7 @@
 """A turned and scaled patch: for each voxel of it, where in the case to read, and what is there.
 
-A patch is a small array of voxels. Its own voxel (z, y, x) lies, counted from its centre, at some
-offset; turned and scaled, that offset is a step from the same centre in the case:
+Each voxel of the patch has an offset from the patch's centre, in voxels. Turned and scaled, the
+offset is a step in the case, from where the centre lies there:
 
     place in the case = centre + patch_to_case @ offset
 
@@ -35,8 +35,8 @@ def patch_to_case(angles: tuple[float, ...], scale: float) -> np.ndarray:
     >>> (patch_to_case((math.pi / 2, 0.0, 0.0), 1.0) @ [0, 1, 0]).round().tolist()
     [0.0, 0.0, -1.0]
     """
-    rotation = rotation_matrix(angles) * scale
-    return rotation.T  # batchgenerators has places as rows, `offset @ rotation`
+    rotation = rotation_matrix(angles)
+    return scale * rotation.T  # batchgenerators has offsets as rows, `offset @ rotation`
 
 
 def rotation_matrix(angles: tuple[float, ...]) -> np.ndarray:
