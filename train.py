@@ -150,32 +150,37 @@ def seed(text: str) -> int:
 
 def train(arguments: Namespace, noted: list[int]) -> int | None:
     """Trains to the end, or until a signal is noted: then its number."""
+    # what computes
     recipe = chosen_recipe(arguments.recipe)
     machine = set_up(arguments, recipe)
     say = print if machine.is_first else silent
     stop = Stop(noted, machine.device)
 
+    # which run, and where it stands
     run = chosen_run(arguments, recipe, say)
     if machine.is_first:
         claim_run(run.folder)  # before its checkpoint is read
     checkpoint = earlier_checkpoint(run, arguments.resume, say)
     network, optimizer, progress, log = start_or_resume(checkpoint, run, machine.device)
+
+    # what its log begins with
     room = memory_beside_a_step(run, machine)
     surroundings = environment(machine, room.needed, Path(__file__).parent)
     departures = departures_of(arguments, run, machine, checkpoint)
     introduce(run, network, progress, len(log), departures, surroundings, say)
 
+    # its cases
     cases = prepare_once(arguments, recipe, stop, machine)
     if cases is None:
         return stop.number()
     checksums = {case.id: case.checksum for case in cases}
     check_unchanged(checkpoint, checksums, run, say)
     provenance = Provenance(departures, surroundings, checksums)
-
     train_cases = [case for case in cases if case.id in run.train_ids]
     train_cases = keep_on_device(train_cases, machine.device, room.for_cases)
     held_out = [case for case in cases if case.id in run.validation_ids]
 
+    # its batches, and the form of the network that is trained
     share = machine.share(recipe.batch_size)
     draw = partial(draw_batch, train_cases, recipe, run.seed, samples=share, device=machine.device)
     average = partial(mean_of_processes, device=machine.device)
@@ -320,7 +325,9 @@ def prepare_once(
     if not machine.is_first:
         with redirect_stdout(io.StringIO()):  # the first has said it
             cases = prepared()
-    return None if stop.agreed() else cases
+    if stop.agreed():
+        return None
+    return cases
 
 
 def departures_of(

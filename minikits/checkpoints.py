@@ -1,12 +1,14 @@
 """Checkpoints: written whole or not at all; nothing in them can run. A run, begun or resumed.
 
-A checkpoint is a dictionary of plain data and tensors:
+A checkpoint is a dictionary of plain data and tensors. Which run it is of (a Run):
   arch, recipe (its fields), fold, seed, cases ({"train": ids, "validation": ids})
-  checksums ({id: of the case as it was prepared})
+Where that stands:
   iteration (batches done); of the epoch it is in: loss_sum, seconds_computing, seconds_waiting
   network, optimizer, log (rows of log.csv)
+How it came about (its Provenance), and what wrote it:
   departures ({"recipe", "run", "code"}: lines on what differs from the paper)
   environment (device, precision, versions)
+  checksums ({id: of the case as it was prepared})
   minikits (the version that wrote it), format (of this dictionary)
 Loading is torch's `weights_only=True`, with no way around it.
 """
