@@ -365,7 +365,7 @@ def started(foreground_start, labels, patch, seed):
         there = [value for value in (1, 2) if value in labels]
         raise AssertionError(
             f"start: {type(error).__name__} ({error}) in a case whose structures are {there}; draw "
-            "among those that are there"
+            "among those that are there (if you do, the mistake is another one)"
         ) from error
     return tuple(int(side) for side in array("start", given, (3,)))
 

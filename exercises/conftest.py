@@ -46,6 +46,8 @@ def loaded(path):
     """A Python file as a module; one line, and no more, where it cannot be read."""
     if not path.is_file():
         raise pytest.UsageError(f"--answers {path}: there is no such file")
+    if path.suffix != ".py":
+        raise pytest.UsageError(f"--answers {path}: wanted a Python file, NAME.py")
 
     spec = importlib.util.spec_from_file_location("students_answers", path)
     module = importlib.util.module_from_spec(spec)

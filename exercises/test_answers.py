@@ -14,6 +14,7 @@ def test_exercise(name, answers):
 def what_is_wrong(name, answers):
     """What the check says of an answer; nothing where it is right. Other errors show where they
     were raised."""
+    __tracebackhide__ = True  # of an error, the student's own lines matter
     if not hasattr(answers, name):
         return f"{name}: the file has no function of this name"
     try:

@@ -9,11 +9,19 @@ import inspect
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from conftest import ROOT
-from exercise_answers import reference
+import torch
+from conftest import ROOT, TINY
+from exercise_answers import package, reference
 from exercise_answers.wrong import WRONG
+
+from minikits.paper import PAPER
+from minikits.prediction import importance_map, predict_probabilities
+from minikits.resampling import axis_matrix, resample_labels
+from minikits.unet import build_unet
 
 FOLDER = ROOT / "exercises"
 LECTURE = ROOT / "docs" / "lecture.md"
@@ -84,6 +92,72 @@ def test_at_least_three_wrong_answers_were_tried(name):
     assert tried.count(name) >= 3
 
 
+# the sheet asks for what the method does
+
+IN_THE_SAME_FORM = (
+    *("normalise", "linear_matrix", "foreground_start", "preactivation_block"),
+    *("soft_dice_loss", "deep_supervision", "training_step", "case_scores"),
+)
+
+
+@pytest.mark.parametrize("name", IN_THE_SAME_FORM)
+def test_the_package_passes(name):
+    CHECKS[name](getattr(package, name))
+
+
+@pytest.mark.parametrize("patch", [(80, 160, 160), (64, 64, 64), (36, 36, 36), (48, 64, 64)])
+def test_the_plan_is_the_recipes(patch):
+    recipe = replace(PAPER, patch=patch)
+
+    assert tuple(reference.downsampling_plan(patch)) == recipe.strides
+
+
+def test_labels_are_resampled_as_the_package_does(generator):
+    labels = torch.randint(0, 3, (5, 6, 7), generator=generator).numpy()
+    shape = (9, 5, 11)
+    matrices = [axis_matrix(old, new, 1).numpy() for old, new in zip(labels.shape, shape)]
+
+    given = reference.resample_labels(labels, matrices)
+
+    certain, wanted = with_certainty(labels, matrices), resample_labels(labels, shape, 1)
+    assert certain.mean() > 0.9
+    assert np.array_equal(given[certain], wanted[certain])
+
+
+def with_certainty(labels, matrices):
+    """Where one label's mask is the largest by far: there a tie's rule does not matter."""
+    masks = [np.einsum("zyx, Zz, Yy, Xx -> ZYX", labels == value, *matrices) for value in (0, 1, 2)]
+    _, second, first = np.sort(masks, axis=0)
+    return first - second > 1e-3
+
+
+def test_windows_are_blended_as_the_package_does(generator):
+    image = torch.randn((20, 40, 50), generator=generator)
+    network = random_network()
+
+    given = reference.blend_windows(network, image, importance_map(TINY.patch))
+
+    wanted = predict_probabilities([network], image, TINY, mirroring=False)
+    assert torch.allclose(given, wanted, atol=1e-5)
+
+
+def test_a_patch_is_mirrored_as_the_package_does(generator):
+    image = torch.randn(TINY.patch, generator=generator)
+    network = random_network()
+
+    given = reference.mirrored_mean(network, image[None, None])
+
+    wanted = predict_probabilities([network], image, TINY)
+    assert torch.allclose(given[0], wanted, atol=1e-5)
+
+
+def random_network():
+    """A tiny network that is not the same mirrored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_unet("plain", TINY).eval()
+
+
 # the command
 
 
@@ -118,20 +192,24 @@ def test_another_files_functions_are_chosen_by_words_and_a_failure_is_its_messag
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "name, text, message",
     [
-        ("def normalise(:\n", "mine.py, line 1: invalid syntax"),
-        ("import numpy\nx = nump.ones(3)\n", "mine.py, line 2: NameError: name 'nump'"),
-        (None, "mine.py: there is no such file"),
+        ("mine.py", "def normalise(:\n", "mine.py, line 1: invalid syntax"),
+        ("mine.py", "import numpy\nnump.ones(3)\n", "mine.py, line 2: NameError: name 'nump'"),
+        ("mine.ipynb", "{}", "mine.ipynb: wanted a Python file, NAME.py"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_line(text, message, tmp_path):
-    path = tmp_path / "mine.py"
-    if text is not None:
-        path.write_text(text)
+def test_a_file_that_cannot_be_read_is_told_in_a_line(name, text, message, tmp_path):
+    path = tmp_path / name
+    path.write_text(text)
 
     with pytest.raises(pytest.UsageError, match=re.escape(message)):
         module_of("conftest").loaded(path)
+
+
+def test_a_file_that_is_not_there_is_told_in_a_line(tmp_path):
+    with pytest.raises(pytest.UsageError, match=r"mine\.py: there is no such file"):
+        module_of("conftest").loaded(tmp_path / "mine.py")
 
 
 def test_the_projects_own_tests_leave_the_exercises_alone(pytestconfig):
