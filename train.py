@@ -427,14 +427,15 @@ def patch_dice(
         image, target = draw_batch(cases, recipe, seed, iteration, augmented=False, device=device)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = model(image)
-        predictions.append(logits.argmax(dim=1).byte().cpu())
-        targets.append(target.cpu())
+        predictions.append(logits.argmax(dim=1).byte())
+        targets.append(target)
         if stop():
             return None
 
     kidney, tumor = np.nan, np.nan
     if targets:
-        kidney, tumor = kits_dice(torch.stack(predictions), torch.stack(targets))
+        # from the device at once: no batch waits for it
+        kidney, tumor = kits_dice(torch.stack(predictions).cpu(), torch.stack(targets).cpu())
     return {
         "patch_dice_kidney": kidney,
         "patch_dice_tumor": tumor,

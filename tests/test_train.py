@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, TINY
 from torch import distributed
 
-from minikits import checkpoints, devices, training
+from minikits import checkpoints, devices, fast, training
 from minikits import prepared as prepared_module
 from minikits.cases import find_fold, five_folds, prepare, read_folds
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
@@ -861,6 +861,67 @@ def test_whether_to_compile_is_decided_by_the_steps_that_are_left(
     assert 1 <= done <= 2
     assert asked == [("auto", 8), ("on", 8 - done)]
     assert same_weights(undisturbed.checkpoint, checkpoint_of(out))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Compiled means padded, and the graphs run as they are: no compiler of C++ is needed."""
+    compile = torch.compile
+    monkeypatch.setattr(fast, "suited_multiple", lambda device: 4)
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda function, **options: compile(function, backend="aot_eager", **options),
+    )
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("first, then", [("on", "off"), ("off", "on")])
+def test_a_run_goes_on_in_the_other_form(
+    train, undisturbed, phantoms, out, monkeypatch, compiled, first, then
+):
+    """Stopped in the first epoch, and scored in the other form after it. A checkpoint does not know
+    which form wrote it."""
+    given = ("--seed", 3, "--compile")
+    noted = told_by(monkeypatch, train, lambda iteration, augmented: iteration == 1)
+    train.train(options(train, phantoms, out, *given, first), noted)
+    stopped = checkpoint_of(out)
+
+    train.train(options(train, phantoms, out, *given, then, "--resume"), [])
+
+    whole, resumed = undisturbed.checkpoint, checkpoint_of(out)
+    assert stopped["iteration"] in (1, 2) and resumed["iteration"] == 8
+    for checkpoint in (stopped, resumed):
+        assert checkpoint.keys() == whole.keys()
+        assert checkpoint["network"].keys() == whole["network"].keys()
+        assert checkpoint["optimizer"]["state"].keys() == whole["optimizer"]["state"].keys()
+    for name, value in whole["network"].items():
+        assert torch.allclose(value, resumed["network"][name], rtol=1e-3, atol=1e-4), name
+    for name in ("loss", "patch_dice_kidney", "patch_dice_tumor"):
+        wanted = [row[name] for row in whole["log"]]
+        assert [row[name] for row in resumed["log"]] == pytest.approx(wanted, abs=1e-3), name
+
+
+@pytest.mark.parametrize("form", ["readable", "fast"])
+def test_scoring_brings_all_patches_from_the_device_at_once(
+    train, phantoms, prepared, monkeypatch, form
+):
+    """Two batches of predictions and of targets, once each; in either form the same scores."""
+    network = build_unet("plain", SMALL)
+    model = network if form == "readable" else fast.faster(network, multiple=4)
+    cases = prepare(phantoms, prepared, SMALL)
+    wanted = train.patch_dice(network, cases, SMALL, 0, precision=torch.float32)
+    brought, real = [], torch.Tensor.cpu
+    monkeypatch.setattr(
+        torch.Tensor, "cpu", lambda tensor: brought.append(tensor.shape) or real(tensor)
+    )
+
+    found = train.patch_dice(model, cases, SMALL, 0, precision=torch.float32)
+
+    assert brought == [(2, 2, 8, 16, 16)] * 2
+    for name in ("patch_dice_kidney", "patch_dice_tumor"):
+        assert found[name] == pytest.approx(wanted[name], abs=1e-3)
 
 
 def test_what_repeats_is_asked_for_after_all_that_chooses_by_timing(

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -74,28 +75,48 @@ def test_stopped_within_an_epoch_and_resumed_to_the_bit(whole, tmp_path, number,
     assert [row["loss"] for row in resumed["log"]] == [row["loss"] for row in undisturbed["log"]]
 
 
+IN_FLOAT64 = f"""
+import sys, torch
+sys.path.insert(0, {str(ROOT)!r})
+torch.set_default_dtype(torch.float64)
+import train
+single = train.draw_batch
+def double(*given, **named):
+    image, target = single(*given, **named)
+    return image.double(), target
+train.draw_batch = double
+"""
+
+# Padded channels, as on a GPU; the graphs of the steps there and back are run as they are, since a
+# compiler of C++ would take a minute for them.
+COMPILED = """
+from minikits import fast
+fast.suited_multiple = lambda device: 8
+graphs = []
+def as_it_is(graph, inputs):
+    graphs.append(graph)
+    return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+compile = torch.compile
+torch.compile = lambda function, **options: compile(function, backend=as_it_is, **options)
+"""
+
+
+def run_in_float64(arguments, out, *launcher, more="", then=""):
+    """The checkpoint of that training, and what it printed. more, then: lines before and after."""
+    out.mkdir()
+    script = out / "double.py"
+    script.write_text(IN_FLOAT64 + more + "train.main()\n" + then)
+    printed = run_script(*launcher, script, *arguments[1:], "--out", out)
+    return load_checkpoint(out / "plain" / "foldall" / "checkpoint.pt"), printed
+
+
 def test_two_processes_with_a_sample_each_equal_one_with_two(whole, tmp_path):
     """20 steps, gloo, in float64: rounding grows a thousandfold over such steps of momentum 0.99."""
     arguments, _, _ = whole
-    script = tmp_path / "double.py"
-    script.write_text(
-        "import sys, torch\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "torch.set_default_dtype(torch.float64)\n"
-        "import train\n"
-        "single = train.draw_batch\n"
-        "def double(*given, **named):\n"
-        "    image, target = single(*given, **named)\n"
-        "    return image.double(), target\n"
-        "train.draw_batch = double\n"
-        "train.main()\n"
-    )
-    run_script(script, *arguments[1:], "--out", tmp_path / "one")
-    run_script(*TORCHRUN, 2, script, *arguments[1:], "--out", tmp_path / "two")
-    one, two = (
-        load_checkpoint(tmp_path / n / "plain" / "foldall" / "checkpoint.pt")
-        for n in ("one", "two")
-    )
+
+    one, _ = run_in_float64(arguments, tmp_path / "one")
+    two, _ = run_in_float64(arguments, tmp_path / "two", *TORCHRUN, 2)
+
     assert two["environment"]["processes"] == 2 and [row["epoch"] for row in two["log"]] == [1, 2]
     for name, value in one["network"].items():
         assert (
@@ -104,6 +125,39 @@ def test_two_processes_with_a_sample_each_equal_one_with_two(whole, tmp_path):
     assert [row["loss"] for row in two["log"]] == pytest.approx(
         [row["loss"] for row in one["log"]], abs=1e-10
     )
+
+
+def test_two_processes_with_a_compiled_network_equal_one_without(whole, tmp_path):
+    """Four steps. Each process compiles the network for its sample, and the loss."""
+    arguments, _, _ = whole
+    recipe = replace(
+        TINY,
+        patch=(8, 16, 16),
+        stage_strides=((1, 1, 1), (2, 2, 2)),
+        epochs=1,
+        batches_per_epoch=4,
+    )
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(asdict(recipe)))
+    arguments = [*arguments, "--recipe", path]
+
+    one, _ = run_in_float64(arguments, tmp_path / "one")
+    two, printed = run_in_float64(
+        [*arguments, "--compile", "on"],
+        tmp_path / "two",
+        *TORCHRUN,
+        2,
+        more=COMPILED,
+        then="print(f'{len(graphs)} graphs')\n",
+    )
+
+    assert two["environment"]["processes"] == 2
+    graphs = [int(number) for number in re.findall(r"(\d+) graphs", printed)]
+    assert len(graphs) == 2 and min(graphs) >= 2
+    assert two["log"][0]["loss"] == pytest.approx(one["log"][0]["loss"], abs=1e-10)
+    assert two["network"].keys() == one["network"].keys()
+    for name, value in one["network"].items():
+        assert (value - two["network"][name]).abs().max() < 1e-10, name
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(whole, monkeypatch):
