@@ -14,7 +14,7 @@ that is written down tells which of them computed. What is different:
 All of it pays with the compiler; without, none. Nobody needs this file to understand the method."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ SPACE = (2, 3, 4)  # the axes Z, Y, X
 GPU_MULTIPLE = 32
 # [ours: on an H200 compiling takes 50 s, and a step 58 ms less then: benchmarks/results/gpu.md]
 STEPS_THAT_PAY = 2000
+# [ours: on an H200 a prototype's window took 9.3 ms, 14.3 as it is; compiling takes a minute]
+WINDOWS_THAT_PAY = 12_000
 
 
 def faster(network: nn.Module, *, multiple: int = 1) -> nn.Module:
@@ -139,8 +141,8 @@ def for_training(
     network: nn.Module, *, compiling: str, steps: int, say: Callable
 ) -> tuple[nn.Module, Callable]:
     """(model, loss): the fast form of `network`, on its device, and the loss that goes with it,
-    both compiled. Where it is not to be compiled `network` itself: without the compiler the fast form is
-    no faster (benchmarks/results/gpu.md).
+    both compiled. Where it is not to be compiled `network` itself: without the compiler the fast
+    form is no faster (benchmarks/results/gpu.md).
 
     compiling: "on", "off", or "auto": on a GPU, where the steps that are left earn back the minute
     that the first of them takes. say: prints a line where it was to be compiled but cannot."""
@@ -151,6 +153,51 @@ def for_training(
     model = faster(network, multiple=suited_multiple(device))
     model.compile(dynamic=False)
     return model, torch.compile(segmentation_loss, dynamic=False)
+
+
+def for_prediction(
+    networks: Sequence[nn.Module],
+    *,
+    compiling: str,
+    windows: int,
+    at_once: int,
+    device: torch.device,
+    say: Callable,
+) -> list[nn.Module]:
+    """The networks, in eval mode, as they are to predict on `device`: in the fast form, compiled;
+    where they are not to be compiled, themselves.
+
+    compiling: "on", "off", or "auto": on a GPU, where so many windows, mirrored ones counted, earn
+    back the minute that it takes. Networks of one architecture share it. at_once: the windows that
+    a network sees together, or fewer. say: as for training."""
+    if not compiles(compiling, device, pays=windows >= WINDOWS_THAT_PAY, say=say):
+        return list(networks)
+
+    models: list[nn.Module] = []
+    for network in networks:
+        model = faster(network, multiple=suited_multiple(device)).eval()
+        model.compile(dynamic=False)
+        models.append(FixedBatch(model, at_once))
+    return models
+
+
+class FixedBatch(nn.Module):
+    """`model`, which always sees so many samples, since for another number it would be compiled
+    again: where there are fewer, the first comes several times."""
+
+    def __init__(self, model: nn.Module, samples: int):
+        super().__init__()
+        self.model = model
+        self.samples = samples
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, Z, Y, X), B at most `samples` -> what the model gives for these."""
+        given = x.shape[0]
+        missing = self.samples - given
+        if missing:
+            more = x[:1].expand(missing, -1, -1, -1, -1)
+            x = torch.cat([x, more])
+        return self.model(x)[:given]
 
 
 def suited_multiple(device: torch.device) -> int:

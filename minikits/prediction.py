@@ -4,7 +4,7 @@
 prepared image, each network sees every window in all eight mirror images, and their softmax is
 averaged, the middle of a window counting more than its rim."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import product
 from typing import NamedTuple
@@ -22,7 +22,12 @@ from minikits.volumes import Volume
 FLIPS = [(), (2,), (1,), (1, 2), (0,), (0, 2), (0, 1), (0, 1, 2)]  # axes of the 8 mirror images
 # [ours: measured; the paper's plain network takes 1.7 GiB in bfloat16, 2.7 in float32]
 FINEST_MAPS_ALIVE = 5
+# A GPU takes more than `window_bytes` says: [ours: on an H200 four windows of the residual network
+# took 3.6 GiB, of the fast form 6.5]
+ROOMY = 3
 AT_ONCE = 2  # on CPUs torch's small convolutions of one sample are several times slower than of two
+# [ours: on an H200 a window of four takes 14.4 ms, of two 19.7, of one 29.7: results/gpu.md]
+AT_ONCE_ON_GPU = 4
 
 
 class Look(NamedTuple):
@@ -40,14 +45,16 @@ def segment_volume(
     mirroring: bool = True,
     device: torch.device | None = None,
     precision: torch.dtype = torch.float32,
+    at_once: int = AT_ONCE,
     on_window: Callable | None = None,
     on_probabilities: Callable | None = None,
     device_turn: AbstractContextManager | None = None,
 ) -> np.ndarray:
     """(Z, Y, X) uint8 labels of a scan in HU, on its own grid: 0 background, 1 kidney, 2 tumor.
 
-    The networks, in eval mode, are of this recipe; device, precision and on_window are those of
-    `predict_probabilities`. on_probabilities is given what that returned, before it is gone.
+    The networks, in eval mode, are of this recipe; device, precision, at_once and on_window are
+    those of `predict_probabilities`. on_probabilities is given what that returned, before it is
+    gone.
     device_turn: a lock, held while the device works, for threads with a scan each. ValueError where
     probabilities come out as NaN or infinite."""
     image = prepare_image(volume, recipe)
@@ -60,6 +67,7 @@ def segment_volume(
             mirroring,
             device=device,
             precision=precision,
+            at_once=at_once,
             on_window=on_window,
         )
         labels = labels_on_native_grid(probabilities, volume)
@@ -79,15 +87,17 @@ def predict_probabilities(
     *,
     device: torch.device | None = None,
     precision: torch.dtype = torch.float32,
+    at_once: int = AT_ONCE,
     on_window: Callable | None = None,
 ) -> torch.Tensor:
     """(Z, Y, X) normalised image -> (K, Z, Y, X) float32 on `device` (default: the networks'): the
     mean softmax of all networks. One network's own are those of a list that holds it alone.
 
     An image smaller than the patch is padded with 0 on both sides. precision: the convolutions'
-    dtype. on_window(done, of) is told the windows done, in fractions where they are mirrored; what
-    it raises ends the prediction. A network on another device comes for its turn and goes back,
-    also when its turn fails; one in training mode gives its finest head."""
+    dtype. at_once: how many windows a network sees together. on_window(done, of) is told the
+    windows done, in fractions where they are mirrored; what it raises ends the prediction. A
+    network on another device comes for its turn and goes back, also when its turn fails; one in
+    training mode gives its finest head."""
     device = device or _device_of(networks[0])
     image = torch.as_tensor(image).to(device, torch.float32)
     sides = _padding(image.shape, recipe.patch)
@@ -102,7 +112,7 @@ def predict_probabilities(
     done = 0
     for network in networks:
         with _lent(network, device):
-            for group in _groups(looks):
+            for group in _groups(looks, at_once):
                 _add_looks(total, network, padded, group, weight, precision)
                 done += len(group)
                 if on_window:
@@ -168,9 +178,9 @@ def _padding(shape: Sequence[int], patch: Sequence[int]) -> list[int]:
 # --- one network ----------------------------------------------------------------------------------
 
 
-def _groups(looks: list[Look]) -> list[list[Look]]:
-    """The looks that a network sees at once."""
-    return [looks[first : first + AT_ONCE] for first in range(0, len(looks), AT_ONCE)]
+def _groups(looks: list[Look], at_once: int) -> list[list[Look]]:
+    """The looks that a network sees at once; the last may be fewer."""
+    return [looks[first : first + at_once] for first in range(0, len(looks), at_once)]
 
 
 def _add_looks(
@@ -224,12 +234,36 @@ def _device_of(network: nn.Module) -> torch.device:
 # --- how much memory it takes ---------------------------------------------------------------------
 
 
-def window_bytes(arch: str, recipe: Recipe, precision: torch.dtype) -> int:
+def suited_at_once(
+    archs: Iterable[str],
+    recipe: Recipe,
+    precision: torch.dtype,
+    *,
+    device: torch.device,
+    memory: float,
+) -> int:
+    """How many windows the networks are to see at once: on a GPU AT_ONCE_ON_GPU where `memory`
+    (bytes) has plenty for them, else half as many, or one."""
+    if device.type == "cpu":
+        return AT_ONCE
+
+    at_once = AT_ONCE_ON_GPU
+    while at_once > 1:
+        needed = max(window_bytes(arch, recipe, precision, at_once=at_once) for arch in archs)
+        if ROOMY * needed <= memory:
+            break
+        at_once //= 2
+    return at_once
+
+
+def window_bytes(
+    arch: str, recipe: Recipe, precision: torch.dtype, *, at_once: int = AT_ONCE
+) -> int:
     """About the memory that a network takes, beside its weights, for the windows that it sees at
     once: the skips that wait for the decoder, and what is alive about the finest stage, where a
     concatenation and its convolution meet."""
     features = recipe.features(arch)
-    voxels = AT_ONCE * np.prod(recipe.patch)
+    voxels = at_once * np.prod(recipe.patch)
 
     values = []  # of all feature maps of each stage
     for maps, shrunk in zip(features, np.cumprod(recipe.strides, axis=0)):

@@ -11,9 +11,10 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from minikits import fast
-from minikits.fast import FastConvolution, FastNorm, faster, padded
+from minikits.fast import FastConvolution, FastNorm, FixedBatch, faster, padded
 from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES
+from minikits.prediction import predict_probabilities
 from minikits.training import freeze_coarsest_head, sgd, training_step
 from minikits.unet import build_unet
 
@@ -405,6 +406,126 @@ def test_network_and_loss_are_compiled_for_training(monkeypatch):
     assert loss_of is segmentation_loss
     assert [function for function, _ in asked] == [model._call_impl, segmentation_loss]
     assert all(options == {"dynamic": False} for _, options in asked)
+
+
+TWO_STAGES = replace(
+    UNEVEN,
+    stage_strides=UNEVEN.stage_strides[:2],
+    residual_blocks=(1, 1),
+)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Padded to multiples of 4; the graphs that the compiler is given are run as they are, and kept
+    in this list."""
+    kept, compile = [], torch.compile
+
+    def as_it_is(graph, inputs):
+        kept.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(fast, "suited_multiple", lambda device: 4)
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compile(function, backend=as_it_is, **options)
+    )
+    torch.compiler.reset()
+    yield kept
+    torch.compiler.reset()
+
+
+def networks_to_predict(archs):
+    """Of one architecture or several, each with other weights; float32, eval mode."""
+    networks = []
+    for number, arch in enumerate(archs):
+        torch.manual_seed(number)
+        networks.append(build_unet(arch, TWO_STAGES).eval())
+    return networks
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_compiled_networks_predict_what_the_readable_ones_do(arch, graphs):
+    """Two networks in turn, nine windows in fours: all by one graph, as it was compiled. What
+    what_compiling_lacks tries is a graph too."""
+    networks = networks_to_predict([arch, arch])
+    image = torch.randn(12, 40, 20, generator=torch.Generator().manual_seed(4))
+    wanted = predict_probabilities(networks, image, TWO_STAGES, mirroring=False)
+
+    models = fast.for_prediction(
+        networks, compiling="on", windows=1, at_once=4, device=CPU, say=print
+    )
+    found = predict_probabilities(models, image, TWO_STAGES, mirroring=False, at_once=4)
+
+    assert len(graphs) == 1 + 1
+    assert (found - wanted).abs().max() < 1e-5
+    assert (found.argmax(0) == wanted.argmax(0)).float().mean() > 0.999
+
+
+def test_five_networks_of_each_architecture_are_compiled_once_for_each(graphs):
+    networks = networks_to_predict([arch for arch in ARCHITECTURES for _ in range(5)])
+
+    models = fast.for_prediction(
+        networks, compiling="on", windows=1, at_once=2, device=CPU, say=print
+    )
+    with torch.inference_mode():
+        for model in models:
+            model(torch.zeros(2, 1, *UNEVEN.patch))
+
+    assert len(graphs) == 1 + 3
+
+
+def test_networks_that_predict_are_themselves_where_compiling_does_not_pay(monkeypatch):
+    asked = []
+
+    def compiles(compiling, device, *, pays, say):
+        asked.append((compiling, device, pays))
+        return False
+
+    monkeypatch.setattr(fast, "compiles", compiles)
+    networks = networks_to_predict(["plain", "residual"])
+
+    for windows in (fast.WINDOWS_THAT_PAY - 1, fast.WINDOWS_THAT_PAY):
+        models = fast.for_prediction(
+            networks, compiling="auto", windows=windows, at_once=4, device=GPU, say=print
+        )
+        assert all(model is network for model, network in zip(models, networks))
+
+    assert asked == [("auto", GPU, False), ("auto", GPU, True)]
+
+
+def test_a_network_that_predicts_is_compiled_in_eval_mode_for_fixed_sizes(monkeypatch):
+    asked = []
+
+    def note(function, **options):
+        asked.append(options)
+        return function
+
+    monkeypatch.setattr(fast, "compiles", lambda *given, **named: True)
+    monkeypatch.setattr(torch, "compile", note)
+
+    (model,) = fast.for_prediction(
+        networks_to_predict(["plain"]), compiling="on", windows=1, at_once=2, device=CPU, say=print
+    )
+
+    assert asked == [{"dynamic": False}]
+    assert not any(module.training for module in model.model.modules())
+
+
+def test_a_batch_that_is_short_is_filled_up():
+    """Three of four: the first comes twice, and what the fourth gives is gone."""
+    seen = []
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            seen.append(x.flatten().tolist())
+            return 2 * x
+
+    model = FixedBatch(Twice(), 4)
+    x = torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1, 1, 1)
+
+    assert model(x[:3]).flatten().tolist() == [2, 4, 6]
+    assert model(x).flatten().tolist() == [2, 4, 6, 8]
+    assert seen == [[1, 2, 3, 1], [1, 2, 3, 4]]
 
 
 def test_gpus_get_multiples_that_their_kernels_like():

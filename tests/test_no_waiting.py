@@ -10,8 +10,9 @@ from conftest import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from minikits import training
+from minikits import prediction, training
 from minikits.augmentation import generator_for
+from minikits.fast import faster
 from minikits.sampling import PreparedCase, draw_batch
 from minikits.unet import build_unet
 
@@ -158,14 +159,19 @@ def test_what_is_read_of_a_case_goes_to_the_gpu_and_nothing_else():
     assert gpu.copied == [2 * voxels, voxels] * 2
 
 
-def test_an_epoch_of_training_waits_for_no_gpu(monkeypatch):
-    """But for the mean loss, once at its end."""
-    case = small_case()
-    network = build_unet("plain", TINY)
+def there_already(network):
+    """The network, with its weights on the GPU."""
     with PretendedGpu():
         for module in network.modules():
             for name, weights in module.named_parameters(recurse=False):
                 module._parameters[name] = torch.nn.Parameter(OnGpu(weights.detach()))
+    return network
+
+
+def test_an_epoch_of_training_waits_for_no_gpu(monkeypatch):
+    """But for the mean loss, once at its end."""
+    case = small_case()
+    network = there_already(build_unet("plain", TINY))
     before = [weights.held.clone() for weights in network.parameters()]
     optimizer = training.sgd(network, TINY)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # has no such device
@@ -181,6 +187,39 @@ def test_an_epoch_of_training_waits_for_no_gpu(monkeypatch):
     after = [weights.held for weights in network.parameters()]
     assert row["epoch"] == 1 and np.isfinite(row["loss"]) and gpu.allowed == 0
     assert sum(not torch.equal(one, other) for one, other in zip(before, after)) > 10
+
+
+@pytest.mark.parametrize("form", ["readable", "fast"])
+def test_a_scan_is_predicted_without_waiting_for_a_gpu(monkeypatch, form):
+    """Two networks, eight windows in eight mirror images, five of them at once: their sums stay on
+    the GPU. Image and weights of a window went there before, once for a scan."""
+    image = torch.randn(24, 48, 48, generator=generator_for(1))
+    networks = [build_unet(arch, TINY).eval() for arch in ("plain", "residual")]
+    wanted = prediction.predict_probabilities(networks, image, TINY)
+    models = [there_already(network) for network in networks]
+    if form == "fast":
+        models = [faster(network, multiple=4) for network in models]
+    weight = prediction.importance_map(TINY.patch)
+    monkeypatch.setattr(prediction, "importance_map", lambda patch: OnGpu(weight))
+    monkeypatch.setattr(prediction, "_lent", lambda network, device: nullcontext())
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # has no such device
+    predict_probabilities = prediction.predict_probabilities.__wrapped__  # of inference_mode
+    told = []
+
+    gpu = PretendedGpu()
+    with gpu, torch.no_grad():
+        found = predict_probabilities(
+            models,
+            OnGpu(image),
+            TINY,
+            device=GPU,
+            at_once=5,
+            on_window=lambda done, of: told.append(done),
+        )
+
+    assert isinstance(found, OnGpu)
+    assert (found.held - wanted).abs().max() < 1e-5
+    assert gpu.copied == [] and told[-1] == 16 and len(told) == 2 * 13
 
 
 @pytest.mark.parametrize(

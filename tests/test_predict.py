@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -949,6 +950,104 @@ def test_predicting_and_training_make_float32_exact(scans, run, tmp_path, here):
         == torch.backends.cuda.matmul.fp32_precision
         == "ieee"
     )
+
+
+# --- how the networks compute ---------------------------------------------------------------------
+
+
+def test_compiled_or_not_the_masks_are_the_same(scans, run, tmp_path, here, monkeypatch):
+    """Padded channels, and the compiler's graphs run as they are. prediction.json does not tell."""
+    compile = torch.compile
+    monkeypatch.setattr("minikits.fast.suited_multiple", lambda device: 8)
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda function, **options: compile(function, backend="aot_eager", **options),
+    )
+    torch.compiler.reset()
+
+    for name in ("off", "on"):
+        here(*quick(scans, tmp_path / name, run[0]), "--compile", name, "--precision", "fp32")
+    torch.compiler.reset()
+
+    plain, compiled = tmp_path / "off", tmp_path / "on"
+    for mask in ("a.nii.gz", "b.nii.gz", "c.nii.gz"):
+        different = voxels_of(plain / mask) != voxels_of(compiled / mask)
+        assert different.mean() < 0.001
+    records = [json.loads((out / "prediction.json").read_text()) for out in (plain, compiled)]
+    for record in records:
+        del record["scans"]
+    assert records[0] == records[1]
+
+
+def test_the_form_is_chosen_by_what_there_is_to_predict(scans, run, tmp_path, here, monkeypatch):
+    """Three scans of 27 windows, not mirrored; on a CPU two at once. The networks that are given
+    back are those that predict."""
+    asked, networks = [], []
+
+    def for_prediction(given, **options):
+        asked.append(options)
+        networks.extend(given)
+        return given
+
+    def segment_volume(volume, given, recipe, **options):
+        asked.append((given == networks, options["at_once"]))
+        return np.zeros(volume.voxels.shape, np.uint8)
+
+    monkeypatch.setattr("predict.for_prediction", for_prediction)
+    monkeypatch.setattr("predict.segment_volume", segment_volume)
+
+    here(*quick(scans, tmp_path / "masks", run[0]))
+
+    assert asked[0] == {
+        "compiling": "auto",
+        "windows": 3 * 27,
+        "at_once": 2,
+        "device": torch.device("cpu"),
+        "say": predict.say,
+    }
+    assert asked[1:] == [(True, 2)] * 3
+
+
+def test_windows_are_counted_for_each_network_and_mirror_image():
+    """Two networks see the first scan, one the second."""
+    one = predict.Scan("a", Path("a"), Path("m"), (0, 1))
+    other = predict.Scan("b", Path("b"), Path("m"), (1,))
+    assert predict.windows_of([one, other], mirroring=False) == 3 * 27
+    assert predict.windows_of([one, other], mirroring=True) == 3 * 8 * 27
+    assert predict.windows_of([], mirroring=True) == 0
+
+
+def test_networks_stay_on_a_gpu_that_has_room_for_all_of_them(monkeypatch):
+    """Two of 10 float32 weights each: 80 bytes. On a CPU they are there already."""
+    networks = [torch.nn.Linear(10, 1, bias=False) for _ in range(2)]
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "to", lambda network, where: moved.append(where))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
+
+    assert predict.keep_on_device(networks, cpu, room=80) == 0
+    assert predict.keep_on_device(networks, gpu, room=79) == 0
+    assert moved == []
+    assert predict.keep_on_device(networks, gpu, room=80) == 80
+    assert moved == [gpu, gpu]
+
+
+@pytest.mark.parametrize(
+    "device, precision, checked",
+    [("cuda:0", torch.bfloat16, 1), ("cuda:0", torch.float32, 0), ("cpu", torch.bfloat16, 0)],
+)
+def test_convolutions_of_a_gpu_in_bfloat16_are_checked(monkeypatch, device, precision, checked):
+    asked = []
+    monkeypatch.setattr("predict.pick_device", torch.device)
+    monkeypatch.setattr("predict.pick_precision", lambda name, device: precision)
+    monkeypatch.setattr("predict.check_bfloat16", asked.append)
+    torch.backends.cudnn.benchmark = False
+
+    found = predict.set_up(SimpleNamespace(device=device, precision="auto"))
+
+    assert found == (torch.device(device), precision)
+    assert asked == [torch.device(device)] * checked
+    assert torch.backends.cudnn.benchmark
 
 
 # --- whose masks stay -----------------------------------------------------------------------------

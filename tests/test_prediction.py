@@ -20,6 +20,7 @@ from minikits.prediction import (
     predict_probabilities,
     scan_bytes,
     segment_volume,
+    suited_at_once,
     window_bytes,
     window_starts,
 )
@@ -338,6 +339,44 @@ def test_memory_of_a_window_is_about_what_was_measured():
     assert 2.3 < exact < 3.5
 
 
+@pytest.mark.parametrize(
+    "memory, at_once", [(11 * 2**30, 4), (8 * 2**30, 2), (4 * 2**30, 1), (0, 1)]
+)
+def test_a_gpu_with_plenty_of_memory_sees_four_windows_at_once(memory, at_once):
+    """Three times what they take: 10.3 GiB for four of the paper's plain network in bfloat16, less
+    for those of the residual one."""
+    archs = {"plain", "residual"}
+    gpu = torch.device("cuda:0")
+    assert suited_at_once(archs, PAPER, torch.bfloat16, device=gpu, memory=memory) == at_once
+
+
+def test_a_cpu_sees_two_windows_at_once_whatever_its_memory():
+    cpu = torch.device("cpu")
+    for memory in (0, 2.0**50):
+        assert suited_at_once({"plain"}, PAPER, torch.float32, device=cpu, memory=memory) == 2
+
+
+def test_memory_of_windows_grows_with_their_number():
+    one, four = [window_bytes("plain", PAPER, torch.float32, at_once=n) for n in (1, 4)]
+    assert four == pytest.approx(4 * one)
+    assert window_bytes("plain", PAPER, torch.float32) == pytest.approx(2 * one)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4, 100])
+def test_how_many_windows_are_seen_at_once_changes_rounding_alone(at_once, generator):
+    """Eight windows, each in eight mirror images."""
+    network = build_unet("residual", TINY).eval()
+    image = torch.randn(24, 48, 48, generator=generator)
+    wanted = predict_probabilities([network], image, TINY)
+    seen = []
+    network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+
+    found = predict_probabilities([network], image, TINY, at_once=at_once)
+
+    assert max(seen) == min(at_once, 64) and sum(seen) == 64
+    assert (found - wanted).abs().max() < 1e-5
+
+
 def test_progress_on_a_terminal_begins_with_the_first_pair_of_flips(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     show = predict.watch("scan", [])
@@ -469,6 +508,15 @@ def test_a_scan_is_segmented_in_the_precision_that_is_asked_for(scan, networks):
     )
 
     assert seen == [torch.bfloat16]  # two windows at once
+
+
+def test_a_scan_is_segmented_with_as_many_windows_at_once_as_asked_for(scan, networks):
+    seen = []
+    networks[0].register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+
+    segment_volume(scan, networks[:1], TINY, at_once=7)
+
+    assert seen[0] == 7
 
 
 def test_windows_are_told_while_a_scan_is_segmented(scan, networks):
