@@ -448,7 +448,7 @@ def test_compiled_networks_predict_what_the_readable_ones_do(arch, graphs):
     """Two networks in turn, nine windows in fours: all by one graph, as it was compiled. What
     what_compiling_lacks tries is a graph too."""
     networks = networks_to_predict([arch, arch])
-    image = torch.randn(12, 40, 20, generator=torch.Generator().manual_seed(4))
+    image = torch.randn(8, 32, 32, generator=torch.Generator().manual_seed(4))
     wanted = predict_probabilities(networks, image, TWO_STAGES, mirroring=False)
 
     models = fast.for_prediction(
