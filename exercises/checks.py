@@ -598,7 +598,7 @@ def check_deep_supervision(deep_supervision):
     assert same(weights, [4 / 7, 2 / 7, 1 / 7, 0]), (
         f"supervision: four heads weigh {shown(weights)}, wanted {shown([4 / 7, 2 / 7, 1 / 7, 0])}"
     )
-    assert torch.equal(targets[0], target), (
+    assert torch.equal(targets[0].long(), target), (
         "supervision: the finest head's target differs from the one that was given"
     )
 
