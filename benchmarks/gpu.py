@@ -1,22 +1,31 @@
 """What a training step, a draw, an epoch and a window cost on a GPU, beside nnU-Net v2 where it is.
 
-    python benchmarks/gpu.py                          # one GPU, about six minutes
-    python benchmarks/gpu.py --seconds 560            # everything, as far as the time goes
+    python benchmarks/gpu.py                          # one GPU, under six minutes
+    python benchmarks/gpu.py --only scan window       # the stages whose names hold one of these
     python benchmarks/gpu.py --device cpu --tiny      # whether it runs at all: the suite does this
 
-Stages come in the order of their importance; one that fails, or for which no time is left, says so
-and the next goes on. The tables are printed as they grow, and kept in benchmarks/results/gpu.md.
-nnU-Net v2 (nnunetv2, dynamic_network_architectures) is imported where it is installed."""
+What no run has measured yet comes first. A stage that fails, or for which no time is left, is named
+at the end, and the next goes on: tables hold what was measured, and nothing else. They are printed
+as they grow and stand in benchmarks/results/gpu.md, each run above those before it, of which no
+line is changed.
+
+Compiling takes a minute for each network and its peer, on one core for the most part: so first all
+are compiled at once, in processes of their own. What comes of it stays on the disk, where torch
+finds it when their turn has come to be measured, alone. nnU-Net v2 (nnunetv2,
+dynamic_network_architectures) is imported where it is installed."""
 
 import argparse
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,10 +36,13 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from minikits.devices import check_bfloat16, exact_float32
-from minikits.fast import faster
+from minikits.devices import check_bfloat16, exact_float32, repeat_to_the_bit
+from minikits.fast import FixedBatch, faster
 from minikits.losses import segmentation_loss
+from minikits.nifti import read_volume, write_image
 from minikits.paper import PAPER
+from minikits.prediction import FLIPS, predict_probabilities
+from minikits.preprocessing import labels_on_native_grid, prepare_image
 from minikits.sampling import draw_batch
 from minikits.training import (
     Progress,
@@ -42,6 +54,7 @@ from minikits.training import (
 from minikits.unet import build_unet
 
 RESULTS = Path(__file__).parent / "results" / "gpu.md"
+TITLE = "# On a GPU"
 PEAK_TFLOPS = 790  # dense bf16 of a Hopper GPU, measured with an 8192 x 8192 x 8192 product
 SEED = 0
 
@@ -63,6 +76,7 @@ class Run:
         self.began = time.monotonic()
         self.device = torch.device(options.device)
         self.tiny = options.tiny
+        self.only_compile = options.only_compile
         self.seconds = options.seconds
         self.out = options.out
         self.recipe = TINY if options.tiny else PAPER
@@ -70,7 +84,10 @@ class Run:
         self.multiple = 4 if options.tiny else 32
         self.backend = "eager" if options.tiny else "inductor"
         self.lines = []
+        self.heading = []  # of a table that has no row yet
+        self.earlier = earlier_runs(options.out)
         self.failed = []
+        self.not_reached = []
         self.models = {}  # the compiled networks, for later stages
         self.losses = {}  # after the same number of steps, for each form
 
@@ -80,23 +97,35 @@ class Run:
             print(line, flush=True)
             self.lines.append(line)
         if self.out:
-            self.out.write_text("\n".join(self.lines) + "\n")
+            text = [TITLE, "", *self.lines, *self.earlier]
+            self.out.write_text("\n".join(text) + "\n")
+
+    def table(self, *heading: str) -> None:
+        """The lines above a table; they appear with its first row, what they explain once."""
+        title, columns = heading[1], heading[-2:]
+        self.heading = list(heading)
+        if title in self.lines:
+            self.heading = ["", f"{title}, continued", "", *columns]
+
+    def row(self, *cells: object) -> None:
+        """A row of the table, which was measured."""
+        heading, self.heading = self.heading, []
+        self.say(*heading, f"| {' | '.join(map(str, cells))} |")
 
     def left(self) -> float:
         return self.seconds - (time.monotonic() - self.began)
 
     def stage(self, name: str, estimate: float, work, *given, **named) -> None:
-        """Does the work where its estimated seconds are left; notes what it took, or why not."""
+        """Does the work where its estimated seconds are left; notes what was not, or failed."""
         if self.left() < estimate:
-            self.say(f"| {name} | not run: {self.left():.0f} s were left of {self.seconds} |")
+            self.not_reached.append(name)
             return
         began = time.monotonic()
         try:
             work(self, *given, **named)
         except Exception as error:
-            self.failed.append(name)
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            self.say(f"| {name} | failed: {reason[0][:200]} |")
+            self.failed.append(f"{name} ({reason[0][:200]})")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         took = time.monotonic() - began
@@ -149,19 +178,30 @@ class Run:
         return image.to(self.device, dtype), target.to(self.device)
 
 
+def earlier_runs(path: Path | None) -> list[str]:
+    """The lines of the file that tell of runs before this one; they stay as they are."""
+    if path is None or not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    if lines[:1] == [TITLE]:
+        lines = lines[1:]
+    return lines
+
+
 # --- steps ----------------------------------------------------------------------------------------
 
 
 def steps_header(run: Run) -> None:
-    run.say(
+    run.table(
         "",
-        "## A training step",
+        "### A training step",
         "",
         f"Batch of two of {'x'.join(map(str, run.recipe.patch))}: forward, loss, backward, "
-        f"clipping, SGD; bfloat16 (nnU-Net v2: float16 with a scaler, as its trainer has it). ms: "
-        f"median of {run.steps} steps, each waited for; row: without waiting; first: the first "
-        "step, with compiling and cudnn's search; loss: after as many steps on one batch from the "
-        "same weights; TFLOP/s: of the unpadded network's work.",
+        f"clipping, SGD; bfloat16 where nothing else is said (nnU-Net v2: float16 with a scaler, "
+        f"as its trainer has it). ms: median of {run.steps} steps, each waited for; row: without "
+        "waiting; first: the first step, with cudnn's search, and with compiling as far as the "
+        "disk had not what came of it; loss: after as many steps on one batch from the same "
+        "weights; TFLOP/s: of the unpadded network's work.",
         "",
         "| step | ms | row | GiB | first (s) | loss | TFLOP/s | of the roofline |",
         "|---|---|---|---|---|---|---|---|",
@@ -187,6 +227,8 @@ def measure_step(run: Run, name: str, step, work: float) -> None:
     step()
     run.wait()
     first = time.perf_counter() - began
+    if run.only_compile:
+        return
     for _ in range(3):
         step()
 
@@ -195,14 +237,24 @@ def measure_step(run: Run, name: str, step, work: float) -> None:
     loss = float(step())  # of the state after 4 + 2 * steps of them
     run.losses[name] = loss
     rate = work / (waited / 1000)
-    run.say(
-        f"| {name} | {waited:.1f} | {row:.1f} | {run.peak_gib():.1f} | {first:.1f} | {loss:.4f} | "
-        f"{rate:.3g} | {rate / PEAK_TFLOPS:.1%} |"
+    run.row(
+        name,
+        f"{waited:.1f}",
+        f"{row:.1f}",
+        f"{run.peak_gib():.1f}",
+        f"{first:.1f}",
+        f"{loss:.4f}",
+        f"{rate:.3g}",
+        f"{rate / PEAK_TFLOPS:.1%}",
     )
 
 
 def our_step(run: Run, arch: str, form: str) -> None:
-    """form: "as it is", "channels last", "fast, eager" or "fast, compiled"."""
+    """form: "as it is", "channels last", "fast, eager" or "fast, compiled"; or the network as it is
+    in "float32" or "tf32"."""
+    precision = torch.bfloat16
+    if form in ("float32", "tf32"):
+        precision = torch.float32
     network = run.network(arch)
     image, target = run.batch()
     optimizer = sgd(network, run.recipe)
@@ -224,11 +276,16 @@ def our_step(run: Run, arch: str, form: str) -> None:
             target,
             optimizer,
             run.recipe,
-            precision=torch.bfloat16,
+            precision=precision,
             loss_of=loss_of,
         )
 
-    measure_step(run, f"{arch}, {form}", step, teraflop(arch, run.recipe))
+    if form == "tf32":
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+    try:
+        measure_step(run, f"{arch}, {form}", step, teraflop(arch, run.recipe))
+    finally:
+        exact_float32()
 
 
 def nnunet_step(run: Run, arch: str) -> None:
@@ -241,8 +298,8 @@ def nnunet_step(run: Run, arch: str) -> None:
         from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
         from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
         from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-    except ImportError as error:
-        run.say(f"| nnU-Net v2 {arch} | not installed: {error} |")
+    except ImportError:
+        run.not_reached.append(f"nnU-Net v2 {arch}, which is not installed")
         return
 
     recipe = run.recipe
@@ -310,9 +367,13 @@ def nnunet_step(run: Run, arch: str) -> None:
 
 def forms_compared(run: Run) -> None:
     """Of the losses above, and in float32: what padding, layout and norm by sums change."""
-    run.say("", "Do the forms learn the same? float32, a small patch, 20 steps of one batch:", "")
-    run.say("| form | loss after 20 steps | largest difference of weights, relative |")
-    run.say("|---|---|---|")
+    run.table(
+        "",
+        "Do the forms learn the same? float32, a small patch, 20 steps of one batch:",
+        "",
+        "| form | loss after 20 steps | largest difference of weights, relative |",
+        "|---|---|---|",
+    )
     recipe = run.recipe if run.tiny else replace(PAPER, patch=(32, 64, 64), stage_strides=())
     image, target = run.batch(recipe)
     for arch in ("plain", "residual", "preactivation"):
@@ -326,7 +387,7 @@ def forms_compared(run: Run) -> None:
             weights[form] = torch.cat([p.detach().flatten() for p in network.parameters()])
             difference = (weights[form] - weights["as it is"]).abs().max()
             difference = difference / weights["as it is"].abs().max()
-            run.say(f"| {arch}, {form} | {loss.item():.5f} | {difference.item():.1e} |")
+            run.row(f"{arch}, {form}", f"{loss.item():.5f}", f"{difference.item():.1e}")
 
 
 # --- draws, an epoch ------------------------------------------------------------------------------
@@ -386,17 +447,21 @@ def draws(run: Run) -> None:
         waits = f"{len(synchronising)} in 20 draws"
         found = {f"{Path(each.filename).name}:{each.lineno}" for each in synchronising}
         places = ", ".join(sorted(found))
-    run.say("", "## A draw of two augmented patches, cases on the device", "")
-    run.say("| host, median ms | host, 9th decile | in a row, ms | synchronisations |")
-    run.say("|---|---|---|---|")
+    run.table(
+        "",
+        "### A draw of two augmented patches, cases on the device",
+        "",
+        "| host, median ms | host, 9th decile | in a row, ms | synchronisations |",
+        "|---|---|---|---|",
+    )
     decile = np.quantile(host, 0.9)
-    run.say(f"| {statistics.median(host):.1f} | {decile:.1f} | {whole:.1f} | {waits} {places} |")
+    run.row(f"{statistics.median(host):.1f}", f"{decile:.1f}", f"{whole:.1f}", f"{waits} {places}")
 
 
 def epoch(run: Run, arch: str) -> None:
     """train.py's own loop on compiled networks, of which the first steps are done."""
     if arch not in run.models:
-        run.say(f"| {arch} | not measured: its step was not compiled |")
+        run.not_reached.append(f"epoch, {arch}, whose step was not compiled")
         return
     model, loss_of, network = run.models[arch]
     batches = 3 if run.tiny else 100
@@ -417,44 +482,82 @@ def epoch(run: Run, arch: str) -> None:
     computing, waiting = row["seconds_computing"], row["seconds_waiting"]
     share = waiting / (computing + waiting)
     hours = (computing + waiting) / batches * 250 * 1000 / 3600
-    run.say(
-        f"| {arch} | {1000 * computing / batches:.1f} | {1000 * waiting / batches:.1f} | "
-        f"{share:.1%} | {(computing + waiting) / batches * 250:.1f} | {hours:.2f} |"
+    run.row(
+        arch,
+        f"{1000 * computing / batches:.1f}",
+        f"{1000 * waiting / batches:.1f}",
+        f"{share:.1%}",
+        f"{(computing + waiting) / batches * 250:.1f}",
+        f"{hours:.2f}",
+        f"{run.peak_gib():.1f}",
     )
 
 
 def epochs_header(run: Run) -> None:
-    run.say("", "## The loop of train.py, network and loss compiled, one drawing thread", "")
-    run.say(
-        "| network | computing, ms | waiting, ms | waiting | s of 250 batches | hours of 1000 |"
+    run.table(
+        "",
+        "### The loop of train.py, network and loss compiled, one drawing thread",
+        "",
+        "| network | computing, ms | waiting, ms | waiting | s of 250 batches | hours of 1000 | GiB |",
+        "|---|---|---|---|---|---|---|",
     )
-    run.say("|---|---|---|---|---|---|")
 
 
 # --- windows --------------------------------------------------------------------------------------
 
 
 def windows_header(run: Run) -> None:
-    looks = 27 * 8 * 5
-    run.say(
+    run.table(
         "",
-        "## A window of inference",
+        "### A window of inference",
         "",
-        "bfloat16, softmax included. A median scan: 27 windows, 8 mirror images, 5 networks: "
-        f"{looks} looks, estimated by these ms; and the scan of one network, measured.",
+        "bfloat16, softmax included, in a row. A median scan: 27 windows, 8 mirror images, 5 "
+        "networks, estimated by these ms.",
         "",
         "| window | at once | ms a batch | ms a window | first (s) | GiB | a median scan, s |",
         "|---|---|---|---|---|---|---|",
     )
 
 
-def window(run: Run, arch: str, form: str, at_once: int) -> None:
-    network = run.network(arch).eval()
-    model = network
+def predicting(run: Run, arch: str, form: str, at_once: int):
+    """A network in eval mode, in this form: "as it is", "fast, eager" or "fast, compiled"."""
+    model = run.network(arch).eval()
     if form.startswith("fast"):
-        model = faster(network, multiple=run.multiple).eval()
+        model = faster(model, multiple=run.multiple).eval()
     if form == "fast, compiled":
         model.compile(dynamic=False, backend=run.backend)
+        model = FixedBatch(model, at_once)
+    return model
+
+
+def window(run: Run, arch: str, form: str, at_once: int) -> None:
+    model = predicting(run, arch, form, at_once)
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    look = window_of(run, model, at_once)
+    look()
+    run.wait()
+    first = time.perf_counter() - began
+    if run.only_compile:
+        return
+
+    look()
+    ms = run.milliseconds_in_a_row(look, run.steps)
+    scan_seconds = 27 * len(FLIPS) * 5 * ms / at_once / 1000
+    run.row(
+        f"{arch}, {form}",
+        at_once,
+        f"{ms:.1f}",
+        f"{ms / at_once:.1f}",
+        f"{first:.1f}",
+        f"{run.peak_gib():.1f}",
+        f"{scan_seconds:.1f}",
+    )
+
+
+def window_of(run: Run, model, at_once: int):
+    """A function that has the model look at so many windows, up to the softmax."""
     generator = torch.Generator().manual_seed(SEED)
     image = torch.randn(at_once, 1, *run.recipe.patch, generator=generator).to(run.device)
 
@@ -464,54 +567,93 @@ def window(run: Run, arch: str, form: str, at_once: int) -> None:
             logits = model(image)
         return logits.float().softmax(dim=1)
 
-    if run.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    look()
-    run.wait()
-    first = time.perf_counter() - began
-    look()
-    ms = run.milliseconds_in_a_row(look, run.steps)
-    scan = 27 * 8 * 5 * ms / at_once / 1000
-    run.say(
-        f"| {arch}, {form} | {at_once} | {ms:.1f} | {ms / at_once:.1f} | {first:.1f} | "
-        f"{run.peak_gib():.1f} | {scan:.1f} |"
+    return look
+
+
+def scans_header(run: Run) -> None:
+    run.table(
+        "",
+        "### A whole scan: five networks, eight mirror images",
+        "",
+        "bfloat16, by minikits.prediction, the networks on the device; 512x512 voxels a slice, of "
+        "the data set's median shape once resampled. Network: so many windows in a row, as above, "
+        "of the time of all windows. The first scan, which compiles and searches, is not counted.",
+        "",
+        "| scan | at once | preparing, s | windows, s | of it network | labels, s | GiB |",
+        "|---|---|---|---|---|---|---|",
     )
 
 
-def scan(run: Run, arch: str, form: str) -> None:
-    """A whole median scan through minikits.prediction, of one network with eight mirror images."""
-    from minikits.prediction import predict_probabilities
+def scan(run: Run, arch: str, form: str, at_once: int) -> None:
+    volume = median_scan(run)
+    models = [predicting(run, arch, form, at_once) for _ in range(5)]
+    options = {"device": run.device, "precision": torch.bfloat16, "at_once": at_once}
+    patch_of_zeros = torch.zeros(run.recipe.patch)
+    predict_probabilities(models[:1], patch_of_zeros, run.recipe, **options)
+    look = window_of(run, models[0], at_once)
+    look()
+    ms = run.milliseconds_in_a_row(look, run.steps)
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
 
-    shape = (8, 24, 16) if run.tiny else (128, 248, 248)
-    image = torch.randn(shape, generator=torch.Generator().manual_seed(SEED))
-    network = run.network(arch).eval()
-    if form.startswith("fast"):
-        network = faster(network, multiple=run.multiple).eval()
-    options = {"device": run.device, "precision": torch.bfloat16}
-    small = image[tuple(slice(side) for side in run.recipe.patch)]
-    predict_probabilities([network], small, run.recipe, **options)
-
-    run.wait()
     began = time.perf_counter()
-    predict_probabilities([network], image, run.recipe, **options)
+    image = prepare_image(volume, run.recipe)
+    prepared = time.perf_counter()
+    told = []
+    probabilities = predict_probabilities(
+        models, image, run.recipe, **options, on_window=lambda done, of: told.append(done)
+    )
     run.wait()
-    seconds = time.perf_counter() - began
-    run.say(f"| {arch}, {form}: a scan of one network | | | | | | {seconds:.2f} measured |")
+    predicted = time.perf_counter()
+    labels_on_native_grid(probabilities, volume)
+    ended = time.perf_counter()
+
+    seconds = predicted - prepared
+    share = len(told) * ms / 1000 / seconds
+    run.row(
+        f"{arch}, {form}",
+        at_once,
+        f"{prepared - began:.2f}",
+        f"{seconds:.2f}",
+        f"{share:.0%}",
+        f"{ended - predicted:.2f}",
+        f"{run.peak_gib():.1f}",
+    )
+
+
+def median_scan(run: Run):
+    """A scan of noise, whose shape on the networks' grid is the data set's median, 128x248x248."""
+    shape, spacing_mm = (128, 512, 512), (3.22, 0.785, 0.785)
+    if run.tiny:
+        shape, spacing_mm = (10, 30, 20), run.recipe.spacing_mm
+    voxels = np.random.default_rng(SEED).integers(-400, 500, shape).astype(np.int16)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scan.nii"
+        write_image(path, voxels, spacing_mm)
+        return read_volume(path)
 
 
 # --- numbers --------------------------------------------------------------------------------------
 
 
 def numbers_header(run: Run) -> None:
-    run.say("", "## Numbers", "", "| what | found |", "|---|---|")
+    run.table("", "### Numbers", "", "| what | found |", "|---|---|")
 
 
 def bfloat16(run: Run) -> None:
-    began = time.perf_counter()
-    check_bfloat16(run.device)
-    milliseconds = 1000 * (time.perf_counter() - began)
-    run.say(f"| bfloat16 convolutions are right | yes; {milliseconds:.0f} ms to know |")
+    """The check of bfloat16 at the start of a run, with what cuDNN's search takes of it."""
+    seconds = []
+    for search in (True, True, False):
+        torch.backends.cudnn.benchmark = search
+        began = time.perf_counter()
+        check_bfloat16(run.device)
+        seconds.append(time.perf_counter() - began)
+    torch.backends.cudnn.benchmark = True
+    first, again, without = (1000 * each for each in seconds)
+    run.row(
+        "bfloat16 convolutions are right",
+        f"yes; {first:.0f} ms to know, {again:.0f} again, {without:.0f} again without a search",
+    )
 
 
 def float32(run: Run) -> None:
@@ -536,18 +678,21 @@ def float32(run: Run) -> None:
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     loose_error, loose_cost = error(), cost()
     exact_float32()
-    run.say(
-        f"| a float32 convolution beside float64, relative | {plain_error:.1e} in "
-        f"{plain_cost:.2f} ms (with TF32 {loose_error:.1e} in {loose_cost:.2f} ms) |"
+    x, weight = x.bfloat16(), weight.bfloat16()
+    short_error, short_cost = error(), cost()
+    run.row(
+        "a float32 convolution beside float64, relative",
+        f"{plain_error:.1e} in {plain_cost:.2f} ms (with TF32 {loose_error:.1e} in "
+        f"{loose_cost:.2f} ms, in bfloat16 {short_error:.1e} in {short_cost:.2f} ms)",
     )
 
 
-def same_bits(run: Run, deterministic: bool) -> None:
-    """Ten steps of two fresh networks, in bfloat16."""
+def same_bits(run: Run, *, deterministic: bool, compiled: bool) -> None:
+    """Ten steps of two fresh networks, in bfloat16; deterministic: as train.py has it."""
     recipe = run.recipe if run.tiny else replace(PAPER, patch=(48, 96, 96), stage_strides=())
     image, target = run.batch(recipe)
-    torch.backends.cudnn.deterministic = deterministic
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic:
+        repeat_to_the_bit()
     said = set()
     try:
         weights = []
@@ -556,10 +701,14 @@ def same_bits(run: Run, deterministic: bool) -> None:
             for _ in range(2):
                 network = run.network("residual", recipe)
                 optimizer = sgd(network, recipe)
+                model = network
+                if compiled:
+                    model = faster(network, multiple=run.multiple)
+                    model.compile(dynamic=False, backend=run.backend)
 
-                def step(network=network, optimizer=optimizer):
+                def step(model=model, optimizer=optimizer):
                     precision = torch.bfloat16
-                    training_step(network, image, target, optimizer, recipe, precision=precision)
+                    training_step(model, image, target, optimizer, recipe, precision=precision)
 
                 for _ in range(10):
                     step()
@@ -570,13 +719,16 @@ def same_bits(run: Run, deterministic: bool) -> None:
             if "deterministic" in str(each.message):
                 said.add(str(each.message).split(" does not")[0].strip())
     finally:
+        torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.deterministic = False
         torch.use_deterministic_algorithms(False)
     difference = (weights[0] - weights[1]).abs().max().item()
     answer = "the same bits" if difference == 0 else f"differ by up to {difference:.1e}"
-    name = "deterministic algorithms" if deterministic else "as it is"
+    name = "fast, compiled" if compiled else "as it is"
+    if deterministic:
+        name += ", --deterministic"
     without = f"; none for {', '.join(sorted(said))}" if said else ""
-    run.say(f"| ten steps twice, {name} | {answer}; {cost:.1f} ms a step{without} |")
+    run.row(f"ten steps twice, {name}", f"{answer}; {cost:.1f} ms a step{without}")
 
 
 def cpu_beside_gpu(run: Run) -> None:
@@ -598,20 +750,15 @@ def cpu_beside_gpu(run: Run) -> None:
     largest = weights["cpu"].abs().max()
     difference = ((weights["cpu"] - weights[run.device.type]).abs().max() / largest).item()
     said = ", ".join(f"{name} {value:.6f}" for name, value in losses.items())
-    run.say(f"| twenty float32 steps on both: loss; weights | {said}; {difference:.1e} relative |")
+    run.row("twenty float32 steps on both: loss; weights", f"{said}; {difference:.1e} relative")
 
 
 def fewer_algorithms(run: Run) -> None:
-    """What cudnn's search costs and gains: the fast form with 3 candidates instead of 10."""
+    """What cudnn's search costs and gains: a step with 3 candidates instead of 10."""
     before = torch.backends.cudnn.benchmark_limit
     torch.backends.cudnn.benchmark_limit = 3
     try:
-        our_step(run, "plain", "fast, eager")
-        name = "plain, fast, eager"
-        run.losses.pop(name)
-        run.say(
-            f"| (the row above, again: {name} with cudnn's search bounded to 3, not {before}) |"
-        )
+        our_step(run, "plain", "fast, eager, of 3 algorithms")
     finally:
         torch.backends.cudnn.benchmark_limit = before
 
@@ -632,10 +779,10 @@ def versions(run: Run) -> list[str]:
     except ImportError:
         peer = "nnunetv2 not installed"
     return [
-        "# On a GPU",
+        f"## {card}, {time.strftime('%Y-%m-%d')}",
         "",
-        f"{card}, {os.cpu_count()} CPU cores; Python {platform.python_version()}, torch "
-        f"{torch.__version__}, cuDNN {cudnn}, {peer}; {time.strftime('%Y-%m-%d')}; "
+        f"{os.cpu_count()} CPU cores; Python {platform.python_version()}, torch "
+        f"{torch.__version__}, cuDNN {cudnn}, {peer}; "
         f"`{' '.join(['python', 'benchmarks/gpu.py', *sys.argv[1:]])}`.",
     ]
 
@@ -644,6 +791,7 @@ def main() -> None:
     options = parse_arguments()
     run = Run(options)
     torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.recompile_limit = 64  # each network in each form, not the few of a run
     exact_float32()
     run.say(*versions(run))
     if not options.tiny:
@@ -651,64 +799,111 @@ def main() -> None:
         timer.daemon = True
         timer.start()
 
-    for name, estimate, work, *given in stages(options.only, options.tiny):
+    chosen = stages(options.only, options.tiny)
+    if run.device.type == "cuda" and not options.only_compile:
+        compile_all(options, compiled_stages(chosen))
+    for name, estimate, work, *given in chosen:
         if name:
             run.stage(name, 0 if options.tiny else estimate, work, *given)
         else:
             work(run)
-    run.say("", f"{time.monotonic() - run.began:.0f} s in all; failed: {run.failed or 'none'}.")
+
+    took = time.monotonic() - run.began
+    run.say(
+        "",
+        f"{took:.0f} s in all; not reached, so not measured: {'; '.join(run.not_reached) or 'none'}; "
+        f"failed: {'; '.join(run.failed) or 'none'}.",
+    )
     sys.exit(1 if run.failed else 0)
 
 
+def compiled_stages(chosen: list[tuple]) -> list[str]:
+    """The names of the stages that compile a network which no other stage has compiled."""
+    names = []
+    for name, _, work, *_ in chosen:
+        peer = work is nnunet_step
+        if peer or (work in (our_step, window) and "compiled" in name):
+            names.append(name)
+    return names
+
+
+def compile_all(options: argparse.Namespace, names: list[str]) -> None:
+    """Does the first step of each of these stages, all at once, in processes of their own, within a
+    minute and a half. What fails there fails again in its turn, and is told then."""
+    command = [sys.executable, __file__, "--device", options.device, "--only-compile"]
+    started = []
+    for name in names:
+        process = subprocess.Popen(
+            [*command, "--only", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        started.append(process)
+
+    until = time.monotonic() + 90
+    for process in started:
+        try:
+            process.wait(max(0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    print(f"<!-- compiled {len(names)} networks -->", flush=True)
+
+
 def stages(only: list[str], tiny: bool) -> list[tuple]:
-    """(name, estimated seconds, function, what else it is given), in the order of importance; the
-    names that hold one of the words of `only`, and the headings, which have none. Tiny: one network
-    is compiled, the others would take as long again."""
+    """(name, estimated seconds, function, what else it is given): what no run has measured yet comes
+    first, then what this has to be compared with. Of them those whose names hold one of the words of
+    `only`; headings have no names. Tiny: one network is compiled, the others would take as long
+    again."""
     listed = [
         ("", 0, steps_header),
-        ("plain, as it is", 20, our_step, "plain", "as it is"),
-        ("plain, fast, compiled", 65, our_step, "plain", "fast, compiled"),
-        ("residual, as it is", 12, our_step, "residual", "as it is"),
-        ("residual, fast, compiled", 65, our_step, "residual", "fast, compiled"),
-        ("nnU-Net v2 plain", 60, nnunet_step, "plain"),
-        ("preactivation, as it is", 12, our_step, "preactivation", "as it is"),
-        ("preactivation, fast, compiled", 65, our_step, "preactivation", "fast, compiled"),
+        ("plain, fast, compiled", 30, our_step, "plain", "fast, compiled"),
+        ("nnU-Net v2 plain", 30, nnunet_step, "plain"),
+        ("residual, fast, compiled", 30, our_step, "residual", "fast, compiled"),
+        ("nnU-Net v2 residual", 30, nnunet_step, "residual"),
+        ("preactivation, fast, compiled", 30, our_step, "preactivation", "fast, compiled"),
         ("", 0, epochs_header),
+        ("epoch, preactivation", 8, epoch, "preactivation"),
         ("epoch, plain", 8, epoch, "plain"),
         ("epoch, residual", 8, epoch, "residual"),
+        ("", 0, windows_header),
+        ("window, fast, compiled, 4", 20, window, "residual", "fast, compiled", 4),
+        ("window, as it is, 4", 4, window, "residual", "as it is", 4),
+        ("window, as it is, 8", 4, window, "residual", "as it is", 8),
+        ("", 0, scans_header),
+        ("scan, fast, compiled", 20, scan, "residual", "fast, compiled", 4),
+        ("scan, as it is", 25, scan, "residual", "as it is", 4),
+        ("", 0, numbers_header),
+        ("bfloat16", 2, bfloat16),
+        ("float32", 3, float32),
+        ("same bits, deterministic", 8, partial(same_bits, deterministic=True, compiled=False)),
+        ("", 0, steps_header),
+        ("plain, as it is", 20, our_step, "plain", "as it is"),
+        ("residual, as it is", 12, our_step, "residual", "as it is"),
+        ("preactivation, as it is", 12, our_step, "preactivation", "as it is"),
+        ("plain, float32", 20, our_step, "plain", "float32"),
+        ("plain, tf32", 20, our_step, "plain", "tf32"),
         ("draws", 3, draws),
         ("", 0, numbers_header),
-        ("bfloat16", 1, bfloat16),
-        ("float32", 3, float32),
         ("CPU beside GPU", 8, cpu_beside_gpu),
-        ("same bits", 8, same_bits, False),
-        ("same bits, deterministic", 8, same_bits, True),
-        ("", 0, windows_header),
-        ("window, as it is, 4", 5, window, "residual", "as it is", 4),
-        ("window, fast, eager, 4", 5, window, "residual", "fast, eager", 4),
-        ("window, fast, compiled, 4", 30, window, "residual", "fast, compiled", 4),
-        ("window, as it is, 2", 4, window, "residual", "as it is", 2),
-        ("window, as it is, 1", 4, window, "residual", "as it is", 1),
-        ("window, fast, eager, 2", 4, window, "residual", "fast, eager", 2),
-        ("window, fast, eager, 1", 4, window, "residual", "fast, eager", 1),
-        ("scan, as it is", 8, scan, "residual", "as it is"),
+        ("same bits", 8, partial(same_bits, deterministic=False, compiled=False)),
+        ("same bits, compiled", 40, partial(same_bits, deterministic=True, compiled=True)),
         ("", 0, steps_header),
-        ("nnU-Net v2 residual", 90, nnunet_step, "residual"),
         ("plain, fast, eager", 20, our_step, "plain", "fast, eager"),
+        ("fewer algorithms", 15, fewer_algorithms),
         ("residual, fast, eager", 15, our_step, "residual", "fast, eager"),
         ("plain, channels last", 20, our_step, "plain", "channels last"),
-        ("forms compared", 30, forms_compared),
-        ("fewer algorithms", 15, fewer_algorithms),
         ("residual, channels last", 12, our_step, "residual", "channels last"),
         ("", 0, windows_header),
-        ("scan, fast, eager", 8, scan, "residual", "fast, eager"),
-        ("window, fast, compiled, 2", 30, window, "residual", "fast, compiled", 2),
+        ("window, fast, eager, 4", 5, window, "residual", "fast, eager", 4),
+        ("window, as it is, 2", 4, window, "residual", "as it is", 2),
+        ("window, as it is, 1", 4, window, "residual", "as it is", 1),
+        ("window, fast, compiled, 8", 40, window, "residual", "fast, compiled", 8),
+        ("forms compared", 30, forms_compared),
     ]
     chosen = []
     for stage in listed:
         name = stage[0]
         wanted = not only or not name or any(word in name for word in only)
-        slow = tiny and "compiled" in name and "plain" not in name
+        slow = tiny and "compiled" in name and "plain" not in name and "scan" not in name
         if wanted and not slow:
             chosen.append(stage)
     return chosen
@@ -727,7 +922,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=350, help="that it may take")
     parser.add_argument("--only", nargs="+", default=[], help="stages whose names hold a word")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the tables go")
-    return parser.parse_args()
+    parser.add_argument(
+        "--only-compile", action="store_true", help="the first step of each stage, no table"
+    )
+    options = parser.parse_args()
+    if options.only_compile:
+        options.out = None
+    return options
 
 
 if __name__ == "__main__":
