@@ -18,15 +18,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from minikits.anatomy import (
+    FAT_HU,
+    WATER_HU,
+    Part,
+    bent,
+    draw_bends,
+    draw_body,
+    paint,
+    paint_body,
+)
 from minikits.cases import Found, look_for_cases
 from minikits.files import forgiving_output, typed_path, typed_spacing
 from minikits.nifti import read_labels, write_image
 
-AIR_HU = -1000
-FAT_HU = -102
-MUSCLE_HU = 65
-BONE_HU = 330
 CASES_OF_A_SEED = 1000  # the names of the next seed's begin there
+
+SLAB = 16  # slices that are painted at a time, so that memory does not grow with their number
 
 Case = tuple[np.ndarray, np.ndarray, tuple[float, float, float]]
 
@@ -48,30 +56,38 @@ def make_case(
     (0, 1, 2) and their spacing, the body is built around them; they come back as given.
     """
     random = np.random.default_rng(seed)
+    size_mm = random.uniform((98, 138), (122, 172))  # half of the body: front to back, side to side
     if labels is None:
         spacing_mm = spacing_mm or _draw_spacing(random)
-        shape = shape or _draw_shape(random, spacing_mm)
-        labels = _draw_labels(random, shape, spacing_mm)
+        shape = shape or _draw_shape(random, spacing_mm, size_mm)
+        first, last = np.zeros(3), np.array(shape) - 1
+    else:
+        shape = labels.shape
+        first, last = _ends_of(labels)
     assert spacing_mm is not None
 
-    first, last = _ends_of(labels)
     middle = (first + last) / 2
-    reach_mm = (last - first) / 2 * spacing_mm
-    places = []
-    for size, center, step in zip(labels.shape, middle, spacing_mm):
-        places.append((np.arange(size) - center) * step)
+    axes = []
+    for size, center, step in zip(shape, middle, spacing_mm):
+        axes.append(((np.arange(size) - center) * step).astype(np.float32))
+    bends = draw_bends(random, axes)
+    if labels is None:
+        labels = _draw_labels(random, axes, bends)
+    else:
+        reach_mm = (last - first)[1:] / 2 * spacing_mm[1:]
+        size_mm = np.maximum(size_mm, reach_mm + (50, 45))
 
     cortex_hu = random.uniform(140, 215)  # blood, liver, spleen and bowel come close to it
-    image = np.full(labels.shape, FAT_HU, dtype=np.int16)
-    _paint_body(random, image, places, reach_mm, cortex_hu)
+    body = draw_body(random, axes, bends, size_mm, _middles_of(labels, axes), cortex_hu)
+    noise_sd = random.uniform(10, 24)
 
-    margin = 8  # voxels of fat around the kidneys
-    box = tuple(slice(max(a - margin, 0), b + margin + 1) for a, b in zip(first, last))
-    _paint_kidneys(random, image[box], labels[box], spacing_mm, cortex_hu)
-
-    noise_sd = random.uniform(30, 72)  # the mean of 3 x 3 leaves a third of it
-    for plane in image:
-        plane[:] = _as_scanned(random, plane, noise_sd)
+    image = np.empty(shape, dtype=np.int16)
+    slabs = [slice(start, start + SLAB) for start in range(0, len(image), SLAB)]
+    for slab in slabs:
+        image[slab] = paint_body(body, [axes[0][slab], axes[1], axes[2]])
+    _paint_kidneys(random, image, labels, spacing_mm, cortex_hu)
+    for slab in slabs:
+        image[slab] = _as_scanned(random, image[slab], noise_sd)
 
     z, y, x = spacing_mm
     return image, labels, (z, y, x)
@@ -83,9 +99,12 @@ def _draw_spacing(random):
     return thickness, in_plane, in_plane
 
 
-def _draw_shape(random, spacing_mm):
-    size_mm = (random.uniform(200, 300), 360, 400)
-    return [int(mm / step) for mm, step in zip(size_mm, spacing_mm)]
+def _draw_shape(random, spacing_mm, size_mm):
+    """The field of view: the body, the board that it lies on, and some air."""
+    depth_mm, width_mm = size_mm
+    height_mm = random.uniform(200, 300)
+    seen_mm = (height_mm, 2 * depth_mm + 55, 2 * width_mm + random.uniform(16, 40))
+    return [int(mm / step) for mm, step in zip(seen_mm, spacing_mm)]
 
 
 def _ends_of(labels):
@@ -96,107 +115,88 @@ def _ends_of(labels):
     return found.min(axis=0), found.max(axis=0)
 
 
-def _as_scanned(random, plane, noise_sd):
-    """(Y, X) HU with noise. Edges are blurred in the plane, and noise is correlated there."""
-    noisy = torch.from_numpy(random.normal(plane, noise_sd))[None]
-    blurred = F.avg_pool2d(noisy, 3, 1, padding=1, count_include_pad=False)[0]
-    return blurred.round().clamp(-1024).numpy()
+def _middles_of(labels, axes):
+    """The middle (z, y, x) in mm of what is labelled right and left of the spine; of nothing none."""
+    found = np.argwhere(labels)
+    places = np.stack([axis[indices] for axis, indices in zip(axes, found.T)], axis=1)
+    middles = []
+    for side in (-1, 1):
+        of_side = places[places[:, 2] * side > 0]
+        if len(of_side):
+            middles.append(of_side.mean(axis=0))
+    return middles
 
 
-# --- its parts ------------------------------------------------------------------------------------
+def _as_scanned(random, hu, noise_sd):
+    """(Z, Y, X) HU with edges as wide as a detector's pixel, and noise as filtered backprojection
+    gives it: in each slice its spectrum is a ramp, up to where the kernel rolls off."""
+    hu = torch.from_numpy(hu).float()
+    blurred = F.avg_pool2d(hu, 3, 1, padding=1, count_include_pad=False)
+    hu = (hu + blurred) / 2
+
+    height, width = hu.shape[1:]
+    frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width))
+    ramp = frequency * torch.exp(-((frequency / 0.3) ** 2))
+    white = torch.from_numpy(random.standard_normal(hu.shape, dtype=np.float32))
+    noise = torch.fft.irfft2(torch.fft.rfft2(white) * ramp, (height, width))
+    noise = noise_sd / noise.std() * noise
+    return (hu + noise).round().clamp(-1024, 3000).numpy()
 
 
-def _paint(volume, places, ellipsoids):
-    """Ellipsoids (centre, radii, value), one over the other, into an array (Z, Y, X) in place."""
-    for centre, radii, value in ellipsoids:
-        box, squared = [], []
-        for mm, c, r in zip(places, centre, radii):
-            start, stop = np.searchsorted(mm, [c - r, c + r])
-            box.append(slice(start, stop))
-            squared.append(((mm[start:stop] - c) / r) ** 2)
-
-        inside = sum(np.ix_(*squared)) < 1
-        volume[tuple(box)][inside] = value
+# --- kidneys --------------------------------------------------------------------------------------
 
 
-def _draw_labels(random, shape, spacing_mm):
+def _draw_labels(random, axes, bends):
     """Two kidneys and 0 to 2 tumors: uint8 (Z, Y, X)."""
-    labels = np.zeros(shape, dtype=np.uint8)
-    places = [(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing_mm)]
+    places = bent(axes, bends)
+    labels = np.zeros(places.z.shape, dtype=np.uint8)
     sides = random.permutation([-1, 1])
     bearers = sides[: random.choice([0, 1, 2], p=[0.05, 0.8, 0.15])]
     for side in (-1, 1):
-        lower = (8 * side, 0, 0)  # the right one lies lower
-        centre = random.uniform((-15, -11, 56), (15, 11, 70)) - lower
-        radii = random.uniform((30, 24, 24), (36, 29, 30))
-
+        centre = random.uniform((-15, -11, 54), (15, 11, 68)) + (-8 * side, 0, 0)
+        radii = random.uniform((30, 23, 23), (36, 28, 29))
         parts = _kidney(random, centre, radii)
         if side in bearers:
             parts += _tumor(random, centre, radii)
-        _paint(labels[:, :, ::side], places, parts)  # the right half, mirrored
+        for (z, y, x), part_radii, value in parts:
+            paint(labels, places, [Part((z, y, x * side), part_radii, value)])
     return labels
 
 
 def _kidney(random, centre, radii):
-    """Three ellipsoids from the upper pole, which is nearer to the spine, to the lower; and the
-    sinus, which is none of it."""
-    poles = np.outer((-1, 0, 1), (22, 0, random.uniform(3, 8))) + centre
+    """Ellipsoids (centre, radii, 1) from the upper pole, which is nearer to the spine, to the
+    lower, and some of 0 for the sinus, which is none of it."""
     parts = []
-    for pole in poles:
-        parts.append((pole, radii * random.uniform(0.85, 1.05, size=3), 1))
-    sinus = (centre - (0, 0, 0.75 * radii[2]), radii * (0.75, 0.4, 0.75), 0)
-    return [*parts, sinus]
+    for share in np.linspace(-1, 1, 5):
+        pole = centre + (share * 26, -2 * share, 5 * share - 6 * share**2)
+        size = radii * (0.8, 1, 1) * (1 - 0.18 * share**2) * random.uniform(0.92, 1.06, size=3)
+        parts.append((pole, size, 1))
 
-
-def _tumor(random, centre, radii):
-    """Three ellipsoids about a spot in or near the kidney."""
-    spot = centre + radii * random.uniform((-1.5, -0.7, 0.3), (1.5, 0.7, 1))
-    size = random.uniform(14, 26)
-    parts = []
-    for _ in range(3):
-        place = random.normal(spot, size / 4)
-        parts.append((place, random.uniform(0.8, 1.1, size=3) * size, 2))
+    hilum = centre - (0, 3, 0.78 * radii[2])
+    for _ in range(5):
+        place = hilum + random.uniform((-13, -3, -4), (13, 3, 9))
+        parts.append((place, random.uniform((5, 3.5, 6), (9, 6, 11)), 0))
     return parts
 
 
-def _paint_body(random, hu, places, reach_mm, cortex_hu):
-    """Everything but the kidneys, which reach so far from the middle, into fat, in place. (Z, Y, X)"""
-    bowel = []
-    for _ in range(24):
-        place = random.uniform((-60, -93, -105), (170, -13, 105))
-        radii = random.uniform(12, 30, size=3)
-        filling = random.choice([cortex_hu, 25, 95, -700]) + random.uniform(-30, 40)
-        bowel.append((place, radii, filling))
-
-    organs = [((-190, -17, x), (110, 80, 65), -850) for x in (-70, 70)]  # lungs
-    organs += [
-        ((-75, -38, -75), (95, 80, 75), cortex_hu - random.uniform(20, 70)),  # liver
-        ((-70, 2, 108), (50, 38, 26), cortex_hu - random.uniform(0, 45)),  # spleen
-        ((0, -8, -19), (900, 12, 12), cortex_hu + random.uniform(-30, 60)),  # vena cava
-        ((0, -8, 9), (900, 12, 12), cortex_hu + random.uniform(-30, 60)),  # aorta
-    ]
-    for x in (-37, 37):
-        organs.append(((60, 23, x), (200, 20, 24), MUSCLE_HU))  # psoas
-        organs.append(((60, 63, x), (200, 24, 24), MUSCLE_HU))  # back
-    for y, radius, value in [(25, 22, 220), (56, 13, BONE_HU), (55, 9, 30)]:  # spine and its canal
-        organs.append(((0, y, 0), (900, radius, radius), value))
-    _paint(hu, places, [*bowel, *organs])
-
-    z, y, x = np.ix_(*places)
-    least = np.add(reach_mm[1:], (50, 45))
-    depth, width = np.maximum(random.uniform((104, 145), (126, 180)), least)
-    radius = np.hypot((y + 17) / depth, x / width)[0]  # (Y, X); 1 is the skin
-    hu[:, radius > 0.8] = MUSCLE_HU
-    hu[:, radius > 0.87] = FAT_HU
-    hu[:, radius > 1] = AIR_HU
-
-    run_down_and_forward = np.mod(z + 0.35 * y, 30) < 9
-    ribs = run_down_and_forward & (z < 20) & (abs(radius - 0.845) < 0.025)
-    hu[ribs] = BONE_HU
+def _tumor(random, centre, radii):
+    """Ellipsoids (centre, radii, 2) about a spot in or near the kidney."""
+    spot = centre + radii * random.uniform((-1.5, -0.7, 0.3), (1.5, 0.7, 1))
+    size = random.uniform(12, 25)
+    parts = []
+    for _ in range(5):
+        place = random.normal(spot, size / 3)
+        parts.append((place, random.uniform(0.7, 1.05, size=3) * size, 2))
+    return parts
 
 
-def _paint_kidneys(random, hu, labels, spacing_mm, cortex_hu):
-    """Kidneys, the fat around them and tumors in the box around the labels, in place. (Z, Y, X)"""
+def _paint_kidneys(random, image, labels, spacing_mm, cortex_hu):
+    """Kidneys, the fat around them and tumors into the image (Z, Y, X), in place."""
+    first, last = _ends_of(labels)
+    margin = 8  # voxels
+    box = tuple(slice(max(a - margin, 0), b + margin + 1) for a, b in zip(first, last))
+    labels, hu = labels[box], image[box]
+
     z, y, x = (max(2, round(n * step / 8)) for n, step in zip(labels.shape, spacing_mm))
     cells = (z, y, x)  # of 8 mm
     means = F.adaptive_avg_pool3d(torch.from_numpy(labels > 0)[None].float(), cells)
@@ -204,11 +204,19 @@ def _paint_kidneys(random, hu, labels, spacing_mm, cortex_hu):
     smooth = F.interpolate(torch.stack([means, noise], 1), labels.shape, mode="trilinear")
     depth, grain = smooth[0].numpy()
 
+    outside = labels == 0
+    hu[outside & (depth > 0.2 + 0.12 * grain)] = FAT_HU  # thick here, a line there
+    sinus = outside & (depth > 0.5)
+    hu[sinus & (grain > 0.15)] = WATER_HU + 8
+    hu[sinus & (grain < -0.75)] = cortex_hu  # vessels
+
     kidney, tumor = labels == 1, labels == 2
-    medulla = (depth > 0.9) & (grain > -0.4)
-    hu[(labels == 0) & (depth > 0.1)] = FAT_HU
-    hu[kidney] = cortex_hu - random.uniform(35, 100) * medulla[kidney]
-    hu[tumor] = random.uniform(30, 95) + random.uniform(30, 60) * grain[tumor]
+    medulla = (depth > 0.9) & (grain > -0.3)
+    contrast = random.uniform(15, 95)
+    hu[kidney] = cortex_hu - contrast * medulla[kidney] + 5 * grain[kidney]
+
+    inner_hu = random.uniform(-15, 45)
+    hu[tumor] = random.uniform(35, 95) + inner_hu * (depth[tumor] > 0.95) + 35 * grain[tumor]
 
 
 # --- the command ----------------------------------------------------------------------------------
