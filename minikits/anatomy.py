@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+Point = Sequence[float] | np.ndarray  # z, y, x in mm
+
 AIR_HU = -1000
 LUNG_HU = -850
 GAS_HU = -900
@@ -76,8 +78,8 @@ def spline_weights(places: np.ndarray, cells: int) -> np.ndarray:
 class Part(NamedTuple):
     """An ellipsoid of one value. Anterior of gas_y it is gas, which rises in who lies on the back."""
 
-    centre: Sequence[float]
-    radii: Sequence[float]
+    centre: Point
+    radii: Point
     hu: float
     gas_y: float = -np.inf
 
@@ -137,22 +139,25 @@ def paint(
 
 def chain(
     random: np.random.Generator,
-    start: Sequence[float],
-    stop: Sequence[float],
+    way: tuple[Point, Point],
     radius: float,
+    hu: float,
     *,
     wander: float = 0,
     links: int = 0,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(centre, radii) of balls along a way from start to stop that strays by `wander` mm."""
-    start, stop = np.asarray(start, float), np.asarray(stop, float)
+) -> list[Part]:
+    """Balls along a way (start, stop) that strays by `wander` mm and arrives. links: how many; as
+    many as touch each other if 0."""
+    start, stop = np.array(way[0], float), np.array(way[1], float)
     links = links or int(np.linalg.norm(stop - start) / radius) + 2
-    straying = np.cumsum(random.standard_normal((links, 3)), axis=0) * wander / links**0.5
     along = np.linspace(0, 1, links)[:, None]
+    straying = np.cumsum(random.standard_normal((links, 3)), axis=0) * wander / links**0.5
     straying -= along * straying[-1]  # it arrives
+
     balls = []
     for centre in start + along * (stop - start) + straying:
-        balls.append((centre, radius * random.uniform(0.85, 1.15, size=3)))
+        radii = radius * random.uniform(0.85, 1.15, size=3)
+        balls.append(Part(centre, radii, hu))
     return balls
 
 
@@ -188,7 +193,7 @@ def draw_body(
     random: np.random.Generator,
     axes: Sequence[np.ndarray],
     bends: list[Field],
-    size_mm: Sequence[float],
+    size_mm: np.ndarray,
     kidneys: Sequence[np.ndarray],
     cortex_hu: float,
 ) -> Body:
@@ -212,107 +217,107 @@ def draw_body(
         uneven=draw_field(random, axes, 30),
         twigs=[draw_field(random, axes, 15) for _ in range(2)],
         grain=draw_field(random, axes, 5),
-        liver=_draw_liver(random, liver_hu),
+        liver=_draw_liver(random),
         organs=_draw_organs(random, cortex_hu, width_mm),
-        perirenal=[
-            Part(middle, random.uniform((42, 28, 31), (60, 38, 41)), FAT_HU) for middle in kidneys
-        ],
-        bowel=_draw_bowel(random, cortex_hu, size_mm),
+        perirenal=_draw_perirenal(random, kidneys),
+        bowel=_draw_bowel(random, cortex_hu, depth_mm, width_mm),
         muscles=_draw_muscles(random),
         vessels=_draw_vessels(random, vessel_hu, kidneys),
     )
 
 
-def _draw_liver(random, hu):
+def _draw_liver(random):
     lower = random.uniform(15, 60)  # the end of the right lobe
-    return [
-        Part((lower - 150, -28, -100), (150, 100, 92), hu),
-        Part((lower - 140, -75, -15), (95, 48, 82), hu),
-    ]
+    right = Part((lower - 150, -28, -100), (150, 100, 92), 1)
+    left = Part((lower - 140, -75, -15), (95, 48, 82), 1)
+    return [right, left]
+
+
+def _draw_perirenal(random, kidneys):
+    fat = []
+    for middle in kidneys:
+        radii = random.uniform((42, 28, 31), (60, 38, 41))
+        fat.append(Part(middle, radii, FAT_HU))
+    return fat
 
 
 def _draw_organs(random, cortex_hu, width_mm):
-    spleen = Part((-75, 12, width_mm - 48), (58, 45, 34), cortex_hu - random.uniform(0, 45))
+    spleen_hu = cortex_hu - random.uniform(0, 45)
+    spleen = Part((-75, 12, width_mm - 48), (58, 45, 34), spleen_hu)
     gallbladder = Part((5, -62, -62), random.uniform((16, 10, 10), (28, 16, 15)), WATER_HU)
+
+    stomach_mm = random.uniform((40, 28, 30), (55, 40, 42))
+    stomach = Part((-70, -62, 62), stomach_mm, random.uniform(70, 105))
     pancreas_hu = random.uniform(85, 125)
-    pancreas = chain(random, (0, -42, -35), (-32, -22, 72), 10, wander=8)
-    stomach = Part(
-        (-70, -62, 62), random.uniform((40, 28, 30), (55, 40, 42)), random.uniform(70, 105)
-    )
-    filling = _filled(random, stomach, cortex_hu)
-    return [spleen, gallbladder, stomach, filling, *(Part(*ball, pancreas_hu) for ball in pancreas)]
+    pancreas = chain(random, ((0, -42, -35), (-32, -22, 72)), 10, pancreas_hu, wander=8)
+    return [spleen, gallbladder, *pancreas, stomach, *_lumens(random, [stomach], cortex_hu)]
 
 
-def _filled(random, part, cortex_hu):
-    """What is inside a part of the bowel, its wall 3 mm thick: fluid, or contrast, and gas on it."""
-    radii = np.maximum(np.asarray(part.radii) - 3, 2)
-    content_hu = random.choice([WATER_HU, 40, cortex_hu, 260], p=[0.4, 0.25, 0.2, 0.15])
-    level = part.centre[1] + random.uniform(-1.6, 0.6) * radii[1]
-    return Part(part.centre, radii, content_hu + random.uniform(-8, 15), level)
-
-
-def _draw_bowel(random, cortex_hu, size_mm):
-    """Loops of small bowel and the colon around them: chains of balls, first walls, then lumens."""
-    depth_mm, width_mm = size_mm
+def _draw_bowel(random, cortex_hu, depth_mm, width_mm):
+    """Loops of small bowel and the colon around them."""
     front = BACK_Y_MM - depth_mm
     side = width_mm - 52
-    parts = []
-
+    loops = []
     for _ in range(36):
         start = random.uniform((-10, front + 40, -side), (190, -30, side))
         stop = start + random.uniform((-35, -25, -70), (35, 25, 70))
-        balls = chain(random, start, stop, random.uniform(8, 13), wander=22)
-        parts += _as_bowel(random, balls, cortex_hu)
+        loops.append(((start, stop), random.uniform(8, 13), 22))
 
-    ways = [
-        ((25, -8, -side - 8), (220, -25, -side), 20),  # ascending
-        ((-25, 8, side + 10), (220, 0, side), 16),  # descending
-        ((28, front + 42, -side + 15), (5, front + 42, side - 10), 19),  # transverse
+    width = random.uniform(0.8, 1.15)
+    loops += [
+        (((25, -8, -side - 8), (220, -25, -side)), 20 * width, 14),  # ascending
+        (((-25, 8, side + 10), (220, 0, side)), 16 * width, 14),  # descending
+        (((28, front + 42, 15 - side), (5, front + 42, side - 10)), 19 * width, 14),  # transverse
     ]
-    for start, stop, radius in ways:
-        balls = chain(random, start, stop, radius * random.uniform(0.8, 1.15), wander=14)
-        parts += _as_bowel(random, balls, cortex_hu)
+
+    parts = []
+    for way, radius, wander in loops:
+        walls = chain(random, way, radius, random.uniform(55, 115), wander=wander)
+        parts += walls + _lumens(random, walls, cortex_hu)
     return parts
 
 
-def _as_bowel(random, balls, cortex_hu):
-    wall_hu = random.uniform(55, 115)
-    walls = [Part(centre, radii, wall_hu) for centre, radii in balls]
-    contents = _filled(random, walls[len(walls) // 2], cortex_hu)
+def _lumens(random, walls, cortex_hu):
+    """What is inside parts of a loop, their walls 3 mm thick: fluid or contrast, and gas on it."""
+    filling = random.choice([WATER_HU, 40, cortex_hu, 260], p=[0.4, 0.25, 0.2, 0.15])
+    filling += random.uniform(-8, 15)
+    middle = walls[len(walls) // 2]
+    gas_y = middle.centre[1] + random.uniform(-1.6, 0.6) * middle.radii[1]
+
     lumens = []
     for wall in walls:
-        level = wall.centre[1] + (contents.gas_y - contents.centre[1])
-        lumens.append(Part(wall.centre, np.maximum(wall.radii - 3, 2), contents.hu, level))
-    return walls + lumens
+        radii = np.maximum(np.array(wall.radii) - 3, 2)
+        lumens.append(Part(wall.centre, radii, filling, gas_y))
+    return lumens
 
 
 def _draw_muscles(random):
     """Psoas, which grows downwards, quadratus lumborum, and the crura of the diaphragm."""
     parts = []
     for side in (-1, 1):
-        top, bottom = (-25, 24, 26 * side), (210, 2, 58 * side)
-        for share, (centre, _) in zip(
-            np.linspace(0.35, 1.3, 24), chain(random, top, bottom, 10, links=24)
-        ):
-            parts.append(Part(centre, (14, 20 * share, 19 * share), MUSCLE_HU))
+        way = ((-25, 24, 26 * side), (210, 2, 58 * side))
+        balls = chain(random, way, 10, MUSCLE_HU, links=24)
+        for ball, size in zip(balls, np.linspace(0.35, 1.3, 24)):
+            parts.append(ball._replace(radii=(14, 20 * size, 19 * size)))
         parts.append(Part((95, 46, 66 * side), (85, 12, 21), MUSCLE_HU))
         parts.append(Part((-60, 6, 15 * side), (75, 17, 5), MUSCLE_HU))
     return parts
 
 
 def _draw_vessels(random, hu, kidneys):
-    """Aorta and vena cava along the spine, an artery and a vein to each kidney, and some more."""
-    aorta = chain(random, (-400, -4, 8), (400, -4, 4), 10.5, wander=8, links=130)
-    cava = chain(random, (-400, -14, -24), (400, -4, -18), 11.5, wander=10, links=130)
-    cava = [(centre, radii * (1, 0.8, 1.1)) for centre, radii in cava]
-    twigs = []
+    """Aorta and vena cava along the spine, an artery and a vein to each kidney, and two more."""
+    aorta, cava = ((-400, -4, 8), (400, -4, 4)), ((-400, -14, -24), (400, -4, -18))
+    mesenteric, splenic = ((-20, -16, 6), (160, -40, 0)), ((-30, -30, -8), (-20, -30, 70))
+    vessels = chain(random, cava, 11, hu, wander=10, links=130)
+    vessels += chain(random, aorta, 10.5, hu, wander=8, links=130)
+    vessels += chain(random, mesenteric, 4, hu, wander=8, links=50)
+    vessels += chain(random, splenic, 4.5, hu, wander=8, links=40)
+
     for z, y, x in kidneys:
         hilum = (z, y - 4, x - 14 * np.sign(x))
-        twigs += chain(random, (z - 12, -12, 6), hilum, 3.5, wander=6, links=40)
-        twigs += chain(random, (z - 4, -18, -16), hilum, 5, wander=6, links=40)
-    twigs += chain(random, (-20, -16, 6), (160, -40, 0), 4, wander=8, links=50)  # mesenteric
-    twigs += chain(random, (-30, -30, -8), (-20, -30, 70), 4.5, wander=8, links=40)  # splenic
-    return [Part(*ball, hu) for ball in [*cava, *aorta, *twigs]]
+        vessels += chain(random, ((z - 12, -12, 6), hilum), 3.5, hu, wander=6, links=40)  # artery
+        vessels += chain(random, ((z - 4, -18, -16), hilum), 5, hu, wander=6, links=40)  # vein
+    return vessels
 
 
 # --- painting it ----------------------------------------------------------------------------------
@@ -320,7 +325,7 @@ def _draw_vessels(random, hu, kidneys):
 
 def paint_body(body: Body, axes: Sequence[np.ndarray]) -> np.ndarray:
     """The body without its kidneys in a slab, whose voxels lie at axes: (Z, Y, X) float32 in HU."""
-    flat = _skin(body, *np.ix_([0], axes[1], axes[2]))
+    flat = _skin(body, *np.ix_(np.zeros(1, np.float32), axes[1], axes[2]))
     stiff = np.clip(4 * (flat - 0.75), 0, 1)  # near the skin nothing bends
     places = bent(axes, body.bends, stiff)
     radius = _skin(body, places.z, places.y, places.x)
@@ -350,7 +355,8 @@ def paint_body(body: Body, axes: Sequence[np.ndarray]) -> np.ndarray:
 def _skin(body, z, y, x):
     """How far from the middle, in parts of the way to the skin: 1 there, more in the air."""
     swell = 1 + 0.03 * np.sin(z / 70 + body.rib_phase_mm)
-    back_mm, front_mm = np.float32((0.93 * body.depth_mm, 1.03 * body.depth_mm))  # the back is flat
+    back_mm = np.float32(0.93 * body.depth_mm)  # the back is flatter
+    front_mm = np.float32(1.03 * body.depth_mm)
     y = y - BACK_Y_MM
     along_y = (y / np.where(y > 0, back_mm, front_mm)) ** 2
     along_x = (x / body.width_mm) ** 2
@@ -397,11 +403,10 @@ def _paint_layers(hu, body, places, radius, uneven, grain):
 
 
 def _paint_liver(hu, body, places, cavity, twigs):
-    empty = np.zeros(hu.shape, dtype=np.float32)
-    paint(empty, places, body.liver, where=cavity)
-    liver = empty != 0
+    liver = np.zeros(hu.shape, dtype=bool)
+    paint(liver, places, body.liver, where=cavity)
     hu[liver] = body.liver_hu
-    hu[liver & twigs] = body.liver_hu + 0.5 * (body.vessel_hu - body.liver_hu) + 15
+    hu[liver & twigs] = (body.liver_hu + body.vessel_hu) / 2 + 15
 
 
 def _paint_lungs(hu, body, places, cavity, twigs):

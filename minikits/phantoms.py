@@ -56,7 +56,7 @@ def make_case(
     (0, 1, 2) and their spacing, the body is built around them; they come back as given.
     """
     random = np.random.default_rng(seed)
-    size_mm = random.uniform((98, 138), (122, 172))  # half of the body: front to back, side to side
+    size_mm = random.uniform((98, 138), (122, 172))  # half its depth and width
     if labels is None:
         spacing_mm = spacing_mm or _draw_spacing(random)
         shape = shape or _draw_shape(random, spacing_mm, size_mm)
@@ -75,7 +75,7 @@ def make_case(
         labels = _draw_labels(random, axes, bends)
     else:
         reach_mm = (last - first)[1:] / 2 * spacing_mm[1:]
-        size_mm = np.maximum(size_mm, reach_mm + (50, 45))
+        size_mm = np.maximum(size_mm, np.add(reach_mm, (50, 45)))
 
     cortex_hu = random.uniform(140, 215)  # blood, liver, spleen and bowel come close to it
     body = draw_body(random, axes, bends, size_mm, _middles_of(labels, axes), cortex_hu)
@@ -153,7 +153,8 @@ def _draw_labels(random, axes, bends):
     sides = random.permutation([-1, 1])
     bearers = sides[: random.choice([0, 1, 2], p=[0.05, 0.8, 0.15])]
     for side in (-1, 1):
-        centre = random.uniform((-15, -11, 54), (15, 11, 68)) + (-8 * side, 0, 0)
+        centre = random.uniform((-15, -11, 54), (15, 11, 68))
+        centre[0] -= 8 * side  # the right one lies lower
         radii = random.uniform((30, 23, 23), (36, 28, 29))
         parts = _kidney(random, centre, radii)
         if side in bearers:
@@ -168,7 +169,8 @@ def _kidney(random, centre, radii):
     lower, and some of 0 for the sinus, which is none of it."""
     parts = []
     for share in np.linspace(-1, 1, 5):
-        pole = centre + (share * 26, -2 * share, 5 * share - 6 * share**2)
+        to_pole = (26 * share, -2 * share, 5 * share - 6 * share**2)
+        pole = centre + np.array(to_pole)
         size = radii * (0.8, 1, 1) * (1 - 0.18 * share**2) * random.uniform(0.92, 1.06, size=3)
         parts.append((pole, size, 1))
 
@@ -205,7 +207,7 @@ def _paint_kidneys(random, image, labels, spacing_mm, cortex_hu):
     depth, grain = smooth[0].numpy()
 
     outside = labels == 0
-    hu[outside & (depth > 0.2 + 0.12 * grain)] = FAT_HU  # thick here, a line there
+    hu[outside & (depth > 0.4 + 0.3 * grain)] = FAT_HU  # thick here, a line or nothing there
     sinus = outside & (depth > 0.5)
     hu[sinus & (grain > 0.15)] = WATER_HU + 8
     hu[sinus & (grain < -0.75)] = cortex_hu  # vessels

@@ -163,9 +163,9 @@ def test_nothing_bends_by_more_than_twelve_mm_nor_where_it_is_stiff():
 
 
 def test_a_chain_leads_from_its_start_to_its_stop_without_a_gap():
-    balls = chain(np.random.default_rng(0), (0, 0, 0), (60, 20, -30), 6, wander=5)
+    balls = chain(np.random.default_rng(0), ((0, 0, 0), (60, 20, -30)), 6, 40, wander=5)
 
-    centres = np.array([centre for centre, _ in balls])
+    centres = np.array([ball.centre for ball in balls])
     gaps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
     assert np.abs(centres[0]).max() < 6
     assert centres[-1] == pytest.approx([60, 20, -30])

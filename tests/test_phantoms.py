@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import run_script
 
-from minikits import phantoms
+from minikits import anatomy, phantoms
+from minikits.anatomy import bent
 from minikits.nifti import read_labels, read_volume, write_image
 from minikits.phantoms import make_case
 
@@ -57,6 +58,51 @@ def test_kidneys_tumors_and_hounsfield_units_are_plausible(cases):
 def test_no_threshold_solves_them(cases):
     scores = np.array([best_threshold_dice(image, labels) for image, labels, _ in cases])
     assert (scores[:, 0] < 0.6).all() and (scores[:, 1] < 0.3).all()
+
+
+def test_an_edge_is_as_wide_as_a_pixel_and_slices_do_not_mix():
+    """A step from 0 to 300 HU: half a voxel's own value, half the mean of 3 x 3 around it."""
+    step = np.zeros((2, 9, 8), np.int16)
+    step[0, :, 4:] = 300
+
+    image = phantoms._as_scanned(np.random.default_rng(0), step, noise_sd=0)
+
+    assert image[0, 4].tolist() == [0, 0, 0, 50, 250, 300, 300, 300]
+    assert not image[1].any()
+
+
+def test_noise_has_its_sd_and_the_ramp_of_filtered_backprojection():
+    flat = np.zeros((8, 64, 64), np.int16)
+
+    noise = phantoms._as_scanned(np.random.default_rng(0), flat, noise_sd=20.0)
+
+    power = (np.abs(np.fft.fft2(noise)) ** 2).mean(axis=0)
+    low, middle = power[0, 1:4].mean(), power[0, 12:16].mean()  # 1/64 to 3/64, and about 14/64
+    assert noise.std() == pytest.approx(20, rel=0.02)
+    assert low < 0.1 * middle
+
+
+def test_the_body_bends_as_its_kidneys_do(monkeypatch):
+    """Labels and body are given the same displacement, not two that are alike."""
+    seen = []
+
+    def noted(axes, bends, stiff=0):
+        seen.append(bends)
+        return bent(axes, bends, stiff)
+
+    monkeypatch.setattr(phantoms, "bent", noted)
+    monkeypatch.setattr(anatomy, "bent", noted)
+
+    make_case(0, shape=(8, 40, 50), spacing_mm=(8.0, 8.0, 8.0))
+
+    assert len(seen) == 2
+    assert seen[0] is seen[1]
+
+
+def test_the_body_fills_more_than_half_of_the_image(cases):
+    air = [np.mean(image < -500) for image, _, _ in cases]
+
+    assert max(air) < 0.5
 
 
 def test_best_threshold_is_found_where_there_is_one():
