@@ -22,7 +22,7 @@ SKIN_HU = 30
 MUSCLE_HU = 62
 MARROW_HU = 170
 BONE_HU = 420
-TABLE_HU = -120
+TABLE_HU = -60
 
 BEND_CELL_MM = 60
 BEND_SD_MM = 5
@@ -31,7 +31,7 @@ VERTEBRA_MM = 33  # with its disc
 DISC_MM = 8
 RIB_MM = 31  # from one to the next
 LAYERS_RADIUS = 0.45  # deeper in the body no wall reaches
-BACK_Y_MM = -17  # the middle of the body lies before that of the kidneys
+MIDDLE_Y_MM = -8  # of the body: before that of the kidneys
 
 
 # --- smooth random fields -------------------------------------------------------------------------
@@ -255,10 +255,10 @@ def _draw_organs(random, cortex_hu, width_mm):
 
 def _draw_bowel(random, cortex_hu, depth_mm, width_mm):
     """Loops of small bowel and the colon around them."""
-    front = BACK_Y_MM - depth_mm
+    front = MIDDLE_Y_MM - depth_mm
     side = width_mm - 52
     loops = []
-    for _ in range(36):
+    for _ in range(48):
         start = random.uniform((-10, front + 40, -side), (190, -30, side))
         stop = start + random.uniform((-35, -25, -70), (35, 25, 70))
         loops.append(((start, stop), random.uniform(8, 13), 22))
@@ -355,10 +355,7 @@ def paint_body(body: Body, axes: Sequence[np.ndarray]) -> np.ndarray:
 def _skin(body, z, y, x):
     """How far from the middle, in parts of the way to the skin: 1 there, more in the air."""
     swell = 1 + 0.03 * np.sin(z / 70 + body.rib_phase_mm)
-    back_mm = np.float32(0.93 * body.depth_mm)  # the back is flatter
-    front_mm = np.float32(1.03 * body.depth_mm)
-    y = y - BACK_Y_MM
-    along_y = (y / np.where(y > 0, back_mm, front_mm)) ** 2
+    along_y = ((y - MIDDLE_Y_MM) / body.depth_mm) ** 2
     along_x = (x / body.width_mm) ** 2
     corners = 0.25 * along_y * along_x  # of an ellipse there are none
     return np.sqrt(along_y + along_x - corners) / swell
@@ -372,7 +369,7 @@ def _paint_layers(hu, body, places, radius, uneven, grain):
     radius, uneven, grain = radius[near], uneven[near], grain[near]
     values = hu[near]
 
-    beneath_mm = np.hypot(y - BACK_Y_MM, x) * (1 / radius - 1)
+    beneath_mm = np.hypot(y - MIDDLE_Y_MM, x) * (1 / radius - 1)
     back = np.clip(y / 60, 0, 1)
     flank = np.abs(x) / body.width_mm
     fat_mm = body.fat_mm * (0.6 + 0.5 * flank + 0.5 * back + 0.12 * uneven)
@@ -386,8 +383,8 @@ def _paint_layers(hu, body, places, radius, uneven, grain):
     values[seams & (flank > 0.45) & (y < 35)] = -40  # between its three layers
     values[muscle & (np.abs(x) < 5) & (y < 0)] = 10  # the white line
 
-    erector = ((np.abs(x) - 37) / 38) ** 2 + ((y - 68) / 28) ** 2 < 1  # beside the spine
-    erector &= beneath_mm > 0.8 * fat_mm
+    erector = ((np.abs(x) - 38) / 42) ** 2 + ((y - 72) / 31) ** 2 < 1  # beside the spine
+    erector &= beneath_mm > 0.6 * fat_mm
     values[erector] = np.where(grain[erector] > 1.9, -30, MUSCLE_HU + 6 * grain[erector])
 
     along_mm = np.mod(z + 0.42 * y + body.rib_phase_mm, RIB_MM) - RIB_MM / 2
@@ -411,7 +408,7 @@ def _paint_liver(hu, body, places, cavity, twigs):
 
 def _paint_lungs(hu, body, places, cavity, twigs):
     """What lies above the dome of the diaphragm, which reaches lower at the back and the sides."""
-    from_middle = np.hypot((places.y - BACK_Y_MM) / body.depth_mm, places.x / body.width_mm)
+    from_middle = np.hypot((places.y - MIDDLE_Y_MM) / body.depth_mm, places.x / body.width_mm)
     dome = body.lungs_end_mm + 100 * np.clip(from_middle / 0.8, 0, 1) ** 5
     lungs = cavity & (places.z < dome)
     lungs &= np.hypot(places.y + 10, places.x) > 38
@@ -453,7 +450,7 @@ def _paint_spine(hu, body, places, grain):
 def _paint_table(hu, body, axes):
     """The board that the body lies on."""
     _, y, x = axes
-    back = BACK_Y_MM + 0.93 * body.depth_mm
+    back = MIDDLE_Y_MM + body.depth_mm
     surface = back + 9 - x**2 / 900
     board = np.abs(y[:, None] - surface) < 2
     hu[:, board & (np.abs(x) < 210)] = np.maximum(hu[:, board & (np.abs(x) < 210)], TABLE_HU)

@@ -56,7 +56,7 @@ def make_case(
     (0, 1, 2) and their spacing, the body is built around them; they come back as given.
     """
     random = np.random.default_rng(seed)
-    size_mm = random.uniform((98, 138), (122, 172))  # half its depth and width
+    size_mm = random.uniform((98, 142), (124, 182))  # half its depth and width
     if labels is None:
         spacing_mm = spacing_mm or _draw_spacing(random)
         shape = shape or _draw_shape(random, spacing_mm, size_mm)
