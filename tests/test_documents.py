@@ -7,6 +7,7 @@ code and tests.
 import argparse
 import ast
 import dataclasses
+import doctest
 import importlib
 import importlib.util
 import inspect
@@ -52,9 +53,12 @@ RESULTS_FOLDER = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*DOCS, *sorted(RESULTS_FOLDER.glob("*.md"))]
+EVALUATORS = ROOT / "docs" / "evaluators.md"
 FILES = ROOT / "docs" / "files.md"
 PAPER_MAP = ROOT / "docs" / "paper.md"
+RESULTS = ROOT / "docs" / "results.md"
 SCALING = ROOT / "docs" / "scaling.md"
+USING = ROOT / "docs" / "using.md"
 PAPER_ON_CPU = RESULTS_FOLDER / "paper_on_cpu.md"
 PARITY = RESULTS_FOLDER / "parity.md"
 PREDICTION = RESULTS_FOLDER / "prediction_on_cpu.md"
@@ -274,8 +278,9 @@ def test_every_command_names_a_program_and_is_understood_by_it(page, parse, opti
 
 
 def test_there_are_commands_to_check():
-    assert len(commands(README)) > 15 and len(commands(SCALING)) >= 4
-    assert ("predict.py", ["--in", "scans/", "--out", "masks/"]) in commands(README)
+    assert len(commands(USING)) > 15 and len(commands(SCALING)) >= 4
+    for page in (README, USING):
+        assert ("predict.py", ["--in", "scans/", "--out", "masks/"]) in commands(page)
 
 
 @each_page_of_docs
@@ -294,7 +299,7 @@ def test_every_option_by_itself_is_one_of_a_script(page, parse, options_of):
 
 
 def test_the_table_of_options_is_predicts(parse, options_of):
-    rows = table(README, "option")
+    rows = table(USING, "option")
     assert len(rows) >= 6
     for row in rows:
         for text in re.findall(r"`(--[^`]+)`", row["option"] + row["what it does"]):
@@ -383,7 +388,7 @@ def test_every_dotted_name_is_one_of_the_code(page, monkeypatch):
 
 
 def test_a_name_said_to_be_in_a_file_is_there():
-    found = re.findall(r"`(\w+)`\s+in\s+`([\w/]+)\.py`", README.read_text())
+    found = re.findall(r"`(\w+)`\s+in\s+`([\w/]+)\.py`", RESULTS.read_text())
     assert ("best_threshold_dice", "tests/test_phantoms") in found
     for name, path in found:
         assert hasattr(importlib.import_module(Path(path).name), name), f"{path}.py: no {name}"
@@ -404,18 +409,25 @@ def test_the_map_and_the_reading_order_have_every_module_and_script():
 
 def test_the_library_example_runs(tmp_path, monkeypatch):
     """As it stands, but with a recipe of the same kind that is small."""
-    code = "\n".join(block_with(README, "from minikits"))
+    code = "\n".join(block_with(USING, "from minikits"))
     image, _, spacing_mm = make_case(0, shape=(16, 30, 28), spacing_mm=(6.0, 5.5, 5.5))
     write_image(tmp_path / "scan.nii.gz", image, spacing_mm)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(minikits.paper, "PAPER", TINY)
 
     names = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "using.md", "exec"), names)
 
     resampled = names["image"].shape
     assert tuple(names["probabilities"].shape) == (3, *resampled) != (3, *image.shape)
     assert names["labels"].shape == image.shape and set(np.unique(names["labels"])) <= {0, 1, 2}
+
+
+def test_the_examples_of_the_page_on_evaluators_are_true():
+    tried = doctest.testfile(str(EVALUATORS), module_relative=False)
+
+    assert tried.attempted > 8
+    assert tried.failed == 0
 
 
 def test_preparing_before_the_trainings_runs(phantoms, tmp_path, monkeypatch):
@@ -436,9 +448,9 @@ def test_the_examples_of_recipe_and_geometry_are_taken():
         for text in quoted(page):
             if re.fullmatch(r'\{"\w+": \[[\d, ]*\]\}', text):
                 recipes.append(recipe_from(json.loads(text)))
-    assert recipes[0].patch == (64, 128, 128) and len(recipes) > 1
+    assert (64, 128, 128) in [recipe.patch for recipe in recipes] and len(recipes) > 1
 
-    geometry = json.loads("".join(block_with(README, '{"spacing_mm"')))
+    geometry = json.loads("".join(block_with(USING, '{"spacing_mm"')))
     assert sorted(geometry.pop("axes")) == ["X", "Y", "Z"]
     assert set(geometry) == set(GEOMETRY) and recipe_from(geometry) == PAPER
 
@@ -478,13 +490,13 @@ def test_what_it_needs_is_what_is_packaged():
 
 
 def test_the_demos_lines_are_its_recipes():
-    text = README.read_text()
+    text = RESULTS.read_text()
     weights = f"{weights_of('residual', DEMO):,} weights"
     patch = f"patch {'x'.join(map(str, DEMO.patch))}"
     length = f"{DEMO.epochs} epochs of {DEMO.batches_per_epoch} batches of {DEMO.batch_size}"
     assert f"seed 0: {weights}, {patch}, {length}, into demo/runs/residual/fold0" in text
 
-    cases = int(number(r"--out demo/data --cases (\d+)", README))
+    cases = int(number(r"--out demo/data --cases (\d+)", USING))
     run = run_departures(
         precision="bfloat16", device="cpu", processes=1, fold="0", folds_file=None, cases=cases
     )
@@ -499,20 +511,34 @@ def test_the_demos_lines_are_its_recipes():
 
 def test_the_demos_table_adds_up():
     form = r"^    (phantom_\d+|mean) +([\d.]+) +([\d.]+) +([\d.]+)$"
-    *rows, (_, *means) = re.findall(form, README.read_text(), flags=re.MULTILINE)
+    *rows, (_, *means) = re.findall(form, RESULTS.read_text(), flags=re.MULTILINE)
     dice = np.array([row[1:] for row in rows], dtype=float)
     assert dice.shape == (6, len(SCORES))
     assert np.abs(dice[:, :2].mean(axis=1) - dice[:, 2]).max() < 0.011
     assert np.abs(dice.mean(axis=0) - np.array(means, dtype=float)).max() < 0.011
 
 
+def test_the_readme_prints_what_the_demo_prints():
+    """Of its lines a few, and of the last epoch's the beginning."""
+    shown = block_with(README, "epoch ")
+    printed = block_with(RESULTS, "residual U-Net, fold 0")
+    assert [line.split()[0] for line in shown] == ["epoch", "Dice", "mean"]
+    for line in shown:
+        beginning = line.removesuffix(", ...")
+        assert any(full.startswith(beginning) for full in printed), line
+
+
 def test_table_1_in_small_is_its_result():
     start = "cases that all have, best first"
-    assert block_with(README, start) == block_with(TABLE_1, start)
+    assert block_with(RESULTS, start) == block_with(TABLE_1, start)
+
+    difference = r"ensemble - residual: .*composite ([+-][\d.]+ \(p [\d.]+)"
+    found = re.search(difference, "\n".join(block_with(TABLE_1, start)))
+    assert f"composite of ensemble less residual | {found[1]})" in README.read_text()
 
     recipe = dataclasses.replace(DEMO, epochs=8)
     steps = recipe.epochs * recipe.batches_per_epoch
-    assert number(r"([\d,]+) training steps each", README) == steps
+    assert number(r"([\d,]+) training steps each", RESULTS) == steps
     length = f"{recipe.epochs} epochs of {recipe.batches_per_epoch} batches"
     assert length in words_of(TABLE_1) and f"for {steps} steps" in words_of(TABLE_1)
 
@@ -520,16 +546,14 @@ def test_table_1_in_small_is_its_result():
 def test_what_the_tests_try_is_what_the_pages_count():
     inputs = inspect.signature(fuzz.main).parameters["inputs"].default
     flips = 2 * test_hazards.FLIPS
-    assert number(r"fuzz\.py`\) reads ([\d,]+) damaged files", README) == inputs
-    assert number(r"reads ([\d,]+) damaged files", FILES) == inputs
-    assert number(r"\((\d+) of \d+ hostile ones\)", README) == test_hostile_checkpoints.HOSTILE
-    assert number(r"\((\d+) flipped bits of images and labels", README) == flips
-    assert number(r"In (\d+) files with one flipped bit", FILES) == flips
+    for page in (RESULTS, FILES):
+        assert number(r"fuzz\.py`\) reads ([\d,]+) damaged files", page) == inputs
+    assert number(r"\((\d+) of \d+ hostile ones\)", FILES) == test_hostile_checkpoints.HOSTILE
+    assert number(r"\((\d+) flipped bits of images and labels", FILES) == flips
 
 
 def test_the_bounds_of_files_are_the_codes():
-    for page in (README, FILES):
-        assert number(r"less than (\d+) mm of body", page) == doubts.COVERAGE_MM
+    assert number(r"less than (\d+) mm of body", FILES) == doubts.COVERAGE_MM
     assert number(r"values beyond ([\d,]+),", FILES) == nifti.MAX_MAGNITUDE
     assert "they may be off by a thousandth" in words_of(FILES)
     assert nifti.LABEL_TOLERANCE == 1e-3
@@ -551,18 +575,18 @@ def test_the_transforms_are_as_many_as_the_readme_says():
 def test_the_cases_left_out_are_the_papers():
     *others, last = PAPER.excluded_cases
     named = f"ases {', '.join(map(str, others))} and {last}"
-    assert f"C{named} are left out" in words_of(README)
+    assert f"C{named} are left out" in words_of(USING)
     assert f"| C{named} are left out" in PAPER_MAP.read_text()
     assert f"c{named} (`excluded_cases`" in words_of(FILES)
 
 
-def test_the_departures_are_the_same_in_both_places_and_in_the_log():
+def test_the_departures_are_the_same_on_the_page_and_in_the_log():
     number_format, *_ = run_departures(
         precision="bfloat16", device="cuda", processes=1, fold="0", folds_file=None, cases=206
     )
     said = [line.partition(":")[0] for line in [*code_departures(), number_format]]
-    assert [row["what"] for row in table(README, "paper or nnU-Net v1")] == said
     assert [row["what"] for row in table(PAPER_MAP, "measured effect")] == said
+    assert f"[{len(said)} departures]" in README.read_text()
 
 
 def test_the_sizes_of_networks_and_folds_are_the_codes():
@@ -657,8 +681,14 @@ def times_ours(page, column, tool, *, than="minikits"):
     return first_number(row_of(rows, tool)[column]) / first_number(row_of(rows, than)[column])
 
 
+def table_of_results():
+    """The README's: {text of a row's link: what was measured here}"""
+    rows = table(README, "measured here")
+    return {re.match(r"\[(.+?)\]", row["what"])[1]: row["measured here"] for row in rows}
+
+
 def test_the_speeds_of_training_are_those_measured():
-    text = words_of(README)
+    text = words_of(RESULTS)
     faster = 1 / times_ours(TRAINING, "patches a second", "nnunet")
     assert f"augmentation {faster:.1f} times its patches a second" in text
 
@@ -671,20 +701,23 @@ def test_the_speeds_of_training_are_those_measured():
     step = r"^\| \| nnunet \| [\d.]+ \| [\d.]+ \| ([\d.]+) \|$"
     for ratio in re.findall(step, TRAINING.read_text(), flags=re.MULTILINE):
         assert f"a training step {float(ratio):.1f} times" in text
+        assert table_of_results()["a training step"].startswith(f"{float(ratio):.1f} times")
 
 
 def test_the_speeds_of_prediction_and_scoring_are_those_measured():
-    text = words_of(README)
-    slower = times_ours(PREDICTION, "seconds a window", "nnunet")
-    assert f"a window of the network {slower:.1f} times" in text
+    text = words_of(RESULTS)
+    window = times_ours(PREDICTION, "seconds a window", "nnunet")
+    assert f"a window of the network {window:.1f} times" in text
 
     slower = times_ours(PREDICTION, "seconds", "nnunet")
-    said = number(r"to the mask on disk (\d+) times", README)
+    said = number(r"to the mask on disk (\d+) times", RESULTS)
     assert abs(slower - said) < 2  # of seconds that were rounded
 
     whole = r"^\| nnunet \| [^|]+\| [^|]+\| [^|]+\| [\d.]+ \((\d+)\) \|"
     rests = [int(ratio) for ratio in re.findall(whole, PREDICTION.read_text(), re.MULTILINE)]
     assert f"everything but the network {min(rests)} to {max(rests)} times" in text
+    in_short = f"{window:.1f}; {min(rests)} to {max(rests)} times as fast"
+    assert table_of_results()["a window"] == in_short
 
     slower = times_ours(PREDICTION, "whole, seconds", "kits19")
     assert f"scoring {slower:.1f} times as fast" in text
