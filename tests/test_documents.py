@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import math
 import re
 import signal
 import sys
@@ -29,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minikits
 import minikits.paper
-from minikits import augmentation, doubts, nifti
+from minikits import augmentation, doubts, fast, nifti
 from minikits.cases import five_folds
 from minikits.evaluation import SCORES
 from minikits.losses import segmentation_loss
@@ -59,6 +60,8 @@ PAPER_MAP = ROOT / "docs" / "paper.md"
 RESULTS = ROOT / "docs" / "results.md"
 SCALING = ROOT / "docs" / "scaling.md"
 USING = ROOT / "docs" / "using.md"
+SPEED = ROOT / "docs" / "speed.md"
+GPU = RESULTS_FOLDER / "gpu.md"
 PAPER_ON_CPU = RESULTS_FOLDER / "paper_on_cpu.md"
 PARITY = RESULTS_FOLDER / "parity.md"
 PREDICTION = RESULTS_FOLDER / "prediction_on_cpu.md"
@@ -702,6 +705,53 @@ def test_the_speeds_of_training_are_those_measured():
     for ratio in re.findall(step, TRAINING.read_text(), flags=re.MULTILINE):
         assert f"a training step {float(ratio):.1f} times" in text
         assert table_of_results()["a training step"].startswith(f"{float(ratio):.1f} times")
+
+
+def test_an_epochs_seconds_are_those_measured():
+    """On a GPU as its table has them; on a CPU 250 of its steps, and 1000 epochs of them."""
+    epochs = {row["network"]: row for row in table(GPU, "s of 250 batches")}
+    steps = {row["step"]: row for row in table(GPU, "of the roofline")}
+    on_cpu = {
+        row["architecture"]: row
+        for row in table(PAPER_ON_CPU, "step, s")
+        if row["memory"] == "kept"
+    }
+    rows = table(SPEED, "seconds an epoch")
+
+    assert {row["card"].split()[0] for row in rows} == {"NVIDIA", "two"}
+    for row in rows:
+        network, seconds = row["network"], float(row["seconds an epoch"])
+        hours = float(row["hours of 1000 epochs"])
+        if "H200" in row["card"]:
+            assert seconds == float(epochs[network]["s of 250 batches"])
+            assert hours == float(epochs[network]["hours of 1000"])
+            assert row["GiB"] == steps[f"{network}, fast, compiled"]["GiB"]
+        else:
+            step = float(on_cpu[network]["step, s"])
+            assert f"250 steps of {step} s" == row["how"] and seconds == pytest.approx(250 * step)
+            assert hours == pytest.approx(seconds * 1000 / 3600, abs=0.5)
+            assert row["GiB"] == on_cpu[network]["peak, GiB"]
+
+
+def test_why_forms_were_chosen_is_what_was_measured():
+    windows = {(row["window"], row["at once"]): row for row in table(GPU, "ms a window")}
+    as_it_is = [windows["residual, as it is", count]["ms a window"] for count in "421"]
+    said = words_of(SPEED)
+    assert "{} ms a window; of two {}, one by one {}".format(*as_it_is) in said
+    eager = windows["residual, fast, eager", "4"]["ms a window"]
+    assert f"{eager} ms a window instead of {as_it_is[0]}" in said
+
+    steps = {row["step"]: row["ms"] for row in table(GPU, "of the roofline")}
+    for network in ("plain", "residual"):
+        plain, compiled = steps[f"{network}, as it is"], steps[f"{network}, fast, compiled"]
+        assert f"{plain} ms instead of {compiled} ({network})" in said or (
+            f"{plain} instead of {compiled} ({network})" in said
+        )
+    assert f"{fast.WINDOWS_THAT_PAY:,} windows or more" in said
+    assert f"fewer than {fast.STEPS_THAT_PAY} steps" in said
+    assert number(r"for ([\d,]+) scans or more", USING) == math.ceil(
+        fast.WINDOWS_THAT_PAY / (5 * 8 * 27)
+    )
 
 
 def test_the_speeds_of_prediction_and_scoring_are_those_measured():
