@@ -94,6 +94,23 @@ def written_whole(path: Path | str) -> Iterator[BufferedWriter]:
         raise
 
 
+@contextmanager
+def folder_written_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, beside `folder`; renamed to it at the end, removed on any failure.
+    ValueError where there is something already: nothing is written over."""
+    if folder.exists() or folder.is_symlink():
+        raise ValueError(f"{folder}: is there already; choose another --out, or move it away")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.parent, of=folder.name)
+    beside = place_beside(folder)
+    try:
+        beside.mkdir()
+        yield beside
+        os.rename(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def claim(folder: Path, *, doing: str = "trains") -> str | None:
     """Keeps a folder for this process until it ends, however it ends; ValueError where another has
     it. Removes what killed processes left there. Returns None, or a line to print where the system

@@ -107,7 +107,7 @@ def make(entry: Entry, recipe: Recipe) -> Made:
         checksum = _checksum_of(scan, reference, entry.numbers)
 
     with _named_if_memory_runs_out(entry, "resampled"):
-        arrays = _arrays_of(scan, reference, recipe)
+        arrays = arrays_of(scan, reference, recipe)
 
     return Made(arrays, checksum, warnings)
 
@@ -147,7 +147,7 @@ def check_resampled_size(
         )
 
 
-def _arrays_of(scan: Volume, reference: Volume, recipe: Recipe) -> dict[str, np.ndarray]:
+def arrays_of(scan: Volume, reference: Volume, recipe: Recipe) -> dict[str, np.ndarray]:
     """{name: array}: image and labels as the networks take them, and the places of each structure,
     flat indices."""
     image = np.ascontiguousarray(prepare_image(scan, recipe), dtype=np.float16)

@@ -74,6 +74,7 @@ PROGRAMS = (
     *SCRIPTS,
     "minikits.phantoms",
     "minikits.nnunet",
+    "minikits.explain",
     "benchmarks/table1.py",
     "benchmarks/learning.py",
 )  # those with a parser
