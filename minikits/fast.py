@@ -11,7 +11,9 @@ that is written down tells which of them computed. What is different:
 - instance norm needs one pass over its input, for the sums of x and of x*x, instead of two;
 - torch.compile fuses what lies between the convolutions, and the loss.
 
-All of it pays with the compiler; without, none. Nobody needs this file to understand the method."""
+On a GPU all of it pays with the compiler, and none without. On a CPU nothing is compiled, and channels
+last take a third off, where the norm is one that keeps them (PatchNorm). Nobody needs this file to
+understand the method."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -31,12 +33,14 @@ STEPS_THAT_PAY = 2000
 WINDOWS_THAT_PAY = 12_000
 
 
-def faster(network: nn.Module, *, multiple: int = 1) -> nn.Module:
+def faster(network: nn.Module, *, multiple: int = 1, norm: Callable | None = None) -> nn.Module:
     """The same network in the fast form: it shares the parameters of `network`, by the same names.
 
-    network: a UNet. multiple: each number of feature maps is rounded up to a multiple of it. Input
-    and logits are those of `network`; gradients arrive in its parameters, without the padding.
-    Each of the two networks has a training mode of its own."""
+    network: a UNet. multiple: each number of feature maps is rounded up to a multiple of it. norm:
+    FastNorm, which the compiler likes, or PatchNorm. Input and logits are those of `network`;
+    gradients arrive in its parameters, without the padding. Each of the two networks has a training
+    mode of its own."""
+    norm = norm or FastNorm
     the_same = {id(parameter): parameter for parameter in network.parameters()}
     fast = copy.deepcopy(network, the_same)  # copies all but the parameters
 
@@ -45,7 +49,7 @@ def faster(network: nn.Module, *, multiple: int = 1) -> nn.Module:
             if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
                 setattr(parent, name, FastConvolution(layer, multiple))
             elif isinstance(layer, nn.InstanceNorm3d):
-                setattr(parent, name, FastNorm(layer, multiple))
+                setattr(parent, name, norm(layer, multiple))
 
     first_convolution(fast).inputs_multiple = 1  # the image has one channel, and keeps it
     for level in fast.decoder:
@@ -120,6 +124,21 @@ class FastNorm(nn.Module):
         return (normalised * gain + offset).to(x.dtype)
 
 
+class PatchNorm(FastNorm):
+    """Instance norm as batch norm of one patch at a time: the same sums, but torch has it for
+    channels last on CPUs, where its instance norm copies to the usual layout and back."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, Z, Y, X), C padded -> the same shape and dtype."""
+        gain = padded(self.weight, 0, self.multiple)
+        offset = padded(self.bias, 0, self.multiple)
+        patches = []
+        for patch in x.split(1):
+            normalised = F.batch_norm(patch, None, None, gain, offset, training=True, eps=self.eps)
+            patches.append(normalised)
+        return torch.cat(patches)
+
+
 def padded(values: torch.Tensor, axis: int, multiple: int, *, parts: int = 1) -> torch.Tensor:
     """Zeros behind each of `parts` equal parts along an axis, so that each is a multiple long:
     30 + 30 with multiple 32 become 30 + 2 zeros + 30 + 2 zeros."""
@@ -140,19 +159,27 @@ def padded(values: torch.Tensor, axis: int, multiple: int, *, parts: int = 1) ->
 def for_training(
     network: nn.Module, *, compiling: str, steps: int, say: Callable
 ) -> tuple[nn.Module, Callable]:
-    """(model, loss): the fast form of `network`, on its device, and the loss that goes with it,
-    both compiled. Where it is not to be compiled `network` itself: without the compiler the fast
-    form is no faster (benchmarks/results/gpu.md).
+    """(model, loss): the fast form of `network`, on its device, and the loss that goes with it, both
+    compiled. Where it is not to be compiled, the network as it is fastest on its own.
 
     compiling: "on", "off", or "auto": on a GPU, where the steps that are left earn back the minute
     that the first of them takes. say: prints a line where it was to be compiled but cannot."""
     device = next(network.parameters()).device
-    if not compiles(compiling, device, pays=steps >= STEPS_THAT_PAY, say=say):
-        return network, segmentation_loss
+    if compiles(compiling, device, pays=steps >= STEPS_THAT_PAY, say=say):
+        model = faster(network, multiple=suited_multiple(device))
+        model.compile(dynamic=False)
+        return model, torch.compile(segmentation_loss, dynamic=False)
 
-    model = faster(network, multiple=suited_multiple(device))
-    model.compile(dynamic=False)
-    return model, torch.compile(segmentation_loss, dynamic=False)
+    return on_its_own(network, device), segmentation_loss
+
+
+def on_its_own(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network as it is fastest on `device` without the compiler. A GPU takes it as it is: the
+    fast form is no faster there (benchmarks/results/gpu.md). A CPU takes channels last
+    (benchmarks/results/cpu_step.md)."""
+    if device.type == "cpu":
+        return faster(network, norm=PatchNorm)
+    return network
 
 
 def for_prediction(
@@ -164,14 +191,14 @@ def for_prediction(
     device: torch.device,
     say: Callable,
 ) -> list[nn.Module]:
-    """The networks, in eval mode, as they are to predict on `device`: in the fast form, compiled;
-    where they are not to be compiled, themselves.
+    """The networks, in eval mode, as they are to predict on `device`: in the fast form, compiled.
+    Where they are not to be compiled, as they are fastest on their own.
 
     compiling: "on", "off", or "auto": on a GPU, where so many windows, mirrored ones counted, earn
     back the minute that it takes. Networks of one architecture share it. at_once: the windows that
     a network sees together, or fewer. say: as for training."""
     if not compiles(compiling, device, pays=windows >= WINDOWS_THAT_PAY, say=say):
-        return list(networks)
+        return [on_its_own(network, device) for network in networks]
 
     models: list[nn.Module] = []
     for network in networks:

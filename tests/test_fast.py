@@ -11,7 +11,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from minikits import fast
-from minikits.fast import FastConvolution, FastNorm, FixedBatch, faster, padded
+from minikits.fast import FastConvolution, FastNorm, FixedBatch, PatchNorm, faster, padded
 from minikits.losses import segmentation_loss
 from minikits.paper import ARCHITECTURES
 from minikits.prediction import predict_probabilities
@@ -33,6 +33,9 @@ UNEVEN = replace(
     learning_rate=0.05,
     momentum=0.9,
 )
+
+
+each_norm = pytest.mark.parametrize("norm", [FastNorm, PatchNorm])
 
 
 def trained_network(arch, recipe=UNEVEN):
@@ -73,14 +76,15 @@ def relative_difference(found, wanted):
     return difference / max(each.abs().max().item() for each in wanted)
 
 
+@each_norm
 @pytest.mark.parametrize("multiple", [1, 4, 7])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_logits_and_gradients_are_the_readable_networks(arch, multiple):
+def test_logits_and_gradients_are_the_readable_networks(arch, multiple, norm):
     network = trained_network(arch)
     parameters = list(network.parameters())
     wanted, wanted_gradients = logits_and_gradients(network, parameters, torch.float64)
 
-    model = faster(network, multiple=multiple)
+    model = faster(network, multiple=multiple, norm=norm)
     found, gradients = logits_and_gradients(model, parameters, torch.float64)
 
     assert len(found) == 3 and len(gradients) > 20
@@ -90,23 +94,26 @@ def test_logits_and_gradients_are_the_readable_networks(arch, multiple):
         assert torch.allclose(one, other, rtol=1e-8, atol=1e-12)
 
 
+@each_norm
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_in_float32_they_agree_to_a_hundred_thousandth(arch):
+def test_in_float32_they_agree_to_a_hundred_thousandth(arch, norm):
     network = trained_network(arch).float()
     parameters = list(network.parameters())
     wanted, wanted_gradients = logits_and_gradients(network, parameters, torch.float32)
 
-    found, gradients = logits_and_gradients(faster(network, multiple=4), parameters, torch.float32)
+    model = faster(network, multiple=4, norm=norm)
+    found, gradients = logits_and_gradients(model, parameters, torch.float32)
 
     assert relative_difference(found, wanted) < 1e-5
     assert relative_difference(gradients, wanted_gradients) < 1e-5
 
 
+@each_norm
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_twenty_steps_train_the_same_weights(arch):
+def test_twenty_steps_train_the_same_weights(arch, norm):
     network = trained_network(arch)
     twin = copy.deepcopy(network)
-    model = faster(network, multiple=4)
+    model = faster(network, multiple=4, norm=norm)
     optimizer, other_optimizer = sgd(network, UNEVEN), sgd(twin, UNEVEN)
 
     for number in range(20):
@@ -207,11 +214,12 @@ def test_sides_that_do_not_come_back_the_same_are_refused_too():
         model(torch.zeros(1, 1, 8, 16, 18, dtype=torch.float64))
 
 
+@each_norm
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_channels_lie_side_by_side_throughout(arch):
+def test_channels_lie_side_by_side_throughout(arch, norm):
     """The first convolution too, though an image of one channel lies the same way in both. In
     float32: a CPU's convolutions of float64 know no other layout than the usual."""
-    model = faster(trained_network(arch).float(), multiple=4)
+    model = faster(trained_network(arch).float(), multiple=4, norm=norm)
     layouts = []
 
     def look(layer, inputs, output):
@@ -234,14 +242,14 @@ def test_zeros_stand_behind_each_part():
     assert padded(torch.ones(2, 3), 1, 2).tolist() == [[1, 1, 1, 0], [1, 1, 1, 0]]
 
 
-def norm_of(x):
-    """FastNorm with a gain and an offset for each channel, and nn.InstanceNorm3d with the same."""
+def norm_of(x, norm=FastNorm):
+    """A norm with a gain and an offset for each channel, and nn.InstanceNorm3d with the same."""
     layer = nn.InstanceNorm3d(x.shape[1], affine=True)
     torch.manual_seed(0)
     with torch.no_grad():
         layer.weight.normal_(mean=1)
         layer.bias.normal_()
-    return FastNorm(layer, 1), layer
+    return norm(layer, 1), layer
 
 
 @pytest.mark.parametrize("mean, error", [(0, 1e-6), (3, 1e-5), (100, 2e-3)])
@@ -258,18 +266,31 @@ def test_what_the_difference_of_squares_loses(mean, error, generator):
     assert (found - wanted).abs().max() < error * wanted.abs().max()
 
 
+@each_norm
 @pytest.mark.parametrize("autocast", [True, False])
-def test_statistics_are_float32_where_values_are_bfloat16(autocast, generator):
+def test_statistics_are_float32_where_values_are_bfloat16(autocast, norm, generator):
     """Around 100 the squares are about 10,000, which bfloat16 knows to 64: so to no variance."""
     x = (100 + torch.randn(1, 3, 32, 32, 32, generator=generator)).bfloat16()
-    norm, slow = norm_of(x)
+    fast_norm, slow = norm_of(x, norm)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = norm(x)
+        found = fast_norm(x)
 
     wanted = slow(x.float())
     assert found.dtype == torch.bfloat16
     assert (found.float() - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+def test_patches_are_normalised_each_by_itself(generator):
+    """Means 0 and 50 in one batch, and each patch comes out as if it were alone."""
+    x = torch.randn(2, 3, 8, 8, 8, generator=generator)
+    x[1] += 50
+    norm, slow = norm_of(x, PatchNorm)
+
+    found = norm(x)
+
+    assert torch.allclose(found, slow(x), atol=1e-4)
+    assert torch.allclose(found[1:], norm(x[1:]), atol=1e-6)
 
 
 def test_a_channel_of_one_value_becomes_its_offset():
@@ -282,11 +303,12 @@ def test_a_channel_of_one_value_becomes_its_offset():
     assert ((found - offset) / gain).abs().max() < 0.2
 
 
+@each_norm
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_bfloat16_convolutions_under_autocast(arch):
+def test_bfloat16_convolutions_under_autocast(arch, norm):
     """As near to float32 as the readable network's own."""
     network = trained_network(arch).float()
-    model = faster(network, multiple=4)
+    model = faster(network, multiple=4, norm=norm)
     image, _ = batch(dtype=torch.float32)
 
     exact = network(image)[0]
@@ -389,6 +411,26 @@ def test_a_short_training_is_not_compiled_and_a_long_one_is(monkeypatch):
     assert compiled == [False, True]
 
 
+def test_on_a_cpu_channels_last_without_the_compiler():
+    network = trained_network("residual")
+
+    model, loss_of = fast.for_training(network, compiling="auto", steps=10**6, say=print)
+
+    layers = [type(layer) for layer in model.modules()]
+    assert PatchNorm in layers and FastConvolution in layers and FastNorm not in layers
+    assert loss_of is segmentation_loss
+    assert all(a is b for a, b in zip(model.parameters(), network.parameters()))
+
+
+def test_on_a_gpu_the_network_itself_without_the_compiler():
+    with torch.device("meta"):  # as a GPU it is no CPU
+        network = build_unet("plain", UNEVEN)
+
+    model, loss_of = fast.for_training(network, compiling="off", steps=10**6, say=print)
+
+    assert model is network and loss_of is segmentation_loss
+
+
 def test_network_and_loss_are_compiled_for_training(monkeypatch):
     """Neither kernels nor weights depend on what sizes may come: they are fixed."""
     asked = []
@@ -404,6 +446,7 @@ def test_network_and_loss_are_compiled_for_training(monkeypatch):
     model, loss_of = fast.for_training(network, compiling="on", steps=1, say=print)
 
     assert loss_of is segmentation_loss
+    assert FastNorm in [type(layer) for layer in model.modules()]
     assert [function for function, _ in asked] == [model._call_impl, segmentation_loss]
     assert all(options == {"dynamic": False} for _, options in asked)
 
@@ -491,6 +534,24 @@ def test_networks_that_predict_are_themselves_where_compiling_does_not_pay(monke
         assert all(model is network for model, network in zip(models, networks))
 
     assert asked == [("auto", GPU, False), ("auto", GPU, True)]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_on_a_cpu_networks_predict_in_channels_last(arch):
+    networks = networks_to_predict([arch])
+    image = torch.randn(8, 16, 40, generator=torch.Generator().manual_seed(4))
+    wanted = predict_probabilities(networks, image, TWO_STAGES, mirroring=False)
+
+    models = fast.for_prediction(
+        networks, compiling="auto", windows=1, at_once=2, device=CPU, say=print
+    )
+    found = predict_probabilities(models, image, TWO_STAGES, mirroring=False)
+
+    (model,) = models
+    layers = [type(layer) for layer in model.modules()]
+    assert PatchNorm in layers and FastConvolution in layers and FastNorm not in layers
+    assert not any(module.training for module in model.modules())
+    assert (found - wanted).abs().max() < 1e-5
 
 
 def test_a_network_that_predicts_is_compiled_in_eval_mode_for_fixed_sizes(monkeypatch):
