@@ -41,7 +41,13 @@ from minikits.unet import build_unet
 RESULTS = Path(__file__).parent / "results" / "cpu_step.md"
 
 RECIPES = {
-    "tiny": replace(DEMO, patch=(16, 32, 32), plain_features=4, residual_features=4),
+    "tiny": replace(
+        DEMO,
+        patch=(16, 32, 32),
+        plain_features=4,
+        residual_features=4,
+        max_features=8,
+    ),
     "demo": DEMO,
     "larger": replace(PAPER, patch=(48, 96, 96)),
     "paper": PAPER,
