@@ -198,7 +198,7 @@ def for_prediction(
     back the minute that it takes. Networks of one architecture share it. at_once: the windows that
     a network sees together, or fewer. say: as for training."""
     if not compiles(compiling, device, pays=windows >= WINDOWS_THAT_PAY, say=say):
-        return [on_its_own(network, device) for network in networks]
+        return [on_its_own(network, device).eval() for network in networks]
 
     models: list[nn.Module] = []
     for network in networks:
