@@ -1,7 +1,8 @@
 """The eight transforms, in their order, in six pairs: change_x does, random_x draws and calls it.
 
 Images are tensors (Z, Y, X), normalised, floats (integers are taken as float32); labels integer
-tensors (Z, Y, X) of any values. All that is drawn, the noise too, is drawn on the CPU, and is the
+tensors (Z, Y, X) of any values. Where the image is turned, scaled or mirrored, labels move with it;
+the other transforms leave them. All that is drawn, the noise too, is drawn on the CPU, and is the
 same wherever a case lives and whatever device augments it. What a change_x is given stays as it
 was. [paper 2.3] lists the transforms but mirroring, which is [author #61]."""
 

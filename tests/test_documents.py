@@ -46,6 +46,7 @@ from minikits.paper import (
     recipe_from,
     run_departures,
 )
+from minikits.paper import TABLE_1 as TABLE_1_OF_PAPER
 from minikits.phantoms import make_case
 from minikits.prediction import window_starts
 from minikits.unet import build_unet
@@ -541,6 +542,15 @@ def test_table_1_in_small_is_its_result():
     assert number(r"([\d,]+) training steps each", RESULTS) == steps
     length = f"{recipe.epochs} epochs of {recipe.batches_per_epoch} batches"
     assert length in words_of(TABLE_1) and f"for {steps} steps" in words_of(TABLE_1)
+
+
+def test_what_others_reached_is_for_the_paper_its_table_1():
+    rows = table(RESULTS, "where it is told")
+    told = next(row for row in rows if row["who"] == "the paper, residual")
+    dice = tuple(float(told[score]) for score in SCORES)
+    assert dice == TABLE_1_OF_PAPER["residual"]
+    assert f"| {dice[0]}, {dice[1]} (residual network) |" in README.read_text()
+    assert f"cross-validation on {210 - len(PAPER.excluded_cases)} cases" == told["on which cases"]
 
 
 def test_what_was_measured_in_small_stands_beside_the_papers_claims():
