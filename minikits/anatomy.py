@@ -17,12 +17,13 @@ AIR_HU = -1000
 LUNG_HU = -850
 GAS_HU = -900
 FAT_HU = -104
+STRAND_HU = -55  # sheets of fascia in the fat
 WATER_HU = 12
 SKIN_HU = 30
 MUSCLE_HU = 62
 MARROW_HU = 170
 BONE_HU = 420
-TABLE_HU = -60
+TABLE_HU = 120
 
 BEND_CELL_MM = 60
 BEND_SD_MM = 5
@@ -243,10 +244,10 @@ def _draw_perirenal(random, kidneys):
 
 def _draw_organs(random, cortex_hu, width_mm):
     spleen_hu = cortex_hu - random.uniform(0, 45)
-    spleen = Part((-75, 12, width_mm - 48), (58, 45, 34), spleen_hu)
+    spleen = Part((-72, 12, width_mm - 50), (62, 50, 38), spleen_hu)
     gallbladder = Part((5, -62, -62), random.uniform((16, 10, 10), (28, 16, 15)), WATER_HU)
 
-    stomach_mm = random.uniform((40, 28, 30), (55, 40, 42))
+    stomach_mm = random.uniform((48, 32, 38), (62, 44, 52))
     stomach = Part((-70, -62, 62), stomach_mm, random.uniform(70, 105))
     pancreas_hu = random.uniform(85, 125)
     pancreas = chain(random, ((0, -42, -35), (-32, -22, 72)), 10, pancreas_hu, wander=8)
@@ -258,8 +259,8 @@ def _draw_bowel(random, cortex_hu, depth_mm, width_mm):
     front = MIDDLE_Y_MM - depth_mm
     side = width_mm - 52
     loops = []
-    for _ in range(48):
-        start = random.uniform((-10, front + 40, -side), (190, -30, side))
+    for _ in range(60):
+        start = random.uniform((-25, front + 40, -side), (190, -30, side))
         stop = start + random.uniform((-35, -25, -70), (35, 25, 70))
         loops.append(((start, stop), random.uniform(8, 13), 22))
 
@@ -267,7 +268,7 @@ def _draw_bowel(random, cortex_hu, depth_mm, width_mm):
     loops += [
         (((25, -8, -side - 8), (220, -25, -side)), 20 * width, 14),  # ascending
         (((-25, 8, side + 10), (220, 0, side)), 16 * width, 14),  # descending
-        (((28, front + 42, 15 - side), (5, front + 42, side - 10)), 19 * width, 14),  # transverse
+        (((28, front + 42, 15 - side), (-35, front + 60, side - 6)), 19 * width, 14),  # transverse
     ]
 
     parts = []
@@ -338,6 +339,8 @@ def paint_body(body: Body, axes: Sequence[np.ndarray]) -> np.ndarray:
 
     hu = np.full(radius.shape, FAT_HU, dtype=np.float32)
     cavity = _paint_layers(hu, body, places, radius, uneven, grain)
+    hu[cavity] += 9 * grain[cavity]
+    hu[cavity & (np.abs(uneven) < 0.05)] = STRAND_HU
     hu[cavity & twigs] = 0.6 * body.vessel_hu
     paint(hu, places, body.bowel, where=cavity & (places.y < 14))
     paint(hu, places, body.organs, where=cavity)
@@ -389,10 +392,10 @@ def _paint_layers(hu, body, places, radius, uneven, grain):
 
     along_mm = np.mod(z + 0.42 * y + body.rib_phase_mm, RIB_MM) - RIB_MM / 2
     across_mm = (through - 0.62) * wall_mm
-    rib = (along_mm / 7) ** 2 + (across_mm / 4.2) ** 2
+    rib = (along_mm / 6) ** 2 + (across_mm / 3.8) ** 2
     rib[(z > 35 + 0.5 * y) | (np.abs(x) < 45)] = np.inf  # none lower, none at the front and back
     values[rib < 1] = BONE_HU
-    values[rib < 0.3] = MARROW_HU
+    values[rib < 0.4] = MARROW_HU
 
     hu[near] = values
     cavity[near] = (through >= 1) & ~erector

@@ -56,7 +56,8 @@ def make_case(
     (0, 1, 2) and their spacing, the body is built around them; they come back as given.
     """
     random = np.random.default_rng(seed)
-    size_mm = random.uniform((98, 142), (124, 182))  # half its depth and width
+    depth_mm = random.uniform(100, 126)  # half of it
+    size_mm = np.array([depth_mm, depth_mm * random.uniform(1.2, 1.48)])
     if labels is None:
         spacing_mm = spacing_mm or _draw_spacing(random)
         shape = shape or _draw_shape(random, spacing_mm, size_mm)
@@ -136,7 +137,7 @@ def _as_scanned(random, hu, noise_sd):
 
     height, width = hu.shape[1:]
     frequency = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width))
-    ramp = frequency * torch.exp(-((frequency / 0.3) ** 2))
+    ramp = frequency * torch.exp(-((frequency / 0.36) ** 2))
     white = torch.from_numpy(random.standard_normal(hu.shape, dtype=np.float32))
     noise = torch.fft.irfft2(torch.fft.rfft2(white) * ramp, (height, width))
     noise = noise_sd / noise.std() * noise
@@ -207,7 +208,8 @@ def _paint_kidneys(random, image, labels, spacing_mm, cortex_hu):
     depth, grain = smooth[0].numpy()
 
     outside = labels == 0
-    hu[outside & (depth > 0.4 + 0.3 * grain)] = FAT_HU  # thick here, a line or nothing there
+    fat_from = np.maximum(0.4 + 0.3 * grain, 0.1)
+    hu[outside & (depth > fat_from)] = FAT_HU  # thick here, a line or nothing there
     sinus = outside & (depth > 0.5)
     hu[sinus & (grain > 0.15)] = WATER_HU + 8
     hu[sinus & (grain < -0.75)] = cortex_hu  # vessels
