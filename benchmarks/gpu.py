@@ -475,6 +475,8 @@ def epoch(run: Run, arch: str) -> None:
     options = {"precision": torch.bfloat16, "loss_of": loss_of}
     warm = replace(recipe, batches_per_epoch=3)
     train_epoch(model, draw, optimizer, warm, 0, Progress(), **options)
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     row = train_epoch(
         model, draw, optimizer, recipe, 1, Progress(recipe.batches_per_epoch), **options
     )
@@ -498,7 +500,8 @@ def epochs_header(run: Run) -> None:
         "",
         "### The loop of train.py, network and loss compiled, one drawing thread",
         "",
-        "| network | computing, ms | waiting, ms | waiting | s of 250 batches | hours of 1000 | GiB |",
+        "| network | computing, ms | waiting, ms | waiting | s of 250 batches | hours of 1000 "
+        "| GiB |",
         "|---|---|---|---|---|---|---|",
     )
 
@@ -809,10 +812,10 @@ def main() -> None:
             work(run)
 
     took = time.monotonic() - run.began
+    not_reached = "; ".join(run.not_reached) or "none"
+    failed = "; ".join(run.failed) or "none"
     run.say(
-        "",
-        f"{took:.0f} s in all; not reached, so not measured: {'; '.join(run.not_reached) or 'none'}; "
-        f"failed: {'; '.join(run.failed) or 'none'}.",
+        "", f"{took:.0f} s in all; not reached, so not measured: {not_reached}; failed: {failed}."
     )
     sys.exit(1 if run.failed else 0)
 
@@ -849,10 +852,10 @@ def compile_all(options: argparse.Namespace, names: list[str]) -> None:
 
 
 def stages(only: list[str], tiny: bool) -> list[tuple]:
-    """(name, estimated seconds, function, what else it is given): what no run has measured yet comes
-    first, then what this has to be compared with. Of them those whose names hold one of the words of
-    `only`; headings have no names. Tiny: one network is compiled, the others would take as long
-    again."""
+    """(name, estimated seconds, function, what else it is given): what no run has measured yet
+    comes first, beside what it has to be compared with. Of them those whose names hold one of the
+    words of `only`; headings have no names. Tiny: one network's steps are compiled, the others
+    would take as long again."""
     listed = [
         ("", 0, steps_header),
         ("plain, fast, compiled", 30, our_step, "plain", "fast, compiled"),

@@ -88,8 +88,8 @@ def exact_float32() -> None:
 
 
 def repeat_to_the_bit() -> None:
-    """The same run gives the same weights on a GPU from now on, to the bit: cuDNN's choice among its
-    algorithms is no longer by timing them, and of these it takes such as repeat.
+    """The same run gives the same weights on a GPU from now on, to the bit: cuDNN no longer chooses
+    its algorithms by timing them, and takes such as repeat.
 
     torch warns of an operation that has no such form: of a training's, the sum of the cross-entropy
     alone, which the log shows and no gradient depends on."""
@@ -103,9 +103,9 @@ def check_bfloat16(device: torch.device, convolve: Callable = F.conv3d) -> None:
     """ValueError where 3D convolutions in bfloat16 are wrong on this device, forward or backward.
 
     Versions of cuDNN gave wrong ones without a word [pytorch #163539, #166122]. A small one is
-    compared with float32, in both layouts that networks use. It takes 1.4 s on an H200: not the
-    convolutions, of microseconds, but cuDNN, which loads and tries its algorithms for each of
-    nine; so a smaller one would take as long."""
+    compared with float32, in both layouts that networks use. It takes 1.4 s on an H200: most
+    likely not the convolutions, of microseconds, but cuDNN, which loads and tries its algorithms
+    for each of nine; then a smaller one would take as long."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, 32, 8, 16, 16), (32, 32, 3, 3, 3), (2, 32, 8, 16, 16)]
     numbers = []  # the input, the kernel, and a gradient of the output

@@ -1,9 +1,9 @@
-"""A batch's loss and a scan's windows on a GPU that is not there: torch follows devices, formats and
-shapes, and computes nothing.
+"""A batch's loss and a scan's windows on a GPU that is not there: torch follows devices, formats
+and shapes, and computes nothing.
 
 That needs torch's build for CUDA, but no driver. The way back needs one; test_fast.py has it on
-"meta". What would wait for a GPU has a test of its own too, test_no_waiting.py, since here a copy to
-the CPU is as good as any other."""
+"meta". What would wait for a GPU has a test of its own too, test_no_waiting.py, since here a copy
+to the CPU is as good as any other."""
 
 from contextlib import nullcontext
 
@@ -33,8 +33,8 @@ each_form = pytest.mark.parametrize("form", ["readable", "fast"])
 
 @pytest.fixture
 def fake_gpu(monkeypatch):
-    """Within it torch has a GPU that computes in bfloat16, and no tensor has values. Networks do not
-    move, which torch does not know to do with such."""
+    """Within it torch has a GPU that computes in bfloat16, and no tensor has values. Networks do
+    not move, which torch does not know to do with such."""
     monkeypatch.setattr(prediction, "_lent", lambda network, device: nullcontext())
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)
