@@ -40,6 +40,8 @@ from minikits.paper import (
     ARCHITECTURES,
     DEMO,
     FOLDS,
+    KERNEL,
+    NEGATIVE_SLOPE,
     PAPER,
     code_departures,
     departures,
@@ -57,6 +59,7 @@ DOCS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*DOCS, *sorted(RESULTS_FOLDER.glob("*.md"))]
 EVALUATORS = ROOT / "docs" / "evaluators.md"
 FILES = ROOT / "docs" / "files.md"
+GLOSSARY = ROOT / "docs" / "glossary.md"
 PAPER_MAP = ROOT / "docs" / "paper.md"
 RESULTS = ROOT / "docs" / "results.md"
 SCALING = ROOT / "docs" / "scaling.md"
@@ -605,6 +608,24 @@ def test_the_transforms_are_as_many_as_the_readme_says():
     assert all(hasattr(augmentation, name) for name in changes)
     assert "| eight transforms in six pairs: " in README.read_text()
     assert (len(transforms), len(draws)) == (8, 6)
+
+
+def test_the_glossarys_numbers_are_the_papers():
+    meaning = {}
+    for line in GLOSSARY.read_text().splitlines():
+        if line.startswith("| "):
+            word, text = line.strip("| ").split(" | ")
+            meaning[word] = text
+
+    low, high = PAPER.window_hu
+    assert f"{low:.0f} to {high:.0f} here" in meaning["window"]
+    assert f"subtract {PAPER.mean_hu:.0f}, divide by {PAPER.sd_hu}:" in meaning["normalise"]
+    assert " x ".join(map(str, PAPER.patch)) in meaning["patch"]
+    lengths = f"{PAPER.batch_size} patches; {PAPER.batches_per_epoch} batches"
+    assert meaning["batch, epoch"] == lengths
+    assert f"longer than {PAPER.max_gradient_norm:.0f}" in meaning["gradient clipping"]
+    assert f"{NEGATIVE_SLOPE} x below 0" in meaning["ReLU, leaky ReLU"]
+    assert " x ".join([f"{KERNEL}"] * 3) in meaning["convolution"]
 
 
 def test_the_cases_left_out_are_the_papers():
