@@ -20,7 +20,7 @@ from minikits.augmentation import (
     change_noise,
     generator_for,
 )
-from minikits.geometry import cut
+from minikits.geometry import cut, patch_to_case
 from minikits.paper import PAPER
 
 EVERYTHING = with_probabilities(PAPER, 1.0)
@@ -128,6 +128,20 @@ def test_turning_by_nothing_and_by_quarters(patch):
     assert torch.allclose(turned, torch.rot90(cube, 1, (1, 2)), atol=1e-4)
     assert torch.allclose(back, cube, atol=1e-4)
     assert torch.equal(back_labels, cube_labels)
+
+
+def test_a_turn_is_one_of_voxels_so_that_lengths_in_mm_change():
+    """On the paper's grid 30 degrees about X make what lay along Y 1.32 times as long, and what lay
+    along Z 0.90 times: cos 30 of it stays on its axis, sin 30 goes to one of another spacing."""
+    z_mm, y_mm, _ = PAPER.spacing_mm
+    case_to_patch = np.linalg.inv(patch_to_case((0.0, 0.0, math.radians(30)), 1.0))
+
+    along_y = case_to_patch @ [0, 1, 0] * PAPER.spacing_mm
+    along_z = case_to_patch @ [1, 0, 0] * PAPER.spacing_mm
+
+    assert np.allclose(np.abs(along_y), [0.5 * z_mm, math.cos(math.pi / 6) * y_mm, 0])
+    assert round(np.linalg.norm(along_y) / y_mm, 2) == 1.32
+    assert round(np.linalg.norm(along_z) / z_mm, 2) == 0.90
 
 
 def test_scale_above_one_zooms_out():
