@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo
 
-.PHONY: demo test fuzz lint read mutants table1 parity golden bench clean
+.PHONY: demo figures test fuzz lint read mutants table1 parity golden bench clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -13,6 +13,10 @@ demo: $(VENV)/installed
 	$(RUN) train.py --recipe demo --arch residual --fold 0 --data $(DEMO)/data --out $(DEMO)/runs
 	$(RUN) predict.py --in $(DEMO)/scans --out $(DEMO)/masks --model $(DEMO)/runs/residual --no-mirroring
 	$(RUN) evaluate.py --pred $(DEMO)/masks --ref $(DEMO)/scans --out $(DEMO)/report
+
+# those of docs/walkthrough.md; with `--run RUN_FOLDER` of a network that is trained already
+figures: $(VENV)/installed
+	$(RUN) docs/make_figures.py
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -q
