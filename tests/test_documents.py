@@ -366,6 +366,10 @@ def test_every_link_leads_somewhere(page):
             assert anchor in map(slug, headings), f"{page.name}: {target}"
 
 
+def test_the_readme_is_read_in_five_minutes():
+    assert len(README.read_text().split()) <= 900
+
+
 def test_every_page_of_docs_can_be_reached_from_the_readme():
     linked = set(re.findall(r"\]\((docs/\w+\.md)", README.read_text()))
     assert linked == {f"docs/{page.name}" for page in DOCS[1:]}
