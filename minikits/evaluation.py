@@ -78,7 +78,14 @@ class Comparison:
 def kits_dice(prediction: ArrayLike, reference: ArrayLike) -> tuple[float, float]:
     """(kidney, tumor) Dice of two label maps 0, 1, 2 of one shape, of any axis order.
 
-    The kidney counts with the tumor in it. A structure in neither: NaN; in one alone: 0.
+        Dice = 2 * |both| / (|prediction| + |reference|)
+
+    for the voxels of a structure. The kidney counts with the tumor in it. A structure in neither:
+    NaN; in one alone: 0.
+
+    >>> kits_dice([1, 1, 2, 0], [1, 2, 2, 0])  # kidney 2 * 3 / (3 + 3), tumor 2 * 1 / (1 + 2)
+    (1.0, 0.6666666666666666)
+
     ValueError where the shapes differ, or for other values."""
     prediction, reference = np.asarray(prediction), np.asarray(reference)
     if prediction.shape != reference.shape:

@@ -81,6 +81,7 @@ def box_to_read(
     >>> box_to_read(turned, start=(2, 10, 10), patch=(1, 11, 11), size=(5, 30, 30))
     (slice(2, 4, None), slice(7, 24, None), slice(7, 24, None))
     """
+    # Reach: how far the patch's farthest corner lies from its centre, along each axis of the case.
     # The patch's corners lie at offsets (+-z, +-y, +-x). Along an axis of the case, that corner
     # reaches farthest whose signs are those of the matrix: nothing cancels out.
     reach = np.abs(matrix) @ half_sides(patch)

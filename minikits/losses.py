@@ -14,9 +14,14 @@ def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         Dice = (2 * intersection + s) / (prediction + reference + s)
 
     for each sample and each structure, all but the background: sums over the voxels of a patch,
-    where s is DICE_SMOOTH [nnU-Net v1 dice_loss.py]. The Dice is 1 for a structure that neither target
-    nor probabilities hold, and nearly 0 for one that the target alone lacks. ValueError where the
-    shapes do not fit, or the target has a label of no class.
+    where s is DICE_SMOOTH [nnU-Net v1 dice_loss.py]. It decides where a patch lacks a structure:
+
+        what the target and the probabilities hold      intersection  prediction  reference   Dice
+        neither holds it                                           0           0          0      1
+        100 voxels, claimed with 0.01 each, are none               0           1          0   1e-5
+        100 voxels are it, claimed with 0.01 each                  1           1        100   0.02
+
+    ValueError where the shapes do not fit, or the target has a label of no class.
     """
     _check_target(logits, target)
     classes = logits.shape[1]
@@ -77,7 +82,11 @@ def head_weights(heads: int) -> tuple[float, ...]:
 def downsampled(target: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """(B, Z, Y, X) -> (B, *shape) floats by nearest neighbour.
 
-    Centres of voxels are compared, so a factor of 2 takes index 2i + 1.
+    Centres of voxels are compared, so a factor of 2 takes index 2i + 1: the centre of the new voxel
+    0 lies between the old voxels 0 and 1, and of two as near the upper is taken.
+
+    >>> downsampled(torch.tensor([0, 1, 2, 3]).reshape(1, 1, 1, 4), (1, 1, 2)).flatten().tolist()
+    [1.0, 3.0]
     """
     with_channel = target[:, None].float()
     return F.interpolate(with_channel, tuple(shape), mode="nearest-exact")[:, 0]

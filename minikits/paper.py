@@ -79,7 +79,9 @@ PAPER = Recipe(
 )
 
 # The same method at a size for two CPU cores and a few minutes [ours: a demonstration, no claim].
-# Learning rate and momentum: the same step in the long run, a memory that suits a short one.
+# Learning rate and momentum: the same step in the long run, a memory that suits a short one. A
+# gradient that stays the same is summed up to 1 / (1 - momentum) times itself, and
+# learning_rate / (1 - momentum) is 1 in both.
 DEMO = replace(
     PAPER,
     spacing_mm=(5.0, 3.2, 3.2),

@@ -82,6 +82,17 @@ class Recipe:
         An axis is halved "until further downsampling would result in a size < 4" [paper 2.2]. Axes
         that are halved less often begin later [nnU-Net v1, the planner of July 2019]; an odd length
         is not halved [ours: it would not come back the same on the way up].
+
+        The paper's patch, from the deepest stage backwards: 80 can be halved four times and 160
+        five times, so that of five downsamplings the first leaves Z alone.
+
+            stage   stride     Z    Y    X
+            5       2 2 2      5    5    5
+            4       2 2 2     10   10   10
+            3       2 2 2     20   20   20
+            2       2 2 2     40   40   40
+            1       1 2 2     80   80   80
+            0       1 1 1     80  160  160
         """
         if self.stage_strides:
             return self.stage_strides
@@ -127,7 +138,7 @@ def _halvings(side: int) -> int:
     return count
 
 
-# --- the form of a field --------------------------------------------------------------------------
+# --- the form of a field (from here on refusals: skip them on first reading) ----------------------
 
 
 def _formed_field(recipe, field, kind):

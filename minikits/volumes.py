@@ -67,10 +67,17 @@ def canonical_axes_and_flips(affine: np.ndarray) -> np.ndarray:
     """(3, 2), what nibabel's `apply_orientation` takes: for each stored axis the nearest of the
     canonical ones, 0 to 2, and -1 where it is to be flipped, else 1.
 
-    A KiTS19 file is stored as we take it:
+    A KiTS19 file is stored as we take it: slices from head to feet, rows from front to back,
+    columns from the patient's right to the left. So each axis is our own, the same way round:
 
     >>> canonical_axes_and_flips(KITS19_AFFINE).tolist()
     [[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]
+
+    In a file stored to the right, the front and the head, the first axis is our X, the last our Z,
+    and all three are flipped (docs/figures/orientation.png shows it):
+
+    >>> canonical_axes_and_flips(np.eye(4)).tolist()
+    [[2.0, -1.0], [1.0, -1.0], [0.0, -1.0]]
     """
     return ornt_transform(orientation(affine), CANONICAL)
 
