@@ -260,7 +260,7 @@ def _draw_body(axes):
 
 def draw_spacing():
     """The same square of mm on two scans, before and after resampling."""
-    figure = new_figure(8.1)
+    figure = new_figure(6.4)
     rows = figure.subplots(2, 2)
     for row, number in zip(rows, (FINE, THICK)):
         scan, labels = phantom(number)
@@ -453,7 +453,7 @@ def draw_augmentation():
         ("mirroring\nalong X", change_mirroring(image, labels, [2])[0]),
     )
 
-    figure = new_figure(9.8)
+    figure = new_figure(7.6)
     grid = figure.subplots(len(rows), 4)
     with torch.no_grad():
         maps_before = stem(image[None, None])[0, 0]
@@ -468,7 +468,7 @@ def draw_augmentation():
 
 
 def _draw_row(panels, planes):
-    rows = slice(8, 40)  # of the plane's 48, so that the picture is not too high
+    rows = slice(12, 36)  # of the plane's 48, so that the picture is not too high
     for axes, plane in zip(panels[:2], planes[:2]):
         show(axes, plane[rows], vmin=-2.34, vmax=2.64)
     for axes, plane in zip(panels[2:], planes[2:]):
@@ -570,15 +570,6 @@ def draw_network(arch: str):
     return figure
 
 
-def draw_unet():
-    """The U of the residual network, and the three blocks."""
-    figure = new_figure(10.6)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(6.2, 4.4))
-    _draw_u(upper.subplots(), "residual")
-    _draw_blocks(lower.subplots(1, 3))
-    return figure
-
-
 def _draw_u(axes, arch):
     with torch.device("meta"):  # shapes without numbers
         network = build_unet(arch, PAPER)
@@ -658,8 +649,10 @@ def layers_of(module: torch.nn.Module) -> list[str]:
     return names
 
 
-def _draw_blocks(panels):
+def draw_blocks():
     """The three blocks, of the modules that they are made of, where they change their shape."""
+    figure = new_figure(4.6)
+    panels = figure.subplots(1, 3)
     plain = plain_block(24, 48, (2, 2, 2))
     residual = ResidualBlock(24, 48, (2, 2, 2))
     preactivation = PreactivationBlock(24, 48, (2, 2, 2))
@@ -674,6 +667,7 @@ def _draw_blocks(panels):
     )
     note(panels[1], 0.5, 0.03, "same shape: x itself is added", size=9)
     note(panels[2], 0.5, 0.03, "same shape: x, before IN-ReLU, is added", size=9)
+    return figure
 
 
 def _draw_block(axes, title, way, skip=(), start=0):
@@ -1065,10 +1059,10 @@ FIGURES = {
     "patches": draw_patches,
     "augmentation": draw_augmentation,
     "turned_patch": draw_turned_patch,
-    "unet": draw_unet,
     "network_plain": partial(draw_network, "plain"),
     "network_residual": partial(draw_network, "residual"),
     "network_preactivation": partial(draw_network, "preactivation"),
+    "blocks": draw_blocks,
     "loss": draw_loss,
     "nearest": draw_nearest,
     "training": draw_training,
