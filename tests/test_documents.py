@@ -575,7 +575,7 @@ def test_what_was_measured_in_small_stands_beside_the_papers_claims():
 
     gain, p = composite["ensemble - residual"]
     assert f"composite {gain} over the best one (p {p})" in page
-    assert f"composite of ensemble less residual | {gain} (p {p}) |" in README.read_text()
+    assert f"adds to the best network's composite | {gain} (p {p}) |" in README.read_text()
 
     lead, p = composite["residual - plain"]
     assert f"residual over plain by {lead.strip('+')} composite (p {p})" in page
