@@ -1,11 +1,12 @@
 """What a training step takes on a CPU: in each form of the network, and what the time goes into.
 
-    python benchmarks/cpu_step.py              # about ten minutes on two idle cores
+    python benchmarks/cpu_step.py              # a quarter of an hour
     python benchmarks/cpu_step.py --quick      # seconds: whether it runs at all
 
 Two tables, printed and kept in benchmarks/results/cpu_step.md. In the first one each row is a
-process of its own, since oneDNN reads once which instructions it may use; in it the forms take
-turns, step by step, so that other work on the machine meets all of them. Forms:
+process of its own, since oneDNN reads once which instructions it may use. There the forms take
+turns, step by step, on one thread, and its CPU time counts: other work on the machine takes none of
+that. Forms:
 
   as it is          the readable network
   weights           the same with its weights in channels last, a line: network.to(memory_format=...)
@@ -66,7 +67,7 @@ ROWS = (
     *(("bf16", "AMX"), ("bf16", "AVX-512")),
     *(("fp32", "AVX-512"), ("fp32", "AVX2")),
 )
-STEPS = {"tiny": 2, "demo": 15, "larger": 3, "paper": 1}
+STEPS = {"tiny": 2, "demo": 7, "larger": 1, "paper": 1}
 
 # What an operation, or the one that called it, has in its name: the first that fits.
 KINDS = {
@@ -132,7 +133,7 @@ def step_of(arch: str, recipe: Recipe, precision: torch.dtype, form: Callable) -
 
 
 def seconds_of_forms(arch: str, size: str, precision: str) -> dict[str, float]:
-    """{form: median seconds of a step}; the first step of each is not counted."""
+    """{form: median CPU seconds of a step}; the first step of each is not counted."""
     dtype = pick_precision(precision, torch.device("cpu"))
     steps = {}
     for name, form in FORMS.items():
@@ -142,9 +143,9 @@ def seconds_of_forms(arch: str, size: str, precision: str) -> dict[str, float]:
     seconds = {name: [] for name in steps}
     for _ in range(STEPS[size]):
         for name, step in steps.items():
-            began = time.perf_counter()
+            began = time.process_time()
             step()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.process_time() - began)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
@@ -239,25 +240,26 @@ def page(sizes: list[str], rows: tuple, archs: tuple) -> str:
     """Both tables, with the machine and the day."""
     busy = os.getloadavg()[0]
     forms = table_of_forms(sizes, rows, archs)
-    profiled = table_of_shares([size for size in sizes if size != "paper"], archs[:2])
+    profiled = table_of_shares([size for size in sizes if size != "paper"], archs[:1])
     return "\n".join(
         [
             "# A training step on a CPU",
             "",
             f"`python benchmarks/cpu_step.py`, {time.strftime('%Y-%m-%d')}: {processor_name()}, "
-            f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; load when it began "
-            f"{busy:.1f}; torch {torch.__version__}, Python {platform.python_version()}.",
+            f"{os.cpu_count()} cores; load when it began {busy:.1f}; torch {torch.__version__}, "
+            f"Python {platform.python_version()}.",
             "",
             "## Forms of the network",
             "",
-            "Milliseconds: forward, loss, backward, clipping, update of a batch of two; the median, "
-            "the forms in turn.",
+            "CPU milliseconds on one thread: forward, loss, backward, clipping, update of a batch "
+            "of two; the median, the forms in turn.",
             "",
             *forms,
             "",
             "## What the time goes into",
             "",
-            "By torch.profiler, the time of each operation without those that it calls.",
+            "By torch.profiler, on one thread: the time of each operation without those that it "
+            "calls.",
             "",
             *profiled,
         ]
@@ -268,11 +270,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tiny size, one network")
     parser.add_argument("--sizes", nargs="+", choices=RECIPES, default=["demo", "larger"])
+    parser.add_argument("--archs", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--out", type=Path, help="default: results/cpu_step.md; none if --quick")
     parser.add_argument(
         "--measure", nargs=3, metavar=("ARCH", "SIZE", "PRECISION"), help="one row, as JSON"
     )
     options = parser.parse_args()
+    torch.set_num_threads(1)
     exact_float32()
     claim_memory(torch.device("cpu"), 1 << 30)  # glibc keeps what is freed, as in train.py
     if options.measure:
@@ -282,7 +286,7 @@ def main() -> None:
     if options.quick:
         text = page(["tiny"], ROWS[:1], ARCHITECTURES[:1])
     else:
-        text = page(options.sizes, ROWS, ARCHITECTURES)
+        text = page(options.sizes, ROWS, tuple(options.archs))
     print(text)
     out = options.out or (None if options.quick else RESULTS)
     if out:
