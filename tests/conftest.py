@@ -21,6 +21,7 @@ from minikits.prediction import predict_probabilities
 from minikits.preprocessing import labels_on_native_grid, prepare_image
 
 ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "docs"))  # the slow witnesses are the plain forms of docs/one_page.py
 SHARED = Path(os.environ.get("MINIKITS_SHARED", ROOT.parent / "shared"))
 
 TINY = dataclasses.replace(

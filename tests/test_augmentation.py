@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import with_probabilities
+from one_page import places_to_read
 from scipy.ndimage import map_coordinates
 
 from minikits import augmentation
@@ -47,16 +48,7 @@ def numbered(shape):
 def places_by_the_text(shape, angles, scale, start=(0, 0, 0)):
     """(3, Z, Y, X): where each voxel of a patch comes from: rotate about Z, Y, X, scale, about the
     centre."""
-    cz, cy, cx = np.cos(angles)
-    sz, sy, sx = np.sin(angles)
-    about_z = np.array([[1, 0, 0], [0, cz, -sz], [0, sz, cz]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_x = np.array([[cx, -sx, 0], [sx, cx, 0], [0, 0, 1]])
-
-    voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
-    centre = (np.array(shape) - 1) / 2
-    turned = (voxels - centre) @ (about_z @ about_y @ about_x) * scale
-    return (turned + centre + start).transpose(3, 0, 1, 2)
+    return places_to_read(shape, angles, scale, start).transpose(3, 0, 1, 2)
 
 
 def read_by_scipy(values, places, outside=0):

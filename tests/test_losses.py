@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from one_page import loss_of_head
 from skimage.transform import resize
 
 from minikits.losses import downsampled, head_weights, segmentation_loss, soft_dice_loss
@@ -69,26 +70,6 @@ def resized(labels, shape):
     return torch.from_numpy(resize(labels.double().numpy(), shape, 0, **options))
 
 
-def slow_loss(logits, target):
-    """One head's, voxel sums written out: (B, 3, Z, Y, X), (B, Z, Y, X)."""
-    probabilities = logits.exp() / logits.exp().sum(1, keepdim=True)
-
-    entropy, dice = 0, 0
-    for p_of_sample, labels in zip(probabilities, target):
-        for value, p in enumerate(p_of_sample):
-            truth = (labels == value).double()
-            entropy -= (truth * p.log()).sum() / target.numel()
-            if value == 0:
-                continue
-            tp = (p * truth).sum()
-            fp = (p * (1 - truth)).sum()
-            fn = ((1 - p) * truth).sum()
-            dice += (2 * tp + 1e-5) / (2 * tp + fp + fn + 1e-5)
-
-    samples_and_structures = 2 * len(target)
-    return entropy - dice / samples_and_structures
-
-
 def test_all_heads_against_a_slow_witness(generator):
     target = torch.randint(0, 3, (2, 8, 16, 16), generator=generator)
     logits = []
@@ -98,7 +79,7 @@ def test_all_heads_against_a_slow_witness(generator):
     wanted = 0
     for weight, head in zip((2 / 3, 1 / 3, 0), logits):
         coarse = torch.stack([resized(labels, head.shape[2:]) for labels in target])
-        wanted += weight * slow_loss(head, coarse)
+        wanted += weight * loss_of_head(head, coarse)
 
     loss = segmentation_loss(logits, target).item()
     assert loss == pytest.approx(wanted.item(), abs=1e-9)

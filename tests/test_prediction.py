@@ -10,6 +10,7 @@ import torch
 from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_page import probabilities_by_loops
 from scipy.ndimage import gaussian_filter
 
 import predict
@@ -407,42 +408,6 @@ def test_logits_of_half_precision_become_probabilities_in_float32(generator):
 # --- to the bit, beside plain loops ---------------------------------------------------------------
 
 
-def probabilities_by_loops(networks, image, recipe):
-    """(K, Z, Y, X) of mirrored windows, by one loop inside the other. Networks see two at once."""
-    missing = [max(side - size, 0) for size, side in zip(image.shape, recipe.patch)]
-    before = [some // 2 for some in missing]
-    padded = np.pad(image, [(some // 2, some - some // 2) for some in missing])
-    weight = importance_map(recipe.patch).numpy()
-    total = np.zeros((3, *padded.shape), np.float32)
-    weights = np.zeros(padded.shape, np.float32)  # of one network
-
-    for network in networks:
-        for z in window_starts(padded.shape[0], recipe.patch[0]):
-            for y in window_starts(padded.shape[1], recipe.patch[1]):
-                for x in window_starts(padded.shape[2], recipe.patch[2]):
-                    corner = zip((z, y, x), recipe.patch)
-                    window = tuple(slice(start, start + side) for start, side in corner)
-                    for axes in ((), (1,), (0,), (0, 1)):
-                        pair = (axes, (*axes, 2))
-                        seen = softmax_of_mirrored(network, padded[window], pair)
-                        for mirrored, probabilities in zip(pair, seen):
-                            back = np.flip(probabilities, [axis + 1 for axis in mirrored])
-                            total[(slice(None), *window)] += weight * back
-                            if network is networks[0]:
-                                weights[window] += weight
-
-    probabilities = total / (weights * len(networks))
-    inner = [slice(start, start + size) for start, size in zip(before, image.shape)]
-    return probabilities[(slice(None), *inner)]
-
-
-def softmax_of_mirrored(network, window, pair):
-    """(2, K, Z, Y, X): a window flipped along these axes, and along those."""
-    flipped = [np.flip(window, axes) for axes in pair]
-    with torch.inference_mode():
-        return network(torch.tensor(np.stack(flipped)[:, None])).softmax(1).numpy()
-
-
 def test_mask_and_probabilities_are_to_the_bit_what_plain_loops_give():
     """A phantom of four windows, a slice less than the patch, by two of the demo's networks."""
     torch.manual_seed(3)
@@ -456,7 +421,7 @@ def test_mask_and_probabilities_are_to_the_bit_what_plain_loops_give():
 
     found = predict_probabilities(networks, image, recipe)
 
-    wanted = probabilities_by_loops(networks, image, recipe)
+    wanted = probabilities_by_loops(networks, image, recipe.patch)
     assert found.shape == (3, 15, 44, 40)
     assert np.array_equal(found.numpy(), wanted)
     mask = labels_on_native_grid(found, volume)
