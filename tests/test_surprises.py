@@ -1,0 +1,151 @@
+"""The scripts behind docs/surprises.md, at a small size, and that its figures are the results'."""
+
+import importlib.util
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+
+from minikits.nifti import write_image
+from minikits.paper import ARCHITECTURES
+from minikits.phantoms import make_case
+
+RESULTS = (ROOT / "benchmarks" / "results" / "surprises.md").read_text()
+PAGE = (ROOT / "docs" / "surprises.md").read_text()
+
+
+def script(name):
+    path = ROOT / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def brightness():
+    return script("surprise_brightness")
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return script("surprise_labels")
+
+
+@pytest.fixture(scope="module")
+def patch():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 1, *TINY.patch, generator=generator, dtype=torch.float64)
+    target = (torch.rand(1, *TINY.patch, generator=generator) * 3).to(torch.uint8)
+    return image, target
+
+
+# --- a brighter scan ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["plain", "residual"])
+def test_two_networks_see_no_factor_but_for_eps(arch, brightness, patch):
+    image, target = patch
+    network = brightness.random_network(arch, TINY)
+
+    assert 0 < brightness.change_of_logits(network, image, 1.5) < 1e-4
+    assert brightness.change_of_logits(brightness.without_eps(network), image, 1.5) < 1e-12
+    assert brightness.voxels_changed(network, image, 1.5) < 1e-3
+    assert brightness.change_of_gradients(network, image, target, 1.5) < 1e-3
+
+
+def test_times_two_without_a_bias_is_the_same_to_the_bit(brightness, patch):
+    network = brightness.without_eps(brightness.random_network("residual", TINY))
+
+    assert brightness.change_of_logits(network, patch[0], 2.0) == 0
+
+
+def test_the_preactivation_network_sees_it(brightness, patch):
+    image, target = patch
+    network = brightness.random_network("preactivation", TINY)
+
+    assert brightness.change_of_logits(network, image, 1.5) > 0.01
+    assert brightness.change_of_gradients(network, image, target, 1.5) > 0.01
+
+
+def test_no_weight_is_0_so_that_nothing_cancels_by_itself(brightness):
+    for arch in ARCHITECTURES:
+        for name, weight in brightness.random_network(arch, TINY).named_parameters():
+            assert weight.abs().min() > 0, name
+
+
+def test_the_patch_of_the_phantom_holds_a_kidney(brightness):
+    image, target = brightness.patch_of_phantom(TINY)
+
+    assert image.shape == (1, 1, *TINY.patch)
+    assert target.shape == (1, *TINY.patch)
+    assert (target > 0).any()
+
+
+# --- perfect labels -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two cases of labels alone."""
+    folder = tmp_path_factory.mktemp("labels")
+    for seed in (3, 5):
+        _, labels, spacing_mm = make_case(seed, shape=(30, 64, 70), spacing_mm=(6.0, 5.5, 5.5))
+        write_image(folder / f"case_{seed}" / "segmentation.nii.gz", labels, spacing_mm)
+    return folder
+
+
+def test_at_their_own_spacing_labels_come_back_as_they_were(labels, folder):
+    recipe = replace(TINY, spacing_mm=(6.0, 5.5, 5.5))
+
+    scores = [score for score, _ in labels.scores_of(folder, recipe)]
+
+    assert [score.case for score in scores] == ["case_3", "case_5"]
+    assert all(score.kidney == 1 for score in scores)
+
+
+def test_from_a_coarse_grid_they_come_back_worse_and_masks_in_part_better(labels, folder):
+    recipe = replace(TINY, spacing_mm=(15.0, 12.0, 12.0))
+
+    certain = [score.kidney for score, _ in labels.scores_of(folder, recipe)]
+    in_part = [score.kidney for score, _ in labels.scores_of(folder, recipe, labels.in_part)]
+
+    for rough, fine in zip(certain, in_part):
+        assert 0.6 < rough < fine < 1
+
+
+def test_without_labels_a_line_says_what_is_wanted(labels, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.argv", ["surprise_labels.py", "--labels", str(tmp_path / "absent")])
+
+    with pytest.raises(SystemExit) as ended:
+        labels.main()
+
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("wanted KiTS19's cases, or label files in them\n")
+
+
+def test_real_labels_come_back_as_the_results_say(labels, kits19, tmp_path):
+    (tmp_path / "case_00075").symlink_to(kits19 / "case_00075")
+
+    ((score, _),) = labels.scores_of(tmp_path, labels.PAPER)
+
+    assert f"{100 * score.kidney:.2f}" == "98.36"
+    assert f"{100 * score.tumor:.2f}" == "95.34"
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_the_pages_figures_are_those_of_the_results():
+    kidney, tumor, worst = re.search(
+        r"perfect labels, there and back \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", PAGE
+    ).groups()
+    certain = re.search(r"the training target, certain \| (.+) \|\n", RESULTS)[1].split(" | ")
+    in_part = re.search(r"how much of each voxel .+? \| (.+) \|\n", RESULTS)[1].split(" | ")
+
+    assert [kidney, tumor, worst] == [certain[0], certain[1], certain[3]]
+    assert f"kidney would come back with {in_part[0]}, tumor with {in_part[1]}" in PAGE
+    assert "| pre-activation | 20% | 3.8% |" in PAGE
+    assert re.search(r"\| preactivation \| 1\.5 \| 2e-01 \| .+ \| 3\.8% \|", RESULTS)
