@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo
 
-.PHONY: demo figures test fuzz lint read mutants table1 parity golden bench clean
+.PHONY: demo figures notebook test fuzz lint read mutants table1 parity golden bench clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -17,6 +17,9 @@ demo: $(VENV)/installed
 # those of docs/walkthrough.md; with `--run RUN_FOLDER` of a network that is trained already
 figures: $(VENV)/installed
 	$(RUN) docs/make_figures.py
+
+notebook:
+	$(PYTHON) docs/make_notebook.py
 
 test: $(VENV)/installed
 	$(RUN) -m pytest -q
