@@ -1,15 +1,18 @@
 """Draws the figures of docs/walkthrough.md: python docs/make_figures.py
 
     python docs/make_figures.py scan window      # these two alone
-    python docs/make_figures.py --run demo/runs/residual/fold0      # with the network of `make demo`
+    python docs/make_figures.py --run demo/runs/residual/fold0      # with the demo's network
 
 All are of phantoms, with fixed seeds. Without `--run`, a small network is trained first for those
 pictures that need one; that takes a minute or two on one core.
 """
 
+from __future__ import annotations
+
 import argparse
 import io
 import math
+from collections.abc import Sequence
 from csv import DictReader
 from dataclasses import replace
 from fractions import Fraction
@@ -17,7 +20,7 @@ from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +52,12 @@ from minikits.training import Progress, sgd, train_epoch, training_step
 from minikits.unet import PreactivationBlock, ResidualBlock, build_unet, plain_block
 from minikits.volumes import Volume
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Place = tuple[float, float]  # x, y
+
 FOLDER = Path(__file__).parent / "figures"
 WIDTH = 8  # inches
 DPI = 150  # so that a figure is 1200 pixels wide
@@ -59,6 +68,7 @@ KIDNEY, TUMOR, OTHER = "tab:cyan", "#ff3b30", "tab:orange"
 CASE = 5  # the phantom of most figures: voxels of 3.00 x 2.03 mm
 FINE, THICK = 2, 4  # two of other spacings: 2.00 x 1.83 mm and 5.00 x 2.10 mm
 HELD_OUT = (40, 41, 42, 43, 44, 45)  # phantoms that nothing is trained on
+MIRRORED = 44  # one of them
 
 # a training of a minute or two on an idle core
 SMALL = replace(
@@ -108,7 +118,7 @@ def place_of_most(mask: np.ndarray, axis: int) -> int:
 # --- how it is drawn ------------------------------------------------------------------------------
 
 
-def new_figure(height: float):
+def new_figure(height: float) -> Figure:
     """An empty figure; height: in inches."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -118,7 +128,7 @@ def new_figure(height: float):
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
 
 
-def save(figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """As a PNG of few colours, which is small: half of them greys, half of what is coloured."""
     from PIL import Image
 
@@ -143,27 +153,27 @@ def save(figure, path: Path) -> None:
     drawn.save(path, optimize=True)
 
 
-def show(axes, plane: np.ndarray, spacing_mm=(1, 1), **options) -> None:
+def show(axes: Axes, plane: np.ndarray, spacing_mm: Sequence[float], **options: Any) -> None:
     """A plane of voxels in grey, each a rectangle of its size in mm."""
     options = {"cmap": "gray", "interpolation": "nearest", **options}
     axes.imshow(plane, aspect=spacing_mm[0] / spacing_mm[1], **options)
     axes.set(xticks=[], yticks=[])
 
 
-def outline(axes, labels: np.ndarray, width=1.3) -> None:
+def outline(axes: Axes, labels: np.ndarray, width: float = 1.3) -> None:
     """Contours of kidney (with its tumor) and tumor in a plane."""
     for region, colour in ((labels > 0, KIDNEY), (labels == 2, TUMOR)):
         if region.any():
             axes.contour(region, [0.5], colors=colour, linewidths=width)
 
 
-def note(axes, x: float, y: float, text: str, **options) -> None:
+def note(axes: Axes, x: float, y: float, text: str, **options: Any) -> None:
     """Text at a place of the axes, in parts of their width and height."""
     options = {"ha": "center", "va": "center", **options}
     axes.text(x, y, text, transform=axes.transAxes, **options)
 
 
-def arrow(axes, start, stop, colour="black", **options) -> None:
+def arrow(axes: Axes, start: Place, stop: Place, colour: str, **options: Any) -> None:
     """An arrow from one place to another, in the units of the data."""
     look = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.8, **options}
     axes.annotate("", xy=stop, xytext=start, arrowprops=look)
@@ -172,7 +182,7 @@ def arrow(axes, start, stop, colour="black", **options) -> None:
 # --- 1: a scan ------------------------------------------------------------------------------------
 
 
-def draw_scan():
+def draw_scan() -> Figure:
     """An axial and a coronal slice with contours, and a bar that tells HU."""
     scan, labels = phantom(CASE)
     z_mm, y_mm, x_mm = scan.spacing_mm
@@ -201,7 +211,7 @@ def draw_scan():
     return figure
 
 
-def draw_orientation():
+def draw_orientation() -> Figure:
     """A coronal slice as a file of another order stores it, and as it is read."""
     scan, labels = phantom(CASE)
     y = place_of_most(labels.voxels == 2, axis=1)
@@ -258,7 +268,7 @@ def _draw_body(axes):
 # --- 2: the networks' grid ------------------------------------------------------------------------
 
 
-def draw_spacing():
+def draw_spacing() -> Figure:
     """The same square of mm on two scans, before and after resampling."""
     figure = new_figure(6.4)
     rows = figure.subplots(2, 2)
@@ -295,7 +305,7 @@ def _draw_square(axes, hu, labels, spacing_mm, title):
 # --- 3: the window --------------------------------------------------------------------------------
 
 
-def draw_window():
+def draw_window() -> Figure:
     """Histograms of HU with the window's bounds, and of what the networks get."""
     scan, labels = phantom(CASE)
     low, high = PAPER.window_hu
@@ -338,7 +348,7 @@ def draw_window():
 # --- 4: one matrix per axis -----------------------------------------------------------------------
 
 
-def draw_resampling():
+def draw_resampling() -> Figure:
     """Matrices of an axis, and an edge of labels 0 and 2, by number and by masks."""
     figure = new_figure(6.6)
     above, below = figure.subfigures(2, 1, height_ratios=(1.05, 1))
@@ -398,7 +408,7 @@ def _draw_edge(axes, labels, new_size, way):
 # --- 5: where patches lie -------------------------------------------------------------------------
 
 
-def draw_patches():
+def draw_patches() -> Figure:
     """The centres of 200 patches, drawn uniformly and on foreground."""
     from matplotlib.patches import Rectangle
 
@@ -424,17 +434,18 @@ def draw_patches():
         axes.add_patch(Rectangle(corner, width, depth, fill=False, ec="yellow", lw=2))
         axes.plot(x[shown], z[shown], "o", color="yellow", markersize=7)
         axes.set_title("on foreground" if forced else "anywhere")
-        axes.set(xlim=(-6, seen.shape[1] + 5), ylim=(seen.shape[0] + 15, -4), facecolor="0.6")
+        axes.set(xlim=(-6, seen.shape[1] + 5), ylim=(seen.shape[0] + 9, -4), facecolor="0.6")
     return figure
 
 
+SQUARE = (1, 1)  # the proportions of a voxel
 WHITE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
 
 
 # --- 6: augmentation ------------------------------------------------------------------------------
 
 
-def draw_augmentation():
+def draw_augmentation() -> Figure:
     """Each transform: before, after, the difference, and what a first norm leaves of it."""
     image, labels = _patch_on_tumor(CASE, DEMO)
     torch.manual_seed(0)
@@ -470,9 +481,9 @@ def draw_augmentation():
 def _draw_row(panels, planes):
     rows = slice(12, 36)  # of the plane's 48, so that the picture is not too high
     for axes, plane in zip(panels[:2], planes[:2]):
-        show(axes, plane[rows], vmin=-2.34, vmax=2.64)
+        show(axes, plane[rows], SQUARE, vmin=-2.34, vmax=2.64)
     for axes, plane in zip(panels[2:], planes[2:]):
-        show(axes, plane[rows], vmin=-1, vmax=1, cmap="RdBu_r")
+        show(axes, plane[rows], SQUARE, vmin=-1, vmax=1, cmap="RdBu_r")
         note(axes, 0.97, 0.08, f"mean {plane.abs().mean():.2f}", ha="right", size=9, bbox=WHITE)
 
 
@@ -485,7 +496,7 @@ def _patch_on_tumor(number, recipe):
     return image.float(), labels
 
 
-def draw_turned_patch():
+def draw_turned_patch() -> Figure:
     """Where a turned patch reads, and what a turn in voxels is in mm."""
     figure = new_figure(3.9)
     left, middle, right = figure.subplots(1, 3, width_ratios=(0.75, 1.2, 1.2))
@@ -563,7 +574,7 @@ def shapes_of(network: torch.nn.Module, image: torch.Tensor) -> dict[str, tuple]
     return shapes
 
 
-def draw_network(arch: str):
+def draw_network(arch: str) -> Figure:
     """The U of a network, with the shapes that a run of it gave."""
     figure = new_figure(6.4)
     _draw_u(figure.subplots(), arch)
@@ -649,7 +660,7 @@ def layers_of(module: torch.nn.Module) -> list[str]:
     return names
 
 
-def draw_blocks():
+def draw_blocks() -> Figure:
     """The three blocks, of the modules that they are made of, where they change their shape."""
     figure = new_figure(4.6)
     panels = figure.subplots(1, 3)
@@ -697,7 +708,7 @@ def _draw_block(axes, title, way, skip=(), start=0):
 # --- 8: the loss ----------------------------------------------------------------------------------
 
 
-def draw_loss():
+def draw_loss() -> Figure:
     """A target at each resolution with its weight, and Dice against one false voxel."""
     _, labels = _patch_on_tumor(CASE, PAPER)
     sides = np.array(PAPER.patch) // np.cumprod(PAPER.strides[:-1], axis=0)
@@ -735,7 +746,7 @@ def _colours_of_labels():
     return ListedColormap(["#202020", KIDNEY, TUMOR])
 
 
-def draw_nearest():
+def draw_nearest() -> Figure:
     """Eight voxels of a target, and the four of a head at half its resolution."""
     figure = new_figure(2.3)
     axes = figure.subplots()
@@ -763,7 +774,7 @@ def draw_nearest():
 # --- 9: training ----------------------------------------------------------------------------------
 
 
-def draw_training():
+def draw_training() -> Figure:
     """One patch learnt by heart, and the learning rate."""
     figure = new_figure(3.6)
     left, right = figure.subplots(1, 2)
@@ -810,7 +821,7 @@ def _overfitted():
     return losses, scored, kidney, tumor
 
 
-# --- a network that is trained ----------------------------------------------------------------------
+# --- a network that is trained --------------------------------------------------------------------
 
 
 class Trained(NamedTuple):
@@ -844,10 +855,8 @@ def trained(run: Path | None) -> Trained:
         progress = Progress(progress.iteration)
         kidney, tumor = _patch_dice(network.eval(), held_out)
         log.append({**row, "patch_dice_kidney": kidney, "patch_dice_tumor": tumor})
-        print(
-            f"epoch {epoch + 1} of {SMALL.epochs}: loss {row['loss']:.3f}, patch Dice {kidney:.2f} {tumor:.2f}",
-            flush=True,
-        )
+        done = f"epoch {epoch + 1} of {SMALL.epochs}: loss {row['loss']:.3f}"
+        print(f"{done}, patch Dice kidney {kidney:.2f} tumor {tumor:.2f}", flush=True)
     return Trained(network, SMALL, log)
 
 
@@ -862,7 +871,7 @@ def _patch_dice(network, cases):
     return kits_dice(torch.cat(found).numpy(), torch.cat(wanted).numpy())
 
 
-def draw_learning_curve(run):
+def draw_learning_curve(run: Path | None) -> Figure:
     """Loss, patch Dice and learning rate of each epoch."""
     log = trained(run).log
     epochs = [row["epoch"] for row in log]
@@ -893,10 +902,8 @@ def predicted(number: int, run: Path | None) -> np.ndarray:
 # --- 10: windows ----------------------------------------------------------------------------------
 
 
-def draw_windows():
+def draw_windows() -> Figure:
     """Where windows lie, the sum of their weights, and how much of them is clipped air."""
-    from matplotlib.patches import Rectangle
-
     case = prepared(FINE, DEMO)
     image = case.image.float()
     starts = [window_starts(size, side) for size, side in zip(image.shape, DEMO.patch)]
@@ -911,12 +918,7 @@ def draw_windows():
     y = image.shape[1] // 2
     z_mm, _, x_mm = DEMO.spacing_mm
     show(left, image[:, y], (z_mm, x_mm), vmin=-2.34, vmax=2.64)
-    depth, _, width = DEMO.patch
-    for place, (z, x) in enumerate(product(starts[0], starts[2])):
-        shift = 0.35 * (place % 4)
-        colour = f"C{place % 10}"
-        corner = (x - 0.5 + shift, z - 0.5 + shift)
-        left.add_patch(Rectangle(corner, width - 1, depth - 1, fill=False, ec=colour, lw=1.8))
+    _draw_rectangles(left, starts)
     counts = " x ".join(str(len(axis)) for axis in starts)
     left.set(xlim=(-3, image.shape[2] + 2), ylim=(image.shape[0] + 2, -3))
     left.set_title(f"{counts} windows; here those of a slice")
@@ -935,10 +937,22 @@ def draw_windows():
     bins = np.linspace(0, 1, 26)
     other.hist(of_patches, bins, density=True, color="0.7", label="100 patches of the training")
     other.hist(clipped, bins, density=True, histtype="step", lw=2, color=OTHER, label="the windows")
-    other.set(xlabel="share of voxels at -79 HU, mostly air", yticks=[], ylim=(0, 7))
+    other.set(xlabel="share of voxels at -79 HU, mostly air", yticks=[], ylim=(0, 10))
     other.set_title("windows see more air than patches")
     other.legend(loc="upper left", fontsize=9)
     return figure
+
+
+def _draw_rectangles(axes, starts):
+    """The windows of a coronal slice, a little apart so that none hides another."""
+    from matplotlib.patches import Rectangle
+
+    depth, _, width = DEMO.patch
+    for place, (z, x) in enumerate(product(starts[0], starts[2])):
+        shift = 0.35 * (place % 4)
+        corner = (x - 0.5 + shift, z - 0.5 + shift)
+        colour = f"C{place % 10}"
+        axes.add_patch(Rectangle(corner, width - 1, depth - 1, fill=False, ec=colour, lw=1.8))
 
 
 def _window(start):
@@ -963,10 +977,10 @@ def _training_patches(case):
 # --- 11: mirror images ----------------------------------------------------------------------------
 
 
-def draw_mirroring(run):
+def draw_mirroring(run: Path | None) -> Figure:
     """The tumor's probability in the eight mirror images of a patch, and their mean."""
     network, recipe, _ = trained(run)
-    image, labels = _patch_on_tumor(HELD_OUT[1], recipe)
+    image, labels = _patch_on_tumor(MIRRORED, recipe)
     maps = []
     with torch.no_grad():
         for axes in FLIPS:
@@ -998,7 +1012,7 @@ def _name_of_flip(axes):
 # --- 12: scores -----------------------------------------------------------------------------------
 
 
-def draw_scores(run):
+def draw_scores(run: Path | None) -> Figure:
     """A dot for each case, means with intervals, and the worst slice of the worst case."""
     scored = {}
     for number in HELD_OUT:
@@ -1018,7 +1032,8 @@ def draw_scores(run):
     left.set_title(f"{len(scored)} cases: dots, mean, 95% interval")
     left.grid(axis="y", alpha=0.4)
 
-    worst = min(scored, key=lambda number: scored[number].tumor)
+    with_score = [number for number in scored if not math.isnan(scored[number].tumor)]
+    worst = min(with_score, key=lambda number: scored[number].tumor)
     _draw_errors(right, worst, run)
     right.set_title(f"the worst: tumor Dice {scored[worst].tumor:.2f}")
     return figure
@@ -1040,7 +1055,7 @@ def _draw_errors(axes, number, run):
     axes.imshow(colours, aspect=y_mm / x_mm, interpolation="nearest")
 
 
-def draw_overlays(run):
+def draw_overlays(run: Path | None) -> Figure:
     """The slice with the most wrong voxels of four cases."""
     figure = new_figure(6.4)
     for axes, number in zip(figure.subplots(2, 2).ravel(), HELD_OUT):

@@ -9,6 +9,7 @@ import re
 from textwrap import dedent
 
 import pytest
+import torch
 from conftest import ROOT
 
 PAGE = ROOT / "docs" / "walkthrough.md"
@@ -108,9 +109,50 @@ def test_every_figure_is_there_and_light():
         assert path.stat().st_size < 150_000, path.name
 
 
-def test_the_script_draws_the_figures_of_the_page():
+@pytest.fixture(scope="module")
+def script():
     spec = importlib.util.spec_from_file_location("make_figures", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
+
+def test_the_script_draws_the_figures_of_the_page(script):
     assert {*script.FIGURES, *script.OF_A_NETWORK} == LINKED
+
+
+def test_figures_are_drawn_where_they_are_wanted(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["make_figures.py", "nearest", "blocks", "--out", str(tmp_path)]
+    )
+
+    script.main()
+
+    drawn = sorted(path.name for path in tmp_path.iterdir())
+    assert drawn == ["blocks.png", "nearest.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+
+def test_a_figure_of_another_name_is_refused(script, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["make_figures.py", "nearset"])
+
+    with pytest.raises(SystemExit):
+        script.main()
+
+    assert "no figure nearset; there are scan, orientation, " in capsys.readouterr().err
+
+
+def test_the_shapes_of_a_figure_are_those_of_a_run(script):
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 4, 1), torch.nn.MaxPool3d(2))
+
+    shapes = script.shapes_of(network, torch.zeros(1, 1, 4, 6, 8))
+
+    assert shapes["0"] == (4, 4, 6, 8)
+    assert shapes["1"] == (4, 2, 3, 4)
+
+
+def test_the_layers_of_a_block_are_named_in_their_order(script):
+    block = script.ResidualBlock(4, 8, (2, 2, 2))
+
+    assert script.layers_of(block.body) == ["conv 3x3x3", "IN", "ReLU", "conv 3x3x3", "IN"]
+    assert script.layers_of(block.skip) == ["conv 1x1x1", "IN"]
