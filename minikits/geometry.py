@@ -6,7 +6,8 @@ offset is a step in the case, from where the centre lies there:
     place in the case = centre + patch_to_case @ offset
 
 `patch_to_case` is the matrix, `box_to_read` the part of the case where the places lie,
-`places_to_read` the places, and `read_image_and_labels` reads there, linearly between voxels.
+`places_to_read` the places, and `read_image_and_labels` reads there, linearly between voxels
+(docs/figures/turned_patch.png shows all three).
 
 All that decides where to read is computed on the computer, in numpy; the reading is done where the
 volume is, on any device, without waiting for it. Places are in voxels, along Z, Y, X."""
