@@ -294,7 +294,11 @@ def _as_far(signs, values):
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values of a family of tests, adjusted by Holm's method, in their order: the smallest
     times the number of tests, the next one times one less, and so on; none below the one before it.
-    NaN is no test: it stays, and does not count."""
+    NaN is no test: it stays, and does not count.
+
+    >>> holm([0.01, 0.5, 0.25])  # 0.01 * 3, 0.25 * 2, and 0.5 * 1
+    [0.03, 0.5, 0.5]
+    """
     tests = [number for number, p in enumerate(p_values) if not isnan(p)]
     smallest_first = sorted(tests, key=lambda number: p_values[number])
 

@@ -22,6 +22,12 @@ def soft_dice_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         100 voxels are it, claimed with 0.01 each                  1           1        100   0.02
 
     ValueError where the shapes do not fit, or the target has a label of no class.
+
+    Of two voxels the first is kidney, and both are claimed with 0.5: 2 * 0.5 / (1 + 1).
+
+    >>> logits = torch.zeros(1, 2, 1, 1, 2)  # background and kidney, equally likely
+    >>> round(soft_dice_loss(logits, torch.tensor([1, 0]).reshape(1, 1, 1, 2)).item(), 4)
+    -0.5
     """
     _check_target(logits, target)
     classes = logits.shape[1]
@@ -70,6 +76,9 @@ def head_weights(heads: int) -> tuple[float, ...]:
     """Weight of each supervised resolution [paper 2.3], finest first; their sum is 1.
 
     Halved with each resolution; the coarsest of several has none [nnU-Net v1 nnUNetTrainerV2.py:77].
+
+    >>> head_weights(3)
+    (0.6666666666666666, 0.3333333333333333, 0.0)
     """
     weights = [0.5**head for head in range(heads)]
     if heads > 1:

@@ -127,7 +127,15 @@ def predict_probabilities(
 
 def window_starts(size: int, patch: int) -> list[int]:
     """Where the windows of one axis begin: evenly spread, no further apart than WINDOW_STEP of the
-    patch, up to rounding; [0] if one is enough."""
+    patch, up to rounding; [0] if one is enough.
+
+    >>> window_starts(size=100, patch=50)
+    [0, 25, 50]
+    >>> window_starts(size=110, patch=50)  # evenly spread, so 20 apart
+    [0, 20, 40, 60]
+    >>> window_starts(size=40, patch=50)
+    [0]
+    """
     if size <= patch:
         return [0]
     steps = int(np.ceil((size - patch) / (patch * WINDOW_STEP)))

@@ -108,7 +108,12 @@ class Recipe:
         return tuple(strides)
 
     def features(self, arch: str) -> tuple[int, ...]:
-        """Feature maps of each stage: doubled with each downsampling, up to a maximum [paper 2.2]."""
+        """Feature maps of each stage: doubled with each downsampling, up to a maximum [paper 2.2].
+
+        >>> from minikits.paper import PAPER
+        >>> PAPER.features("plain")
+        (30, 60, 120, 240, 320, 320)
+        """
         if arch == "plain":
             first = self.plain_features
         else:

@@ -91,7 +91,14 @@ def resample(volume: np.ndarray, shape: Sequence[int], order: int | Sequence[int
 
     order: 0, 1 or 3, or one of them per axis. Order 0 keeps the type, the others give float32. An
     axis that keeps its length is left as it is; nothing is clipped. ValueError for another order,
-    and for a shape of other than three axes or without a voxel."""
+    and for a shape of other than three axes or without a voxel.
+
+    >>> row = np.array([[[0, 10, 20, 30]]])
+    >>> resample(row, (1, 1, 2), order=1).tolist()  # between the first two, and the last two
+    [[[5.0, 25.0]]]
+    >>> resample(row, (1, 1, 2), order=0).tolist()  # half way: of two the upper
+    [[[10, 30]]]
+    """
     volume = np.asarray(volume)
     orders = _order_per_axis(order)
     check_shapes(volume.shape, shape)
@@ -178,7 +185,13 @@ def resample_labels(
 
     A tie goes to the nearest voxel's label [batchgenerators >= 0.25.5; before, each label where its
     mask was >= 1/2]. order: 0 or 1, or one of them per axis. ValueError for other labels; whole
-    numbers of any type are taken."""
+    numbers of any type are taken.
+
+    Between background and tumor lies no kidney, though 1 lies between 0 and 2:
+
+    >>> resample_labels(np.array([[[0, 0, 2, 2]]]), (1, 1, 6), order=1).tolist()
+    [[[0, 0, 0, 2, 2, 2]]]
+    """
     labels = np.asarray(labels)
     orders = _order_per_axis(order)
     check_shapes(labels.shape, shape)
@@ -274,5 +287,9 @@ def _span(flags):
 
 
 def largest(scores: torch.Tensor) -> torch.Tensor:
-    """(K, ...) -> uint8 (...): the class with the largest score, of equal ones the lowest."""
+    """(K, ...) -> uint8 (...): the class with the largest score, of equal ones the lowest.
+
+    >>> largest(torch.tensor([[0.6, 0.4], [0.2, 0.4], [0.2, 0.2]])).tolist()  # of two voxels
+    [0, 0]
+    """
     return scores.max(dim=0).indices.to(torch.uint8)
