@@ -356,7 +356,7 @@ def forms_of(scan: Volume) -> str:
     """The codes of the file's two frames, and the affine that was taken."""
     header = scan.header
     rows = "; ".join(in_mm(row) for row in scan.affine[:3])
-    return f"sform code {header['sform_code']}, qform code {header['qform_code']}; taken: {rows}"
+    return f"sform code {header['sform_code']}, qform code {header['qform_code']}; affine {rows}"
 
 
 def mm_of(scan: Volume, voxel: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -463,19 +463,25 @@ def describe_patches(subject: Subject, folder: Path) -> Stage:
     patch_mm = np.round(np.multiply(recipe.patch, recipe.spacing_mm))
     numbers = [
         ("patch", f"{by(recipe.patch)} voxels, {by(patch_mm)} mm"),
-        ("first voxels, Z, Y, X", ", ".join(f"{low} to {high}" for low, high in bounds)),
+        ("first voxels inside the case", ", ".join(f"{low} to {high}" for low, high in bounds)),
         (
             "of a batch",
             f"{recipe.foreground_samples} of {recipe.batch_size} samples on foreground",
         ),
     ]
 
+    kinds = [(False, "anywhere")]
+    if subject.reference is not None:
+        kinds.append((True, "on foreground"))
+
     rows = []
-    for forced, kind in ((False, "anywhere"), (True, "on foreground")):
+    for forced, kind in kinds:
         starts = drawn_starts(subject, forced=forced)
         centres = np.array(starts) + np.array(recipe.patch) / 2
         rows.append(panels_of_centres(subject, centres, kind))
-        numbers.append((f"{PATCHES_DRAWN} patches {kind}", shares_of(case, starts, recipe.patch)))
+        if subject.reference is not None:
+            shares = shares_of(case, starts, recipe.patch)
+            numbers.append((f"{PATCHES_DRAWN} patches {kind}", shares))
 
     draw_panels(folder / "patches.png", rows)
     return Stage(
@@ -487,7 +493,7 @@ def describe_patches(subject: Subject, folder: Path) -> Stage:
         [
             (
                 "patches.png",
-                "Centres of patches over the mean of all planes: anywhere, and below on foreground.",
+                "Centres of patches over the mean of all planes, each kind in a row.",
             )
         ],
     )
