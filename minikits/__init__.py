@@ -5,7 +5,8 @@ Reading order, a patch's life: recipe, paper, volumes, resampling, preprocessing
 augmentation, sampling, unet, losses, training, train.py, prediction, evaluation, files, frames,
 nifti, doubts, cache, layouts, folds, prepared, cases, checkpoints, nnunet, ensemble, records,
 scans, masks, reports, predict.py, evaluate.py.
-Beside it: devices, fast, anatomy, phantoms (synthetic cases), pictures, explain (a case by stages).
+Beside it: devices, fast, anatomy, phantoms (synthetic cases), pictures, stages,
+explain (a case by stages).
 """
 
 __version__ = "0.1.0"

@@ -14,10 +14,16 @@ from conftest import TINY
 from nibabel.orientations import axcodes2ornt, ornt2axcodes, ornt_transform
 from test_predict import put
 
-from minikits import explain
+from minikits import explain, stages
 from minikits.augmentation import cut_patch
-from minikits.evaluation import kits_dice
-from minikits.explain import (
+from minikits.evaluation import kits_dice, score_case
+from minikits.nifti import read_labels, read_volume, write_image
+from minikits.phantoms import make_case
+from minikits.pictures import AXIAL, CORONAL, SAGITTAL, in_plane, panel_of, projected
+from minikits.prediction import segment_volume
+from minikits.preprocessing import prepare_labels
+from minikits.sampling import PreparedCase
+from minikits.stages import (
     Subject,
     dice_in_words,
     drawn_starts,
@@ -25,12 +31,6 @@ from minikits.explain import (
     same_place,
     shares_of,
 )
-from minikits.nifti import read_labels, read_volume, write_image
-from minikits.phantoms import make_case
-from minikits.pictures import AXIAL, CORONAL, SAGITTAL, in_plane, panel_of, projected
-from minikits.prediction import segment_volume
-from minikits.preprocessing import prepare_labels
-from minikits.sampling import PreparedCase
 from minikits.volumes import CANONICAL
 
 pytest.importorskip("matplotlib")
@@ -111,7 +111,7 @@ def made(tmp_path_factory):
         places = ("--out", folder / "page", "--model", folder / "runs" / "plain")
         arguments = ("explain", case, *places, "--no-mirroring", "--device", "cpu")
         patched.setattr("sys.argv", list(map(str, arguments)))
-        patched.setattr(explain, "pick_precision", lambda name, device: torch.float32)
+        patched.setattr(stages, "pick_precision", lambda name, device: torch.float32)
         explain.main()
 
     assert {path: content for path, content in everything_in(folder).items() if path in before} == (
@@ -547,6 +547,6 @@ def test_a_panel_is_a_plane_at_its_proportions():
 
 def test_scores_that_do_not_exist_are_explained():
     nothing = np.zeros((2, 2, 2), dtype=np.uint8)
-    scores = explain.score_case("a", nothing, nothing)
+    scores = score_case("a", nothing, nothing)
 
     assert dice_in_words(scores).startswith("kidney -, neither mask nor reference has any kidney")
