@@ -205,7 +205,7 @@ def draw_scan() -> Figure:
         note(axes, 0.965, 0.5, "L", color="white")
 
     bar = figure.colorbar(right.images[0], ax=[left, right], shrink=0.75, extend="both")
-    names = {-100: "fat", 0: "water", 55: "muscle", 115: "liver", 190: "kidney", 280: "bone"}
+    names = {-100: "fat", 0: "water", 55: "muscle", 115: "liver", 190: "kidney", 300: "bone"}
     bar.set_ticks(list(names), labels=[f"{hu} {name}" for hu, name in names.items()])
     bar.ax.set_title("HU", loc="left")
     return figure
@@ -590,6 +590,7 @@ def _draw_u(axes, arch):
     stages = len(network.encoder)
     _draw_maps(axes, 0, -0.9, (1, *PAPER.patch), "white", "image")
     arrow(axes, (0, -0.6), (0, -0.3), "grey")
+    axes.text(0.2, -0.47, "-".join(layers_of(network.stem)), va="center", size=9)
     for stage in range(stages):
         x = 0.62 * stage
         blocks = _contents(network.encoder[stage])
@@ -607,7 +608,10 @@ def _draw_u(axes, arch):
         x = 9.6 - 0.62 * stage
         blocks = _contents(network.decoder[step])
         _draw_maps(axes, x, stage, shapes[f"decoder.{step}"], "#d8efd3", blocks)
-        arrow(axes, (0.62 * stage + 1.45, stage), (x - 1.45, stage), "0.6", linestyle="dotted")
+        across = (0.62 * stage + 1.45, x - 1.45)
+        arrow(axes, (across[0], stage), (across[1], stage), "0.6", linestyle="dotted")
+        on_the_way = "-".join(layers_of(network.skips[step]))
+        axes.text(sum(across) / 2, stage - 0.08, on_the_way, ha="center", va="bottom", size=9)
         below = (x - 0.62, stage + 0.7) if step else (0.62 * (stages - 1) + 1.2, stages - 1)
         arrow(axes, below, (x, stage + 0.33) if not step else (x - 0.2, stage + 0.33), "tab:green")
         share = Fraction(weights_of_heads[stage]).limit_denominator(99)
@@ -661,7 +665,7 @@ def layers_of(module: torch.nn.Module) -> list[str]:
 
 
 def draw_blocks() -> Figure:
-    """The three blocks, of the modules that they are made of, where they change their shape."""
+    """The three blocks, of the modules that they are made of; both skips of the two that have one."""
     figure = new_figure(4.6)
     panels = figure.subplots(1, 3)
     plain = plain_block(24, 48, (2, 2, 2))
@@ -676,18 +680,28 @@ def draw_blocks() -> Figure:
     _draw_block(
         panels[2], "pre-activation", [*first, *body, "+"], layers_of(preactivation.skip), start=2
     )
-    note(panels[1], 0.5, 0.03, "same shape: x itself is added", size=9)
-    note(panels[2], 0.5, 0.03, "same shape: x, before IN-ReLU, is added", size=9)
+    for axes in panels[1:]:
+        note(
+            axes,
+            0.02,
+            0.03,
+            "x as it came, where\nthe shape stays",
+            size=9,
+            color="tab:blue",
+            ha="left",
+        )
+        note(axes, 0.98, 0.03, "only where the\nshape changes", size=9, color=OTHER, ha="right")
     return figure
 
 
 def _draw_block(axes, title, way, skip=(), start=0):
-    """A column of layers; beside it those of the skip, from behind layer `start` to the plus."""
+    """A column of layers. Right of it those of the skip where the shape changes, from behind layer
+    `start` to the plus; left, dashed, that where it stays, from x."""
     look = {"ha": "center", "va": "center", "size": 10}
     colours = {"conv 3x3x3": "#cfe3f5", "conv 1x1x1": "#cfe3f5", "IN": "#fbe5c0", "+": "white"}
     box = {"boxstyle": "round,pad=0.3", "edgecolor": "grey"}
 
-    axes.set(xlim=(-1, 2.6), ylim=(len(way) + 0.4, -1.2), xticks=[], yticks=[])
+    axes.set(xlim=(-2, 2.8), ylim=(len(way) + 0.4, -1.2), xticks=[], yticks=[])
     axes.axis("off")
     axes.set_title(title)
     axes.text(0, -0.8, "x", **look)
@@ -701,6 +715,8 @@ def _draw_block(axes, title, way, skip=(), start=0):
     plus = way.index("+")
     axes.plot((0, 1.8, 1.8), (start - 0.55, start - 0.55, plus), color=OTHER, lw=2, zorder=0)
     arrow(axes, (1.8, plus), (0.25, plus), OTHER)
+    axes.plot((0, -1.4, -1.4), (-0.6, -0.6, plus), "--", color="tab:blue", lw=2, zorder=0)
+    arrow(axes, (-1.4, plus), (-0.25, plus), "tab:blue")
     for step, name in enumerate(skip):
         axes.text(1.8, start + 1.2 + step, name, **look, bbox={**box, "facecolor": colours[name]})
 
@@ -729,8 +745,8 @@ def draw_loss() -> Figure:
     sizes = np.geomspace(1, 1e5, 60).astype(int)
     for false, colour in ((1, "tab:blue"), (10, OTHER), (100, "tab:green")):
         dice = 2 * sizes / (2 * sizes + false)
-        name = "one voxel" if false == 1 else f"{false} voxels"
-        axes.semilogx(sizes, dice, color=colour, lw=2, label=f"and {name} more is called tumor")
+        more = "one voxel more is" if false == 1 else f"{false} voxels more are"
+        axes.semilogx(sizes, dice, color=colour, lw=2, label=f"and {more} called tumor")
     axes.plot(0.4, 0, "o", color="tab:blue", markersize=9)
     axes.text(0.4, 0.07, "no tumor\nthere: 0", ha="center")
     axes.set(xlim=(0.2, 1.2e5), ylim=(-0.08, 1.08), xlabel="voxels of the tumor, all of them found")
@@ -792,7 +808,7 @@ def draw_training() -> Figure:
     rates = [PAPER.learning_rate_at(epoch) for epoch in epochs]
     right.plot(epochs, rates, color="black")
     right.plot((0, PAPER.epochs), (rates[0], 0), "--", color="0.6", label="a straight line")
-    right.set(xlabel="epoch", title="learning rate of the paper's training")
+    right.set(xlabel="epoch", title="learning rate: nnU-Net v1's")
     right.legend()
     right.grid(alpha=0.4)
     return figure
@@ -903,7 +919,7 @@ def predicted(number: int, run: Path | None) -> np.ndarray:
 
 
 def draw_windows() -> Figure:
-    """Where windows lie, the sum of their weights, and how much of them is clipped air."""
+    """Where windows lie, the sum of their weights, and how much of them is clipped: air, lung and fat."""
     case = prepared(FINE, DEMO)
     image = case.image.float()
     starts = [window_starts(size, side) for size, side in zip(image.shape, DEMO.patch)]
@@ -937,8 +953,8 @@ def draw_windows() -> Figure:
     bins = np.linspace(0, 1, 26)
     other.hist(of_patches, bins, density=True, color="0.7", label="100 patches of the training")
     other.hist(clipped, bins, density=True, histtype="step", lw=2, color=OTHER, label="the windows")
-    other.set(xlabel="share of voxels at -79 HU, mostly air", yticks=[], ylim=(0, 10))
-    other.set_title("windows see more air than patches")
+    other.set(xlabel="share of voxels at -79 HU: air, lung, fat", yticks=[], ylim=(0, 10))
+    other.set_title("windows see more air, lung, fat")
     other.legend(loc="upper left", fontsize=9)
     return figure
 
@@ -1000,6 +1016,8 @@ def draw_mirroring(run: Path | None) -> Figure:
         show(axes, chances[:, y], (z_mm, x_mm), cmap="magma", vmin=0, vmax=1)
         outline(axes, labels[:, y].numpy())
         axes.set_title(title, size=10)
+    bar = figure.colorbar(grid[1].images[0], ax=list(grid), shrink=0.8)
+    bar.set_label("probability of tumor")
     return figure
 
 

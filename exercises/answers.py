@@ -111,8 +111,9 @@ def preactivation_block(x, weights, stride=(1, 1, 1)):
         "conv_2"               (features, features, 3, 3, 3)
         "shortcut"             (features, C, 1, 1, 1), or None
 
-    IN brings each map of each sample to mean 0 and variance 1 over its voxels (the mean of the
-    squares; 1e-5 is added to it before the root), then multiplies by the gain and adds the offset.
+    IN brings each map of each sample to mean 0 and variance 1 over its n voxels (the variance over
+    n, not n - 1; 1e-5 is added to it before the root), then multiplies by the gain and adds the
+    offset.
     Convolutions are padded with 0 to keep the size, and have no bias. The stride is that of the
     first convolution and of the shortcut.
 
@@ -150,7 +151,8 @@ def deep_supervision(target, shapes):
     """8. What each head of the decoder is compared with, and how much it counts.
 
     target: a (B, Z, Y, X) tensor of labels. shapes: the (z, y, x) of each head, finest first.
-    Returns two lists, as long as shapes: the weights, and the targets (B, z, y, x), labels too.
+    Returns two lists, as long as shapes: the weights, and the targets (B, z, y, x), which hold
+    labels too, as whole numbers or as floats.
 
     The first head weighs 1, each further one half of the one before; the last of several weighs 0.
     Then all are divided by their sum.
@@ -158,8 +160,8 @@ def deep_supervision(target, shapes):
     The target of a head has, for its voxel i along an axis, the target's voxel in which the centre
     of voxel i lies: the whole part of (i + 1/2) * old / new. Halved, that is 2 i + 1.
 
-    By hand: four heads have the weights 4/7, 2/7, 1/7 and 0; the labels 0 1 2 0 along an axis are,
-    for a head of half its length, 1 0.
+    By hand: one head alone weighs 1. Four heads have the weights 4/7, 2/7, 1/7 and 0. The labels
+    0 1 2 0 along an axis are, for a head of half its length, 1 0.
     """
     raise NotImplementedError
 

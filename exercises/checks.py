@@ -623,7 +623,13 @@ def check_deep_supervision(deep_supervision):
         "wanted 2 0: voxels 2 and 6; go from the finest target to each, not from one to the next"
     )
 
-    weights, _ = supervised(deep_supervision, target, shapes[:1])
+    try:
+        weights, _ = supervised(deep_supervision, target, shapes[:1])
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise AssertionError(
+            "supervision: one head alone was given, and your code stopped with "
+            f"{type(error).__name__}: {error}; one head weighs 1: it is the last of none"
+        ) from error
     assert same(weights, [1]), (
         f"supervision: one head alone weighs {shown(weights)}, wanted 1: it is the last of none"
     )

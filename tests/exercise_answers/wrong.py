@@ -598,6 +598,14 @@ def deep_supervision__one_head(target, shapes):
     return halves(len(shapes)), targets
 
 
+@told("supervision: one head alone was given, and your code stopped with ZeroDivisionError")
+def deep_supervision__one_head_divided_by_nothing(target, shapes):
+    _, targets = reference.deep_supervision(target, shapes)
+    weights = [0.5**head for head in range(len(shapes))]
+    weights[-1] = 0.0
+    return [weight / sum(weights) for weight in weights], targets
+
+
 @told("labels were averaged")
 def deep_supervision__averaged(target, shapes):
     targets = [
