@@ -106,7 +106,7 @@ def predict(arguments: argparse.Namespace, noted: list[int]) -> list[str]:
     memory = keep_memory(device, members, recipe, precision, scans)
     archs = {member.arch for member in members}
     at_once = suited_at_once(archs, recipe, precision, device=device, memory=memory)
-    networks = fastest_form(arguments, members, waiting, at_once, device)
+    networks = fastest_form(arguments, members, waiting, at_once, device, precision)
     memory -= keep_on_device(networks, device, room=memory / 4)
     work = Work(arguments, networks, at_once, recipe, device, precision, memory, plan.edited, noted)
 
@@ -437,6 +437,7 @@ def fastest_form(
     scans: list[Scan],
     at_once: int,
     device: torch.device,
+    precision: torch.dtype,
 ) -> list[torch.nn.Module]:
     """The members' networks, as they predict so many scans in the shortest time."""
     return for_prediction(
@@ -445,6 +446,7 @@ def fastest_form(
         windows=windows_of(scans, mirroring=not arguments.no_mirroring),
         at_once=at_once,
         device=device,
+        precision=precision,
         say=say,
     )
 

@@ -185,7 +185,13 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
     draw = partial(draw_batch, train_cases, recipe, run.seed, samples=share, device=machine.device)
     average = partial(mean_of_processes, device=machine.device)
     steps = recipe.epochs * recipe.batches_per_epoch - progress.iteration
-    fast, loss_of = for_training(network, compiling=arguments.compile, steps=steps, say=say)
+    fast, loss_of = for_training(
+        network,
+        compiling=arguments.compile,
+        steps=steps,
+        precision=machine.precision,
+        say=say,
+    )
     model = DistributedDataParallel(fast) if machine.world > 1 else fast
 
     stop.paused()  # so far nothing was to be saved

@@ -29,6 +29,9 @@ SPACE = (2, 3, 4)  # the axes Z, Y, X
 GPU_MULTIPLE = 32
 # [ours: on an H200 compiling takes 50 s, and a step 58 ms less then: benchmarks/results/gpu.md]
 STEPS_THAT_PAY = 2000
+# [ours: of 8 maps a bfloat16 step takes 1.1 times as long in channels last with AMX, of 24 and 30
+# it takes 0.8: benchmarks/results/cpu_step.md]
+FEWEST_MAPS_THAT_PAY = 16
 # [ours: on an H200 a prototype's window took 9.3 ms, 14.3 as it is; compiling takes a minute]
 WINDOWS_THAT_PAY = 12_000
 
@@ -157,7 +160,12 @@ def padded(values: torch.Tensor, axis: int, multiple: int, *, parts: int = 1) ->
 
 
 def for_training(
-    network: nn.Module, *, compiling: str, steps: int, say: Callable
+    network: nn.Module,
+    *,
+    compiling: str,
+    steps: int,
+    precision: torch.dtype = torch.float32,
+    say: Callable,
 ) -> tuple[nn.Module, Callable]:
     """(model, loss): the fast form of `network`, on its device, and the loss that goes with it, both
     compiled. Where it is not to be compiled, the network as it is fastest on its own.
@@ -170,16 +178,23 @@ def for_training(
         model.compile(dynamic=False)
         return model, torch.compile(segmentation_loss, dynamic=False)
 
-    return on_its_own(network, device), segmentation_loss
+    return on_its_own(network, device, precision), segmentation_loss
 
 
-def on_its_own(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network as it is fastest on `device` without the compiler. A GPU takes it as it is: the
-    fast form is no faster there (benchmarks/results/gpu.md). A CPU takes channels last
+def on_its_own(
+    network: nn.Module, device: torch.device, precision: torch.dtype = torch.float32
+) -> nn.Module:
+    """The network as it is fastest on `device`, in this number format, without the compiler. A GPU
+    takes it as it is: the fast form is no faster there (benchmarks/results/gpu.md). A CPU takes
+    channels last, but for a network of few feature maps in bfloat16
     (benchmarks/results/cpu_step.md)."""
-    if device.type == "cpu":
-        return faster(network, norm=PatchNorm)
-    return network
+    if device.type != "cpu":
+        return network
+
+    finest_maps = network.heads[-1].in_channels  # pyrefly: ignore[missing-attribute]
+    if precision == torch.bfloat16 and finest_maps < FEWEST_MAPS_THAT_PAY:
+        return network
+    return faster(network, norm=PatchNorm)
 
 
 def for_prediction(
@@ -189,6 +204,7 @@ def for_prediction(
     windows: int,
     at_once: int,
     device: torch.device,
+    precision: torch.dtype = torch.float32,
     say: Callable,
 ) -> list[nn.Module]:
     """The networks, in eval mode, as they are to predict on `device`: in the fast form, compiled.
@@ -198,7 +214,7 @@ def for_prediction(
     back the minute that it takes. Networks of one architecture share it. at_once: the windows that
     a network sees together, or fewer. say: as for training."""
     if not compiles(compiling, device, pays=windows >= WINDOWS_THAT_PAY, say=say):
-        return [on_its_own(network, device).eval() for network in networks]
+        return [on_its_own(network, device, precision).eval() for network in networks]
 
     models: list[nn.Module] = []
     for network in networks:

@@ -422,6 +422,35 @@ def test_on_a_cpu_channels_last_without_the_compiler():
     assert all(a is b for a, b in zip(model.parameters(), network.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("maps", "precision", "last"),
+    [
+        (8, torch.bfloat16, False),
+        (8, torch.float32, True),
+        (fast.FEWEST_MAPS_THAT_PAY, torch.bfloat16, True),
+    ],
+)
+def test_few_maps_in_bfloat16_stay_as_they_are_on_a_cpu(maps, precision, last):
+    network = build_unet("plain", replace(UNEVEN, plain_features=maps, max_features=64))
+
+    alone = fast.on_its_own(network, CPU, precision)
+    trained, _ = fast.for_training(
+        network, compiling="off", steps=1, precision=precision, say=print
+    )
+    (predicts,) = fast.for_prediction(
+        [network],
+        compiling="off",
+        windows=1,
+        at_once=2,
+        device=CPU,
+        precision=precision,
+        say=print,
+    )
+
+    for model in (alone, trained, predicts):
+        assert (model is not network) is last
+
+
 def test_on_a_gpu_the_network_itself_without_the_compiler():
     with torch.device("meta"):  # as a GPU it is no CPU
         network = build_unet("plain", UNEVEN)

@@ -673,9 +673,9 @@ def test_the_precision_asked_for_is_the_one_used_and_told(scans, run, tmp_path, 
         == str(dtype)[6:]
     )
     volume = read_volume(scans / "a.nii.gz")
-    network = on_its_own(run[1], torch.device("cpu"))  # in bfloat16 another form rounds otherwise
     close = {}
     for tried in (torch.float32, torch.bfloat16):
+        network = on_its_own(run[1], torch.device("cpu"), tried)  # another form rounds otherwise
         wanted = predict_probabilities(
             [network], prepare_image(volume, TINY), TINY, False, precision=tried
         )[1]
@@ -1006,6 +1006,7 @@ def test_the_form_is_chosen_by_what_there_is_to_predict(scans, run, tmp_path, he
         "windows": 3 * 27,
         "at_once": 2,
         "device": torch.device("cpu"),
+        "precision": torch.float32,
         "say": predict.say,
     }
     assert asked[1:] == [(True, 2)] * 3

@@ -847,9 +847,9 @@ def test_whether_to_compile_is_decided_by_the_steps_that_are_left(
     seed = ("--seed", 3)
     asked, real = [], train.for_training
 
-    def for_training(network, *, compiling, steps, say):
+    def for_training(network, *, compiling, steps, precision, say):
         asked.append((compiling, steps))
-        return real(network, compiling="off", steps=steps, say=say)
+        return real(network, compiling="off", steps=steps, precision=precision, say=say)
 
     monkeypatch.setattr(train, "for_training", for_training)
     noted = told_by(monkeypatch, train, lambda iteration, augmented: iteration == 1)
