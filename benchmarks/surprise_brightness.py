@@ -9,15 +9,16 @@ cores.
 
 "eps" is the 1e-5 that instance norm adds to the variance before it takes the root."""
 
+import argparse
 import copy
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from minikits.augmentation import cut_patch
+from minikits.augmentation import change_contrast, cut_patch
 from minikits.losses import segmentation_loss
-from minikits.paper import ARCHITECTURES, DEMO
+from minikits.paper import ARCHITECTURES, DEMO, PAPER
 from minikits.phantoms import make_case
 from minikits.preprocessing import prepare_image, prepare_labels
 from minikits.recipe import Recipe
@@ -122,7 +123,42 @@ def row(network: nn.Module, image: torch.Tensor, target: torch.Tensor, factor: f
     return [*cells, f"{voxels_changed(network, exact, factor):.1%}"]
 
 
+def behind_the_first_norm(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    """What the plain network's first convolution and norm make of an image."""
+    convolution, norm, _ = network.encoder[0][0][0]
+    with torch.inference_mode():
+        return norm(convolution(image))
+
+
+def spread_apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The root mean square of the difference, over the standard deviation of the second."""
+    return float((ours - theirs).square().mean().sqrt() / theirs.std())
+
+
+def contrast_row(network: nn.Module, image: torch.Tensor, factor: float) -> list[str]:
+    """How far a contrast moves what comes out of the first norm: without its clip, the same inside
+    the patch, with it, the same inside."""
+    as_it_is = behind_the_first_norm(network, image)
+    inside = (..., slice(1, -1), slice(1, -1), slice(1, -1))
+
+    cells = []
+    for changed in ((image - image.mean()) * factor + image.mean(), change_contrast(image, factor)):
+        found = behind_the_first_norm(network, changed)
+        cells.append(f"{spread_apart(found, as_it_is):.1%}")
+        cells.append(f"{spread_apart(found[inside], as_it_is[inside]):.1%}")
+    return cells
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description="What a brighter scan changes in the networks.")
+    parser.add_argument("--contrast", action="store_true", help="contrast, and the first norm")
+    if parser.parse_args().contrast:
+        image, _ = patch_of_phantom(PAPER)
+        network = random_network("plain", replace(PAPER, plain_features=8)).float()
+        for factor in PAPER.contrast_range:
+            print(f"| {factor:g} | " + " | ".join(contrast_row(network, image, factor)) + " |")
+        return
+
     image, target = patch_of_phantom(RECIPE)
     print("| " + " | ".join(COLUMNS) + " |")
     print("|---" * len(COLUMNS) + "|")

@@ -70,6 +70,17 @@ def test_the_preactivation_network_sees_it(brightness, patch):
     assert brightness.change_of_gradients(network, image, target, 1.5) > 0.01
 
 
+def test_contrast_is_seen_at_the_rim_and_where_it_clips(brightness, patch):
+    network = brightness.random_network("plain", TINY)
+
+    percent = [float(cell.rstrip("%")) for cell in brightness.contrast_row(network, patch[0], 1.25)]
+
+    everywhere, inside, clipped, clipped_inside = percent
+    assert brightness.contrast_row(network, patch[0], 1.0) == ["0.0%"] * 4
+    assert inside < everywhere
+    assert clipped > 0 and clipped_inside > 0
+
+
 def test_no_weight_is_0_so_that_nothing_cancels_by_itself(brightness):
     for arch in ARCHITECTURES:
         for name, weight in brightness.random_network(arch, TINY).named_parameters():
