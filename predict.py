@@ -227,7 +227,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--no-mirroring",
         action="store_true",
-        help="an eighth of the work, slightly less accurate",
+        help="an eighth of the work: each window once, not in all eight mirror images",
     )
     parser.add_argument(
         "--probabilities",

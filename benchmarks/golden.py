@@ -175,6 +175,9 @@ def networks(keep):
 
 
 def main():
+    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        print(__doc__)
+        return
     OUT.mkdir(exist_ok=True)
     kept = {}
 

@@ -68,7 +68,9 @@ def measure(arch, memory):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        print(__doc__)
+    elif len(sys.argv) > 1:
         measure(*sys.argv[1:])
     else:
         print(

@@ -855,6 +855,9 @@ STAGES = (
 
 
 def main():
+    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        print(__doc__)
+        return
     print(
         f"nnunet {version('nnunet')}, batchgenerators {version('batchgenerators')}, torch {torch.__version__}, "
         f"numpy {np.__version__}\n\n| stage | compared | inputs | largest difference | tolerance | verdict |\n"

@@ -7,6 +7,7 @@ The content is a phantom's with a scanner's noise, since zeros would unpack in n
 
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -41,6 +42,9 @@ def seconds(read, path):
 
 
 def main():
+    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        print(__doc__)
+        return
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, "
         f"nibabel {nib.__version__}; shape {SHAPE}, medians of {REPEATS}"

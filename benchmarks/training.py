@@ -392,6 +392,9 @@ def compare(title, tools, repeats, *what):
 
 
 def main():
+    if "--help" in sys.argv[1:] or "-h" in sys.argv[1:]:
+        print(__doc__)
+        return
     if sys.argv[1:2] == ["measure"]:
         print(json.dumps(globals()[f"measure_{sys.argv[2]}"](*sys.argv[3:])))
         return

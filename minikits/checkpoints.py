@@ -209,7 +209,8 @@ def find_checkpoints(run: Path | str, folds: Sequence[int | str] | None = None) 
         if path.exists():
             return [path]
     raise FileNotFoundError(
-        f"{run / 'fold0' / 'checkpoint.pt'}: no such checkpoint; wanted a run of train.py"
+        f"{run / 'fold0' / 'checkpoint.pt'}: no such checkpoint; wanted a run of train.py, "
+        "or an imported network: docs/using.md"
     )
 
 

@@ -3,6 +3,8 @@
 Whether values are HU is told by shares of the voxels, not by the lowest and the highest value,
 which padding and a few voxels of metal decide."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from minikits.volumes import Volume, shear_degrees
@@ -18,12 +20,14 @@ SAMPLE_VOXELS = 1 << 24  # of a larger scan every second row and column is enoug
 # the networks' unit, and at -32768 by all of their window.
 FILL_HU = (-5000, 40_000)
 COVERAGE_MM = 40  # along Z; a scan of kidneys has more
+# Both sides of a slice. KiTS19's 210 training cases have 224 to 533 mm.
+LEAST_ACROSS_MM, MOST_ACROSS_MM = 200, 600
 SHEAR_DEGREES = 1.0  # over 300 mm a degree is 5 mm
 
 
 def doubts(volume: Volume) -> list[str]:
     """Lines on what is suspect in an image that can be read: values that are not HU, little of the
-    body, axes that are not at right angles."""
+    body, a breadth that no body has, a frame that nobody set, axes that are not at right angles."""
     lines = []
 
     lowest, highest = volume.voxels.min(), volume.voxels.max()
@@ -47,6 +51,21 @@ def doubts(volume: Volume) -> list[str]:
             "is this the whole scan?"
         )
 
+    _, rows, columns = volume.voxels.shape
+    _, y_mm, x_mm = volume.spacing_mm
+    sides_mm = (rows * y_mm, columns * x_mm)
+    if no_body_is_so_wide(sides_mm):
+        lines.append(
+            f"{volume.path}: slices of {sides_mm[0]:.3g} x {sides_mm[1]:.3g} mm, wanted "
+            f"{LEAST_ACROSS_MM} to {MOST_ACROSS_MM} on each side; is the spacing right?"
+        )
+
+    if is_nobodys_frame(volume.affine):
+        lines.append(
+            f"{volume.path}: voxels of 1 mm, the first at 0 0 0, as of a file whose frame nobody "
+            "set; is the spacing right, and is left left?"
+        )
+
     shear = shear_degrees(volume.affine)
     if shear > SHEAR_DEGREES:
         lines.append(
@@ -55,6 +74,18 @@ def doubts(volume: Volume) -> list[str]:
             "body; correct the tilt when converting from DICOM"
         )
     return lines
+
+
+def no_body_is_so_wide(sides_mm: Sequence[float]) -> bool:
+    """Whether slices with such sides, in mm, are of no CT of an abdomen, so that the spacing is
+    wrong or a part was cut out."""
+    return min(sides_mm) < LEAST_ACROSS_MM or max(sides_mm) > MOST_ACROSS_MM
+
+
+def is_nobodys_frame(affine: np.ndarray) -> bool:
+    """Whether a (4, 4) affine is the identity, which programs write that know no frame; in LPS its
+    first two axes are turned around."""
+    return np.array_equal(np.abs(affine), np.eye(4))
 
 
 def _not_hu(voxels):

@@ -169,7 +169,8 @@ def chosen_networks(arguments: argparse.Namespace) -> tuple[list[Member], Recipe
 # --- the page -------------------------------------------------------------------------------------
 
 STYLE = """
-body { font: 16px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
+body { font: 16px/1.5 sans-serif; max-width: 84em; margin: 2em auto; padding: 0 1em; }
+.told { max-width: 60em; }
 table { border-collapse: collapse; }
 th { text-align: left; font-weight: normal; vertical-align: top; }
 th, td { padding: 0.1em 1.5em 0.1em 0; border-bottom: 1px solid #ddd; }
@@ -185,7 +186,8 @@ def page_of(subject: Subject, stages: Sequence[Stage]) -> str:
         f"<h1>{as_html(subject.id)}, stage by stage</h1>",
     ]
     for number, stage in enumerate(stages, 1):
-        parts.append(f"<h2>{number}. {as_html(stage.title)}</h2>\n<p>{as_html(stage.told)}</p>")
+        parts.append(f"<h2>{number}. {as_html(stage.title)}</h2>")
+        parts.append(f'<p class="told">{as_html(stage.told)}</p>')
         parts.append("<table>")
         for name, said in stage.numbers:
             parts.append(f"<tr><th>{as_html(name)}</th><td>{as_html(said)}</td></tr>")

@@ -146,6 +146,7 @@ def code_departures() -> list[str]:
         "axes: by the affine, to KiTS19's own (nnU-Net v1: as the file has them)",
         "labels of cases 15 and 37: the data's, today KiTS19's corrections (paper: predictions)",
         "blocks per stage of the residual networks: one more each stage (later code: others)",
+        "crop to what is not zero: none (nnU-Net v1: crops)",
         "image under rotation and scaling: linear (nnU-Net v1: cubic spline)",
         "what rotation and scaling bring in: the patient (nnU-Net v1: a larger patch, beyond it 0)",
         "labels where three meet: the largest mask (nnU-Net v1 of 2019: a mask of at least 1/2)",

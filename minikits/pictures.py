@@ -13,9 +13,9 @@ import numpy as np
 
 from minikits.files import written_whole
 
-PANEL_INCHES = 2.7  # how wide a panel is
+PANEL_INCHES = 2.7  # how wide a panel is, which is 432 dots
 TALLEST = 2.0  # how much higher than wide it may be
-DPI = 80
+DPI = 160
 CYAN, RED = "#00c8d7", "#ff3b30"
 BLACK_AND_WHITE_HU = (-160.0, 300.0)  # of soft tissue
 MOST_BINS = 200  # of a histogram

@@ -271,6 +271,8 @@ def _draw_slice(axes, z, why, image, mask, reference):
     _, y_mm, x_mm = image.spacing_mm
     axes.imshow(image.voxels[z], "gray", vmin=darkest, vmax=brightest, aspect=y_mm / x_mm)
     axes.set(title=f"slice {z}: {why}", xticks=[], yticks=[])
+    for x, side in ((0.03, "R"), (0.97, "L")):  # the patient's; X runs to the left
+        axes.text(x, 0.5, side, color="gold", ha="center", va="center", transform=axes.transAxes)
 
     for labels, line in ((reference[z], "solid"), (mask[z], "dashed")):
         _draw_contour(axes, labels >= 1, "tab:cyan", line)  # the kidney with the tumor in it

@@ -178,11 +178,17 @@ def describe_reading(subject: Subject, folder: Path) -> Stage:
             )
         )
     draw_panels(folder / "scan.png", [panels])
-    return Stage(
-        "What was read",
+
+    told = (
         "Is this your patient, upright, at the right proportions? The letters say which side is "
         "which: anterior, posterior, superior, inferior, and the patient's own left and right; the "
-        "liver lies on the left of the picture, at R. Outlines are the labels that were given.",
+        "liver lies on the left of the picture, at R."
+    )
+    if reference is not None:
+        told += " Outlines are the labels that were given."
+    return Stage(
+        "What was read",
+        told,
         numbers,
         [("scan.png", "The scan in an axial, a coronal and a sagittal plane.")],
     )

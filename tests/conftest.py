@@ -48,6 +48,12 @@ def with_probabilities(recipe, probability, **others):
     return dataclasses.replace(recipe, **changes)
 
 
+@pytest.fixture
+def no_scan_is_too_small(monkeypatch):
+    """Scans of a few voxels are not doubted for their breadth."""
+    monkeypatch.setattr("minikits.doubts.LEAST_ACROSS_MM", 0)
+
+
 @pytest.fixture(scope="session")
 def kits19():
     if not (SHARED / "kits19").is_dir():

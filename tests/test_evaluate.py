@@ -546,6 +546,19 @@ def test_a_picture_shows_the_slice_of_most_tumor_and_the_one_of_most_errors(run,
     assert (tmp_path / "report" / "overlays" / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_letters_say_which_side_is_the_patients_right(run, tmp_path, drawn):
+    write_case(tmp_path / "data", "a", FULL)
+    write_mask(tmp_path / "masks" / "a.nii.gz", FULL)
+
+    run(tmp_path / "masks", tmp_path / "data", out=tmp_path / "report")
+
+    for axes in drawn[0].axes:
+        first, second = axes.texts
+        assert (first.get_text(), second.get_text()) == ("R", "L")
+        assert first.get_position()[0] < 0.1 and second.get_position()[0] > 0.9
+        assert first.get_transform() == axes.transAxes
+
+
 def test_without_a_tumor_the_slice_of_most_kidney_is_drawn(run, tmp_path, drawn):
     write_case(tmp_path / "data", "a", PLAIN, image=False)
     write_mask(tmp_path / "masks" / "a.nii.gz", PLAIN)

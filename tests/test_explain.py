@@ -384,6 +384,9 @@ def test_a_scan_without_labels_has_no_scores(run, tmp_path):
     without = Page((tmp_path / "explained" / "a_scan" / "index.html").read_text()).stages
     with_labels = Page((tmp_path / "with_labels" / "index.html").read_text()).stages
     name = "Dice of the labels there and back"
+    outlines = "Outlines are the labels that were given."
+    assert outlines not in (tmp_path / "explained" / "a_scan" / "index.html").read_text()
+    assert outlines in (tmp_path / "with_labels" / "index.html").read_text()
     assert name not in without["To the networks' grid"]
     assert name in with_labels["To the networks' grid"]
     assert "100 patches on foreground" not in without["Where patches are drawn"]

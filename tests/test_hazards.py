@@ -2,6 +2,7 @@
 what to do about it."""
 
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from conftest import ROOT
 from test_volumes import KITS_AFFINE, save
 
 from minikits.cases import find_cases
-from minikits.doubts import doubts
+from minikits.doubts import doubts, no_body_is_so_wide
 from minikits.frames import check_same_grid
 from minikits.nifti import read_labels, read_volume, write_labels
 from minikits.phantoms import make_case
@@ -432,7 +433,17 @@ def scan():
     return image.astype(np.int32)
 
 
-def doubts_on(folder, voxels, affine=KITS_AFFINE):
+def slices_of(z_mm, voxels, across_mm=(400, 400)):
+    """The affine of a scan as KiTS19's, of such slices, (Z, Y, X) voxels, and sides in mm."""
+    _, rows, columns = voxels.shape
+    spacing_mm = (z_mm, across_mm[0] / rows, across_mm[1] / columns)
+    return np.diag([*np.negative(spacing_mm), 1])[[2, 1, 0, 3]]
+
+
+def doubts_on(folder, voxels, affine=None):
+    """Lines on voxels in slices of 3 mm, 400 mm across, if nothing else is said."""
+    if affine is None:
+        affine = slices_of(3, voxels)
     volume = read_volume(save(folder / "scan.nii", voxels, affine))
     return doubts(volume)
 
@@ -533,7 +544,7 @@ def test_a_real_ct_is_not_doubted_and_in_other_units_it_is(tmp_path, real_ct):
 
     assert doubts(volume) == []
     for kind in NO_CT:
-        (line,) = doubts_on(tmp_path, NO_CT[kind](hu), np.diag([3, 3, 3, 1]))
+        (line,) = doubts_on(tmp_path, NO_CT[kind](hu))
         assert line.endswith("is this CT in HU?"), kind
 
 
@@ -571,7 +582,7 @@ ALL_BONE = "more bone (above 200) than fat and soft tissue"
     ],
 )
 def test_each_share_has_its_bound(tmp_path, counts, doubt):
-    lines = doubts_on(tmp_path, shares_of_hu(counts), np.diag([5, 5, 5, 1]))
+    lines = doubts_on(tmp_path, shares_of_hu(counts), np.diag([40, 40, 5, 1]))
 
     wanted = []
     if doubt:
@@ -590,14 +601,67 @@ def test_a_large_scan_is_judged_by_a_part_of_it(tmp_path, scan, monkeypatch):
 
 
 def test_little_of_the_body_is_doubted(tmp_path, scan):
-    slices_of_4_mm = np.diag([4, 1, 1, 1])[[2, 1, 0, 3]]
-
     assert doubts_on(tmp_path, scan[:14]) == []  # 42 mm
-    assert doubts_on(tmp_path, scan[:10], slices_of_4_mm) == []  # 40 mm
+    assert doubts_on(tmp_path, scan[:10], slices_of(4, scan)) == []  # 40 mm
     assert doubts_on(tmp_path, scan[:13]) == [
         f"{tmp_path / 'scan.nii'}: covers 39 mm along Z, wanted 40 or more; is this the whole scan?"
     ]
     assert len(doubts_on(tmp_path, scan[:1] * 0)) == 2
+
+
+@pytest.mark.parametrize(
+    "across_mm, doubted",
+    [
+        ((200, 600), False),
+        ((600, 200), False),
+        ((199, 400), True),
+        ((400, 199), True),
+        ((601, 400), True),
+        ((400, 601), True),
+    ],
+)
+def test_slices_that_are_too_small_or_too_wide_for_a_body_are_doubted(
+    tmp_path, scan, across_mm, doubted
+):
+    lines = doubts_on(tmp_path, scan, slices_of(3, scan, across_mm))
+
+    wanted = []
+    if doubted:
+        wanted.append(
+            f"{tmp_path / 'scan.nii'}: slices of {across_mm[0]} x {across_mm[1]} mm, wanted 200 to "
+            "600 on each side; is the spacing right?"
+        )
+    assert lines == wanted
+
+
+def test_no_case_of_kits19_is_doubted_by_its_breadth(kits19):
+    geometry = json.loads((kits19 / "geometry.json").read_text())
+
+    assert len(geometry) == 210
+    for name, (shape, spacing_mm) in geometry.items():
+        sides_mm = np.multiply(shape, spacing_mm)[1:]
+        assert not no_body_is_so_wide(sides_mm), name
+
+
+@pytest.mark.parametrize(
+    "diagonal, first_mm, doubted",
+    [
+        ((1, 1, 1), (0, 0, 0), True),
+        ((-1, -1, 1), (0, 0, 0), True),  # the identity in LPS
+        ((1, 1, 2), (0, 0, 0), False),
+        ((1, 1, 1), (0, 0, 5), False),
+    ],
+)
+def test_a_frame_that_nobody_set_is_doubted(tmp_path, scan, diagonal, first_mm, doubted):
+    voxels = scan.repeat(5, axis=1).repeat(5, axis=2).repeat(2, axis=0)  # 60, 320, 350
+    affine = nib.affines.from_matvec(np.diag(diagonal), first_mm)
+
+    lines = doubts_on(tmp_path, voxels.transpose(2, 1, 0), affine)
+
+    assert len(lines) == doubted
+    if doubted:
+        told = "voxels of 1 mm, the first at 0 0 0, as of a file whose frame nobody set"
+        assert lines[0].startswith(f"{tmp_path / 'scan.nii'}: {told}; is the spacing right")
 
 
 @pytest.mark.parametrize(
@@ -607,7 +671,7 @@ def test_axes_that_are_not_at_right_angles_are_doubted_with_their_angle(
     tmp_path, scan, degrees, doubted
 ):
     tilt = np.radians(degrees)
-    gantry = KITS_AFFINE.copy()
+    gantry = slices_of(3, scan)
     gantry[:3, 0] = 3 * np.array([0, np.sin(tilt), -np.cos(tilt)])  # slices are shifted along Y
 
     lines = doubts_on(tmp_path, scan, gantry)
@@ -620,7 +684,7 @@ def test_axes_that_are_not_at_right_angles_are_doubted_with_their_angle(
 
 def test_an_oblique_scan_has_its_axes_at_right_angles(tmp_path, scan):
     turn = nib.quaternions.quat2mat([0.9, 0.3, -0.2, 0.1])
-    oblique = nib.affines.from_matvec(turn @ KITS_AFFINE[:3, :3])
+    oblique = nib.affines.from_matvec(turn @ slices_of(3, scan)[:3, :3])
 
     assert doubts_on(tmp_path, scan, oblique) == []
 
@@ -821,7 +885,6 @@ def test_a_large_scan_is_judged_by_all_of_its_breadth(tmp_path, monkeypatch):
     voxels[:, 0] = -1024  # else all air would pass for padding
     voxels[:, 12:, 12:] = 40
     voxels[:, 12:14, 12:14] = 400
-    slices_of_3_mm = np.diag([-3.0, -3, -3, 1])[[2, 1, 0, 3]]
     monkeypatch.setattr("minikits.doubts.SAMPLE_VOXELS", 1000)
 
-    assert doubts_on(tmp_path, voxels, slices_of_3_mm) == []
+    assert doubts_on(tmp_path, voxels) == []

@@ -39,6 +39,8 @@ from minikits.preprocessing import label_orders, prepare_image
 from minikits.resampling import resample
 from minikits.unet import build_unet
 
+pytestmark = pytest.mark.usefixtures("no_scan_is_too_small")
+
 SPACING = (8.0, 6.0, 6.0)  # of small scans: that of TINY, so that they are one window
 QUICK = ("--no-mirroring", "--precision", "fp32", "--device", "cpu")
 

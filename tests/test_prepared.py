@@ -28,6 +28,8 @@ from minikits.paper import PAPER
 from minikits.prepared import check_resampled_size
 from minikits.preprocessing import prepare_image, prepare_labels
 
+pytestmark = pytest.mark.usefixtures("no_scan_is_too_small")
+
 prepare = functools.partial(minikits.cases.prepare, say=print)
 
 
