@@ -181,7 +181,7 @@ class Body:
     bends: list[Field]
     uneven: Field  # cells of 30 mm: thickness of layers
     twigs: list[Field]  # of vessels, which run where both are near 0
-    grain: Field  # of marrow, stool, fat between muscle fibres
+    grain: Field  # of marrow, muscle and fat: cells of 5 mm
     liver: list[Part]
     perirenal: list[Part]  # the fat around the kidneys, in which no bowel lies
     organs: list[Part]
@@ -199,8 +199,8 @@ def draw_body(
     cortex_hu: float,
 ) -> Body:
     """A Body over axes (the mm of voxels along z, y, x). size_mm: half its depth and width;
-    kidneys: their middles, to which vessels lead; cortex_hu: what liver, spleen, bowel and vessels
-    come close to, so that no threshold tells kidneys from these."""
+    kidneys: their middles, to which vessels lead; cortex_hu: what spleen, bowel and vessels come
+    close to, so that no threshold tells kidneys from these; the liver is nearer to their medulla."""
     depth_mm, width_mm = map(float, size_mm)
     vessel_hu = cortex_hu + random.uniform(-30, 50)
     liver_hu = random.uniform(80, 140)

@@ -78,7 +78,7 @@ def make_case(
         reach_mm = (last - first)[1:] / 2 * spacing_mm[1:]
         size_mm = np.maximum(size_mm, np.add(reach_mm, (50, 45)))
 
-    cortex_hu = random.uniform(140, 215)  # blood, liver, spleen and bowel come close to it
+    cortex_hu = random.uniform(140, 215)  # blood, spleen and bowel come close to it
     body = draw_body(random, axes, bends, size_mm, _middles_of(labels, axes), cortex_hu)
     noise_sd = random.uniform(10, 24)
 
