@@ -9,7 +9,6 @@ it. Each stage calls the functions that training and prediction call, and shows 
 """
 
 import argparse
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +34,7 @@ from minikits.files import (
 )
 from minikits.frames import check_same_grid
 from minikits.nifti import MAX_VOXELS, read_labels, read_volume
+from minikits.pages import as_html, whole_page
 from minikits.paper import CLASSES, DEMO, PAPER
 from minikits.phantoms import make_case, write_case
 from minikits.prepared import arrays_of, check_resampled_size
@@ -168,23 +168,10 @@ def chosen_networks(arguments: argparse.Namespace) -> tuple[list[Member], Recipe
 
 # --- the page -------------------------------------------------------------------------------------
 
-STYLE = """
-body { font: 16px/1.5 sans-serif; max-width: 84em; margin: 2em auto; padding: 0 1em; }
-.told { max-width: 60em; }
-table { border-collapse: collapse; }
-th { text-align: left; font-weight: normal; vertical-align: top; }
-th, td { padding: 0.1em 1.5em 0.1em 0; border-bottom: 1px solid #ddd; }
-img { max-width: 100%; margin-top: 1em; }
-"""
-
 
 def page_of(subject: Subject, stages: Sequence[Stage]) -> str:
     """The text of the page: HTML without scripts, and without links to anything but its pictures."""
-    parts = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        f"<title>{as_html(subject.id)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
-        f"<h1>{as_html(subject.id)}, stage by stage</h1>",
-    ]
+    parts = []
     for number, stage in enumerate(stages, 1):
         parts.append(f"<h2>{number}. {as_html(stage.title)}</h2>")
         parts.append(f'<p class="told">{as_html(stage.told)}</p>')
@@ -194,13 +181,7 @@ def page_of(subject: Subject, stages: Sequence[Stage]) -> str:
         parts.append("</table>")
         for picture, alt in stage.pictures:
             parts.append(f'<p>{as_html(alt)}<br>\n<img src="{picture}" alt="{as_html(alt)}"></p>')
-    parts.append("</body>\n</html>\n")
-    return "\n".join(parts)
-
-
-def as_html(text: str) -> str:
-    """A text as it stands in HTML; of a file's name that is no UTF-8 too."""
-    return html.escape(text.encode(errors="backslashreplace").decode())
+    return whole_page(f"{subject.id}, stage by stage", parts)
 
 
 # --- the command ----------------------------------------------------------------------------------
