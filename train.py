@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from minikits.ancestors import begin, departure
 from minikits.cases import find_fold, prepare
 from minikits.checkpoints import (
+    Ancestor,
     Provenance,
     Run,
     check_unchanged,
@@ -116,6 +118,12 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=seed, default=0, help="of the initial weights and of all that is drawn"
     )
+    parser.add_argument(
+        "--init",
+        type=typed_path,
+        metavar="CHECKPOINT",
+        help="begin with its weights, where names and shapes are the same",
+    )
     parser.add_argument("--resume", action="store_true", help="go on where the checkpoint ends")
     return parser
 
@@ -162,11 +170,12 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
         claim_run(run.folder)  # before its checkpoint is read
     checkpoint = earlier_checkpoint(run, arguments.resume, say)
     network, optimizer, progress, log = start_or_resume(checkpoint, run, machine.device)
+    ancestor = begin(network, run, checkpoint, arguments.init, say)
 
     # what its log begins with
     room = memory_beside_a_step(run, machine)
     surroundings = environment(machine, room.needed, Path(__file__).parent)
-    departures = departures_of(arguments, run, machine, checkpoint)
+    departures = departures_of(arguments, run, machine, checkpoint, ancestor)
     introduce(run, network, progress, len(log), departures, surroundings, say)
 
     # its cases
@@ -175,7 +184,7 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
         return stop.number()
     checksums = {case.id: case.checksum for case in cases}
     check_unchanged(checkpoint, checksums, run, say)
-    provenance = Provenance(departures, surroundings, checksums)
+    provenance = Provenance(departures, surroundings, checksums, ancestor)
     train_cases = [case for case in cases if case.id in run.train_ids]
     train_cases = keep_on_device(train_cases, machine.device, room.for_cases)
     held_out = [case for case in cases if case.id in run.validation_ids]
@@ -337,7 +346,11 @@ def prepare_once(
 
 
 def departures_of(
-    arguments: Namespace, run: Run, machine: Machine, checkpoint: dict
+    arguments: Namespace,
+    run: Run,
+    machine: Machine,
+    checkpoint: dict,
+    ancestor: Ancestor | None = None,
 ) -> dict[str, list[str]]:
     """{"recipe", "run", "code"}: lines on what differs from the paper; of the run, ever."""
     now = run_departures(
@@ -352,6 +365,8 @@ def departures_of(
         now.append(f"affine: the {arguments.affine} of files whose frames differ")
     if arguments.assume_spacing:
         now.append(f"spacing of the files: {arguments.assume_spacing} mm, whatever they say")
+    if ancestor:
+        now.append(departure(ancestor))
 
     before_resuming = checkpoint.get("departures", {}).get("run", [])
     earlier = [line for line in before_resuming if line not in now]

@@ -9,10 +9,12 @@ How it came about (its Provenance), and what wrote it:
   departures ({"recipe", "run", "code"}: lines on what differs from the paper)
   environment (device, precision, versions)
   checksums ({id: of the case as it was prepared})
+  ancestor (of a run that began with another network's weights; else None)
   minikits (the version that wrote it), format (of this dictionary)
 Loading is torch's `weights_only=True`, with no way around it.
 """
 
+import hashlib
 import pickletools
 import re
 import zipfile
@@ -42,6 +44,14 @@ KEYS = {
     "optimizer": dict,
     "log": list,
 }
+ANCESTOR_KEYS = {
+    "name": str,
+    "weights": str,
+    "trained_on": list,
+    "cases_known": bool,
+    "taken": int,
+    "skipped": list,
+}
 FOLD_FOLDER = re.compile(r"fold(0|[1-9][0-9]*)")  # of one of several folds, as train.py names it
 
 # what a checkpoint's pickle may call; torch allows more, with which a file can take any memory
@@ -51,6 +61,18 @@ CALLS = {
     "torch FloatStorage",
     "torch DoubleStorage",
 }
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """The network whose weights a run began with: who it was, what of it was taken."""
+
+    name: str  # "residual fold 0, epoch 1000"
+    weights: str  # a sum of them
+    trained_on: list[str]  # ids of the cases that they had seen by then
+    cases_known: bool  # False for an imported network and for what descends from one
+    taken: int  # tensors
+    skipped: list[str]  # a line for each tensor that only one of both networks has
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -73,8 +95,8 @@ def save_checkpoint(path: Path, **content: Any) -> None:
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """What `save_checkpoint` wrote: tensors on the CPU, `recipe` as a Recipe. ValueError for what
-    it did not write."""
+    """What `save_checkpoint` wrote: tensors on the CPU, `recipe` as a Recipe, `ancestor` as an
+    Ancestor or None. ValueError for what it did not write."""
     content = load_plain(Path(path), KEYS, "train.py", calls=CALLS)
 
     train_ids = content["cases"].get("train")
@@ -89,7 +111,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     iteration = _batches_done(content, recipe)
     if type(iteration) is not int:
         raise ValueError(f"{path}: holds no 'iteration' (int); wanted a checkpoint of train.py")
-    return {**content, "recipe": recipe, "iteration": iteration}
+    ancestor = _ancestor_in(content, path)
+    return {**content, "recipe": recipe, "iteration": iteration, "ancestor": ancestor}
 
 
 def _batches_done(content, recipe):
@@ -100,6 +123,33 @@ def _batches_done(content, recipe):
     if type(epoch) is not int or type(batch) is not int:
         return None
     return epoch * recipe.batches_per_epoch + batch
+
+
+def _ancestor_in(content, path):
+    """The Ancestor of a checkpoint, None where its weights were drawn."""
+    found = content.get("ancestor")
+    if found is None:
+        return None
+    if not _is_ancestor(found):
+        raise ValueError(f"{path}: ancestor {found!r:.50}; wanted one as train.py --init writes it")
+    return Ancestor(**found)
+
+
+def _is_ancestor(found):
+    if not isinstance(found, dict) or found.keys() != ANCESTOR_KEYS.keys():
+        return False
+    if not all(isinstance(found[key], kind) for key, kind in ANCESTOR_KEYS.items()):
+        return False
+    return all(isinstance(word, str) for word in found["trained_on"] + found["skipped"])
+
+
+def cases_seen(checkpoint: Mapping[str, Any]) -> frozenset[str]:
+    """The ids of all cases that its weights were trained on: by its run, and before that by the
+    network that this began with."""
+    seen = frozenset(checkpoint["cases"]["train"])
+    if checkpoint["ancestor"]:
+        seen |= frozenset(checkpoint["ancestor"].trained_on)
+    return seen
 
 
 def load_plain(
@@ -177,6 +227,15 @@ def load_network(checkpoint: Mapping[str, Any], path: Path | str) -> torch.nn.Mo
 def _shapes(weights):
     """{name: shape}; () for what is no tensor."""
     return {name: tuple(getattr(weight, "shape", ())) for name, weight in weights.items()}
+
+
+def sum_of_weights(weights: Mapping[str, torch.Tensor]) -> str:
+    """Sixteen letters that tell these weights from any others, wherever they lie."""
+    total = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        total.update(name.encode())
+        total.update(value.contiguous().numpy())
+    return total.hexdigest()[:16]
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -272,6 +331,7 @@ class Provenance:
     departures: dict[str, list[str]]  # "recipe", "run", "code": lines on what is not the paper's
     environment: dict  # device, precision, versions
     checksums: dict[str, str]  # of each case, by its id, as it was prepared
+    ancestor: Ancestor | None = None  # None where the initial weights were drawn
 
 
 def earlier_checkpoint(run: Run, resume: bool, say: Callable) -> dict:
@@ -356,6 +416,7 @@ def save_run(
         departures=provenance.departures,
         environment=provenance.environment,
         checksums=provenance.checksums,
+        ancestor=asdict(provenance.ancestor) if provenance.ancestor else None,
     )
 
 

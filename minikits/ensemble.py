@@ -1,14 +1,18 @@
 """The networks of one run or several that are averaged: who they are, and that they see alike."""
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from minikits.checkpoints import find_checkpoints, load_checkpoint, load_network
+from minikits.checkpoints import (
+    cases_seen,
+    find_checkpoints,
+    load_checkpoint,
+    load_network,
+    sum_of_weights,
+)
 from minikits.recipe import Recipe
 
 SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what averaged networks share
@@ -25,7 +29,7 @@ class Member:
     epoch: int  # how many it was trained
     epochs: int | None  # how many it was to be trained, where that is known
     weights: str  # a sum of them
-    trained_on: frozenset[str]  # ids of cases
+    trained_on: frozenset[str]  # ids of cases, those of ancestors (train.py --init) too
     held_out: frozenset[str]  # ids of cases that it did not see, by name
 
     def as_record(self) -> dict:
@@ -66,6 +70,7 @@ def load_networks(
             path_of[member.weights] = path
             members.append(member)
             lines += _introduce(member, path)
+            lines += _unknown_past(checkpoint, path)
         if not folds:
             lines += _strangers(run, found)
     assert recipe is not None  # each run has a checkpoint, or was refused
@@ -84,11 +89,11 @@ def _check_alike(recipe: Recipe, first: Recipe, path: Path) -> None:
 
 
 def _as_member(checkpoint: dict, path: Path) -> Member:
-    """The network of a checkpoint. A case that it names as held out and as trained on is the
-    latter."""
+    """The network of a checkpoint. A case that it names as held out, and that it or an ancestor was
+    trained on, is the latter."""
     network = load_network(checkpoint, path).eval()
     imported = checkpoint["fold"] == "imported"  # how long it was to be trained is not known
-    trained_on = frozenset(checkpoint["cases"]["train"])
+    trained_on = cases_seen(checkpoint)
     held_out = checkpoint["cases"].get("validation")
     if not isinstance(held_out, list):
         held_out = []
@@ -100,19 +105,10 @@ def _as_member(checkpoint: dict, path: Path) -> Member:
         seed=checkpoint["seed"],
         epoch=checkpoint["iteration"] // checkpoint["recipe"].batches_per_epoch,
         epochs=None if imported else checkpoint["recipe"].epochs,
-        weights=_sum_of(network.state_dict()),
+        weights=sum_of_weights(network.state_dict()),
         trained_on=trained_on,
         held_out=frozenset(id for id in held_out if isinstance(id, str)) - trained_on,
     )
-
-
-def _sum_of(weights: dict[str, torch.Tensor]) -> str:
-    """Sixteen letters that tell these weights from any others, wherever they lie."""
-    total = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        total.update(name.encode())
-        total.update(value.contiguous().numpy())
-    return total.hexdigest()[:16]
 
 
 def _introduce(member: Member, path: Path) -> list[str]:
@@ -134,6 +130,17 @@ def _introduce(member: Member, path: Path) -> list[str]:
     if re.fullmatch("fold(all|[0-9]+)", folder) and folder != f"fold{member.fold}":
         lines.append(f"warning: {path}: lies in {folder}, but is of fold {member.fold}")
     return lines
+
+
+def _unknown_past(checkpoint: dict, path: Path) -> list[str]:
+    """A line where a network began with weights that do not name the cases they had seen."""
+    ancestor = checkpoint["ancestor"]
+    if ancestor is None or ancestor.cases_known:
+        return []
+    return [
+        f"warning: {path}: began with {ancestor.name}, which does not name the cases that it was "
+        "trained on; cases that it held out may be among them"
+    ]
 
 
 def _strangers(run: Path, found: list[Path]) -> list[str]:

@@ -291,7 +291,7 @@ def test_the_keys_of_a_checkpoint_and_the_columns_of_the_log_stay(undisturbed):
     assert set(checkpoint) == {
         *("format", "minikits", "arch", "recipe", "fold", "seed", "cases", "checksums"),
         *("iteration", "loss_sum", "seconds_computing", "seconds_waiting"),
-        *("network", "optimizer", "log", "departures", "environment"),
+        *("network", "optimizer", "log", "departures", "environment", "ancestor"),
     }
     assert list(checkpoint["cases"]) == ["train", "validation"]
     assert list(checkpoint["departures"]) == ["recipe", "run", "code"]
