@@ -13,15 +13,14 @@ from minikits.files import (
     forgiving_output,
     read_json,
     typed_path,
-    typed_spacing,
-    voxel_count,
     write_text,
 )
 from minikits.folds import excluded_ids
 from minikits.frames import check_same_grid
 from minikits.layouts import nifti_name
-from minikits.nifti import MAX_VOXELS, read_labels, read_volume
+from minikits.nifti import read_labels, read_volume
 from minikits.paper import PAPER
+from minikits.reading import Reading, add_reading_options, chosen_reading
 from minikits.reports import (
     cases_csv,
     comparison_json,
@@ -36,15 +35,6 @@ from minikits.sampling import fetch_ahead
 from minikits.volumes import Volume
 
 UNKNOWN = "whether the networks were trained on these cases is unknown"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The options of `read_volume`: for files that it would refuse."""
-
-    affine: str | None = None
-    assume_spacing: list[float] | None = None
-    max_voxels: int = MAX_VOXELS
 
 
 @dataclass(frozen=True)
@@ -116,20 +106,7 @@ def argument_parser() -> argparse.ArgumentParser:
         help="folder for cases.csv, summary.json, comparison.json and pictures",
     )
     add("--allow-missing", action="store_true", help="score the cases that both have")
-    add("--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ")
-    add(
-        "--assume-spacing",
-        type=typed_spacing,
-        nargs=3,
-        metavar=("Z", "Y", "X"),
-        help="mm; axes as KiTS19's",
-    )
-    add(
-        "--max-voxels",
-        type=voxel_count,
-        default=MAX_VOXELS,
-        help="of a volume (default %(default)s)",
-    )
+    add_reading_options(parser, of="a volume")
     return parser
 
 
@@ -140,7 +117,7 @@ def evaluate_all(arguments: argparse.Namespace) -> list[str]:
         raise ValueError(
             "--pred: several folders of one name; rename one, the reports bear their names"
         )
-    reading = Reading(arguments.affine, arguments.assume_spacing, arguments.max_voxels)
+    reading = chosen_reading(arguments)
 
     systems, failed = {}, []
     for name, folder in folders.items():

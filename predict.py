@@ -32,13 +32,14 @@ from minikits.devices import (
 from minikits.doubts import doubts
 from minikits.ensemble import Member, load_networks
 from minikits.fast import for_prediction
-from minikits.files import forgiving_output, typed_path, typed_spacing, voxel_count
+from minikits.files import forgiving_output, typed_path
 from minikits.masks import Plan, plan_masks
-from minikits.nifti import MAX_VOXELS, read_volume, write_labels
+from minikits.nifti import read_volume, write_labels
 from minikits.paper import CLASSES
 from minikits.prediction import FLIPS, scan_bytes, segment_volume, suited_at_once, window_bytes
 from minikits.prepared import check_resampled_size
 from minikits.preprocessing import label_orders, resampled_shape
+from minikits.reading import add_reading_options, chosen_reading
 from minikits.recipe import Recipe
 from minikits.records import Job, keep_stamps, noted_mask, stamp
 from minikits.resampling import resample
@@ -248,19 +249,7 @@ def parse_arguments() -> argparse.Namespace:
         default="auto",
         help="the networks by torch.compile; auto: on a GPU, where its minute is earned back",
     )
-    parser.add_argument(
-        "--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ"
-    )
-    parser.add_argument(
-        "--assume-spacing",
-        type=typed_spacing,
-        nargs=3,
-        metavar=("Z", "Y", "X"),
-        help="mm; axes as KiTS19's",
-    )
-    parser.add_argument(
-        "--max-voxels", type=voxel_count, default=MAX_VOXELS, help="of a scan (default %(default)s)"
-    )
+    add_reading_options(parser, of="a scan")
     return parser.parse_args()
 
 
@@ -294,12 +283,7 @@ def read_scan(scan: Scan, work: Work) -> tuple[Volume, dict]:
     """The scan, and what its file looked like. Says what is doubtful of it. ValueError for one that
     changed meanwhile, and before it is tried for one that is too large."""
     before = stamp(scan.path)
-    volume = read_volume(
-        scan.path,
-        affine=work.arguments.affine,
-        assume_spacing=work.arguments.assume_spacing,
-        max_voxels=work.arguments.max_voxels,
-    )
+    volume = read_volume(scan.path, **vars(chosen_reading(work.arguments)))
     read = stamp(scan.path, contents=True)
     if before != {name: read[name] for name in before}:
         raise ValueError(f"{scan.path}: was changed while it was read; run predict.py again")

@@ -52,10 +52,10 @@ from minikits.files import (
     forgiving_output,
     read_json,
     typed_path,
-    typed_spacing,
 )
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, code_departures, recipe_from, run_departures
 from minikits.paper import departures as recipe_departures
+from minikits.reading import add_frame_options
 from minikits.recipe import Recipe
 from minikits.reports import draw_curve, write_log
 from minikits.sampling import PreparedCase, draw_batch
@@ -105,16 +105,7 @@ def command_line() -> argparse.ArgumentParser:
         help="on a GPU too, two runs of one command give the same weights to the bit; a step takes "
         "longer (a sixth on an H200)",
     )
-    parser.add_argument(
-        "--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ"
-    )
-    parser.add_argument(
-        "--assume-spacing",
-        type=typed_spacing,
-        nargs=3,
-        metavar=("Z", "Y", "X"),
-        help="mm; axes as KiTS19's",
-    )
+    add_frame_options(parser)
     parser.add_argument(
         "--seed", type=seed, default=0, help="of the initial weights and of all that is drawn"
     )

@@ -326,7 +326,8 @@ def measure_evaluate(tool, masks, references):
     ]
     if tool == "minikits":
         sys.path.insert(0, str(ROOT))
-        from evaluate import Reading, evaluate
+        from evaluate import evaluate
+        from minikits.reading import Reading
 
         scoring = partial(evaluate, masks, references, Reading(), allow_missing=True)
         (cases, _), figures = measure(scoring)

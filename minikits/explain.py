@@ -28,16 +28,15 @@ from minikits.files import (
     folder_written_whole,
     forgiving_output,
     typed_path,
-    typed_spacing,
-    voxel_count,
     write_text,
 )
 from minikits.frames import check_same_grid
-from minikits.nifti import MAX_VOXELS, read_labels, read_volume
+from minikits.nifti import read_labels, read_volume
 from minikits.pages import as_html, whole_page
 from minikits.paper import CLASSES, DEMO, PAPER
 from minikits.phantoms import make_case, write_case
 from minikits.prepared import arrays_of, check_resampled_size
+from minikits.reading import add_reading_options, chosen_reading
 from minikits.recipe import Recipe
 from minikits.reports import first_line, why_no_figures
 from minikits.sampling import PreparedCase
@@ -132,11 +131,7 @@ def read_subject(
         image = folder / source.id / "imaging.nii.gz"
         labels = folder / source.id / "segmentation.nii.gz"
 
-    reading = {
-        "affine": arguments.affine,
-        "assume_spacing": arguments.assume_spacing,
-        "max_voxels": arguments.max_voxels,
-    }
+    reading = vars(chosen_reading(arguments))
     scan = read_volume(image, **reading)
     check_resampled_size(scan, recipe)
     reference = None
@@ -225,17 +220,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of what is drawn (default %(default)s)")
     add("--no-mirroring", action="store_true", help="an eighth of the prediction's work")
     add("--device", default="auto", help="of the prediction: auto, cpu, cuda, cuda:1, ...")
-    add("--affine", choices=["sform", "qform"], help="which to take where they or pixdim differ")
-    add(
-        "--assume-spacing",
-        type=typed_spacing,
-        nargs=3,
-        metavar=("Z", "Y", "X"),
-        help="mm; axes as KiTS19's",
-    )
-    add(
-        "--max-voxels", type=voxel_count, default=MAX_VOXELS, help="of a scan (default %(default)s)"
-    )
+    add_reading_options(parser, of="a scan")
     return parser
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 PART = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(@(?P<host>.*))?\.part", re.DOTALL)
 ABANDONED_SECONDS = 24 * 3600  # what a process not of this computer did not touch for so long
-SPACING_RANGE_MM = (0.01, 100.0)  # what --assume-spacing takes, both ends excluded
 LONGEST_NAME = 150  # bytes; a file system takes 255, process and computer among them
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 
@@ -173,28 +172,6 @@ def typed_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"{text}: {error} ./{text} is a folder of that name"
         ) from None
-
-
-def typed_spacing(text: str) -> float:
-    """A voxel's side of the command line, mm (argparse's type for --assume-spacing): argparse tells
-    the user what is wrong with it."""
-    smallest, largest = SPACING_RANGE_MM
-    try:
-        millimetres = float(text)
-    except ValueError:
-        millimetres = float("nan")
-    if not smallest < millimetres < largest:  # NaN neither
-        raise argparse.ArgumentTypeError(
-            f"{text}: wanted a length in mm, more than {smallest:g} and less than {largest:g}"
-        )
-    return millimetres
-
-
-def voxel_count(text: str) -> int:
-    """A number of voxels of the command line (argparse's type)."""
-    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: wanted a number of voxels, 1 or more")
-    return int(text)
 
 
 class ForgivingStream:

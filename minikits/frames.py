@@ -19,7 +19,6 @@ from collections.abc import Sequence
 import nibabel as nib
 import numpy as np
 
-from minikits.files import SPACING_RANGE_MM
 from minikits.volumes import KITS19_AFFINE, Volume, mm_apart
 
 # A qform keeps b, c and d of its quaternion, as float32. The square of a, 1 - b2 - c2 - d2, is off
@@ -27,6 +26,7 @@ from minikits.volumes import KITS19_AFFINE, Volume, mm_apart
 QUATERNION_ROUNDING = 3 * 2.0**-23
 QUATERNION_EXCESS = 1e-5  # by so much b2 + c2 + d2 may exceed 1; careless writers round like that
 UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # of xyzt_units, in mm; all else is mm
+SPACING_RANGE_MM = (0.01, 100.0)  # what --assume-spacing takes, both ends excluded
 CONVERT = "convert it again from DICOM, or give --assume-spacing Z Y X (mm; axes as KiTS19's)"
 
 

@@ -29,8 +29,9 @@ from minikits.anatomy import (
     paint_body,
 )
 from minikits.cases import Found, look_for_cases
-from minikits.files import forgiving_output, typed_path, typed_spacing
+from minikits.files import forgiving_output, typed_path
 from minikits.nifti import read_labels, write_image
+from minikits.reading import add_frame_options
 
 CASES_OF_A_SEED = 1000  # the names of the next seed's begin there
 
@@ -256,18 +257,7 @@ def command_line() -> argparse.ArgumentParser:
         type=typed_path,
         help="folder of case_00000/segmentation.nii.gz to build bodies around",
     )
-    parser.add_argument(
-        "--affine",
-        choices=["sform", "qform"],
-        help="of --labels, which to take where they or pixdim differ",
-    )
-    parser.add_argument(
-        "--assume-spacing",
-        type=typed_spacing,
-        nargs=3,
-        metavar=("Z", "Y", "X"),
-        help="of --labels, mm; axes as KiTS19's",
-    )
+    add_frame_options(parser, of="of --labels, ")
     return parser
 
 
