@@ -40,13 +40,13 @@ def label_components(mask: np.ndarray, *, corners: bool = True) -> tuple[np.ndar
     return labels, len(found)
 
 
-def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
     """The smallest box that holds a mask (Z, Y, X); None where the mask is empty.
 
     >>> bounding_box(np.array([[[False, True, True, False]]]))
     (slice(0, 1, None), slice(0, 1, None), slice(1, 3, None))
     """
-    plane = mask.any(axis=0)  # (Y, X)
+    plane = np.logical_or.reduce(mask, axis=0)  # (Y, X)
     held_by_axis = (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))
 
     box = []

@@ -24,7 +24,7 @@ READING_ORDER = re.findall(r"(?<![\w.])(\w+)(?:,|\.\s| \()", LISTED)
 # The method imports itself alone: no files, no devices.
 METHOD = {
     *("recipe", "paper", "volumes", "resampling", "preprocessing", "geometry", "augmentation"),
-    *("sampling", "unet", "losses", "training", "prediction", "evaluation"),
+    *("sampling", "unet", "losses", "training", "prediction", "components", "evaluation"),
 }
 TOUCH_FILES = {"files", "nifti", "cache", "checkpoints", "records", "reports", "explain"}
 
