@@ -17,7 +17,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from minikits.ancestors import begin, departure
-from minikits.cases import find_fold, prepare
+from minikits.cases import find_fold, prepare, training_cases
 from minikits.checkpoints import (
     Ancestor,
     Provenance,
@@ -46,6 +46,7 @@ from minikits.devices import (
     what_memory_lacked,
 )
 from minikits.evaluation import kits_dice
+from minikits.familiar import quantities_of_case, ranges_of
 from minikits.fast import for_training
 from minikits.files import (
     claim,
@@ -53,6 +54,7 @@ from minikits.files import (
     read_json,
     typed_path,
 )
+from minikits.nifti import read_spacing
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, code_departures, recipe_from, run_departures
 from minikits.paper import departures as recipe_departures
 from minikits.reading import add_frame_options
@@ -175,8 +177,9 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
         return stop.number()
     checksums = {case.id: case.checksum for case in cases}
     check_unchanged(checkpoint, checksums, run, say)
-    provenance = Provenance(departures, surroundings, checksums, ancestor)
     train_cases = [case for case in cases if case.id in run.train_ids]
+    ranges = training_ranges(arguments, train_cases, recipe)
+    provenance = Provenance(departures, surroundings, checksums, ranges, ancestor)
     train_cases = keep_on_device(train_cases, machine.device, room.for_cases)
     held_out = [case for case in cases if case.id in run.validation_ids]
 
@@ -334,6 +337,24 @@ def prepare_once(
     if stop.agreed():
         return None
     return cases
+
+
+def training_ranges(
+    arguments: Namespace, cases: list[PreparedCase], recipe: Recipe
+) -> dict[str, list[float]]:
+    """What the cases that are trained on are like, for whoever predicts others."""
+    scans = {}
+    for case in training_cases(arguments.data, recipe):
+        assert case.image  # as each of them has
+        scans[case.id] = case.image
+
+    quantities = []
+    for case in cases:
+        spacing_mm = read_spacing(
+            scans[case.id], affine=arguments.affine, assume_spacing=arguments.assume_spacing
+        )
+        quantities.append(quantities_of_case(case, spacing_mm, recipe))
+    return ranges_of(quantities)
 
 
 def departures_of(

@@ -3,8 +3,9 @@ afternoon. Each module imports only such as stand before it here; scripts import
 
 Reading order, a patch's life: recipe, paper, volumes, resampling, preprocessing, geometry,
 augmentation, sampling, unet, losses, training, train.py, prediction, components, evaluation,
-files, frames, nifti, reading, doubts, cache, layouts, folds, prepared, cases, checkpoints,
-ancestors, nnunet, ensemble, records, scans, masks, reports, pages, predict.py, evaluate.py.
+files, frames, nifti, reading, doubts, familiar, cache, layouts, folds, prepared, cases,
+checkpoints, ancestors, nnunet, ensemble, records, scans, masks, reports, pages, predict.py,
+evaluate.py.
 Beside it: devices, fast, anatomy, phantoms (synthetic cases), pictures, stages,
 explain (a case by stages).
 """

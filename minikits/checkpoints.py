@@ -10,6 +10,7 @@ How it came about (its Provenance), and what wrote it:
   environment (device, precision, versions)
   checksums ({id: of the case as it was prepared})
   ancestor (of a run that began with another network's weights; else None)
+  training_ranges ({name: [least, most]} of the training cases, for minikits.familiar)
   minikits (the version that wrote it), format (of this dictionary)
 Loading is torch's `weights_only=True`, with no way around it.
 """
@@ -331,6 +332,7 @@ class Provenance:
     departures: dict[str, list[str]]  # "recipe", "run", "code": lines on what is not the paper's
     environment: dict  # device, precision, versions
     checksums: dict[str, str]  # of each case, by its id, as it was prepared
+    training_ranges: dict[str, list[float]]  # of the cases that are trained on
     ancestor: Ancestor | None = None  # None where the initial weights were drawn
 
 
@@ -417,6 +419,7 @@ def save_run(
         environment=provenance.environment,
         checksums=provenance.checksums,
         ancestor=asdict(provenance.ancestor) if provenance.ancestor else None,
+        training_ranges=provenance.training_ranges,
     )
 
 

@@ -6,7 +6,7 @@ first axis fastest. Masks go back in the frame of the file they came from."""
 import gzip
 import zlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +86,20 @@ def read_labels(
     return replace(volume, voxels=whole.astype(np.uint8, copy=False))
 
 
+@np.errstate(all="ignore")
+def read_spacing(
+    path: str | Path, *, affine: str | None = None, assume_spacing: Sequence[float] | None = None
+) -> tuple[float, float, float]:
+    """The sides of an image's voxels, Z Y X mm, by its header alone: those of `read_volume`."""
+    path = Path(path)
+    with _opened(path) as stream:
+        header = _header(stream.read(nib.Nifti2Header.sizeof_hdr), path, MAX_VOXELS)
+    try:
+        return _spacing_mm(choose_frame(header, affine, assume_spacing))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def _no_labels(voxels):
     """The first five of the values that are none of 0, 1 and 2, as a message shows them."""
     whole = np.rint(voxels)
@@ -121,9 +135,13 @@ def _read_framed(path, affine, assume_spacing, max_voxels):
     axes_and_flips = canonical_axes_and_flips(frame)
     voxels = apply_orientation(stored, axes_and_flips)
 
-    stored_axes = np.argsort(axes_and_flips[:, 0])  # in the order Z Y X
-    spacing_mm = nib.affines.voxel_sizes(frame)[stored_axes]
-    return Volume(path, voxels, tuple(spacing_mm.tolist()), frame, header)
+    return Volume(path, voxels, _spacing_mm(frame), frame, header)
+
+
+def _spacing_mm(frame):
+    """The sides of a voxel, in the order Z Y X, of an affine of the stored axes."""
+    stored_axes = np.argsort(canonical_axes_and_flips(frame)[:, 0])
+    return tuple(nib.affines.voxel_sizes(frame)[stored_axes].tolist())
 
 
 def _slope_and_intercept(header):
@@ -182,6 +200,13 @@ def _write(path, array, header, slope=1.0):
 
 def _read(path, max_voxels):
     """(array in the file's own axes, header)."""
+    with _opened(path) as stream:
+        return _read_stream(stream, path, max_voxels)
+
+
+@contextmanager
+def _opened(path):
+    """A stream of a file's bytes, unpacked where it is compressed."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, or a folder or device; wanted a NIfTI file")
 
@@ -193,9 +218,10 @@ def _read(path, max_voxels):
             )
         try:
             if start != GZIP:
-                return _read_stream(file, path, max_voxels)
+                yield file
+                return
             with gzip.GzipFile(fileobj=file) as stream:
-                return _read_stream(stream, path, max_voxels)
+                yield stream
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(
                 f"{path}: damaged, or cannot be read ({error}); download it again"

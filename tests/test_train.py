@@ -23,6 +23,7 @@ from minikits import prepared as prepared_module
 from minikits.cases import find_fold, five_folds, prepare, read_folds
 from minikits.checkpoints import load_checkpoint, load_network, save_checkpoint
 from minikits.evaluation import kits_dice
+from minikits.familiar import QUANTITIES, ranges_in
 from minikits.nifti import read_labels, write_image
 from minikits.paper import DEMO, PAPER, departures
 from minikits.sampling import draw_batch
@@ -282,6 +283,26 @@ def test_a_checkpoint_holds_all_that_a_run_is(undisturbed, phantoms, prepared):
     }
 
 
+def test_a_checkpoint_says_what_the_cases_that_were_trained_on_are_like(
+    undisturbed, phantoms, prepared
+):
+    """Not the held-out ones: by the volume of the kidneys, which no two phantoms share."""
+    checkpoint = undisturbed.checkpoint
+    voxel_ml = np.prod(SMALL.spacing_mm) / 1000
+
+    found = checkpoint["training_ranges"]
+
+    volumes_ml = []
+    for case in prepare(phantoms, prepared, SMALL):
+        if case.id in checkpoint["cases"]["train"]:
+            volumes_ml.append(float((case.labels > 0).sum() * voxel_ml))
+    assert found["kidneys_ml"] == pytest.approx([min(volumes_ml), max(volumes_ml)])
+    assert found["spacing_z_mm"] == [6.0, 6.0]
+    assert found["spacing_x_mm"] == [5.5, 5.5]
+    assert list(found) == list(QUANTITIES)
+    assert ranges_in(checkpoint) == found
+
+
 def test_the_keys_of_a_checkpoint_and_the_columns_of_the_log_stay(undisturbed):
     """Runs are resumed, audited and plotted by these names, those of earlier versions too."""
     checkpoint, out = undisturbed.checkpoint, undisturbed.out
@@ -292,6 +313,7 @@ def test_the_keys_of_a_checkpoint_and_the_columns_of_the_log_stay(undisturbed):
         *("format", "minikits", "arch", "recipe", "fold", "seed", "cases", "checksums"),
         *("iteration", "loss_sum", "seconds_computing", "seconds_waiting"),
         *("network", "optimizer", "log", "departures", "environment", "ancestor"),
+        "training_ranges",
     }
     assert list(checkpoint["cases"]) == ["train", "validation"]
     assert list(checkpoint["departures"]) == ["recipe", "run", "code"]
