@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 SCORES = ("kidney", "tumor", "composite")
 RESAMPLES = 9999  # sign patterns of the permutation test, where there are more than so many
 WEIGHTS_DRAWN = (100, 1000)  # for an interval: so many blocks of so many, in memory one at a time
+BEYOND_AN_END = 0.025  # of a 95% interval's two ends
 FEWEST_CASES = 3  # of an interval [ours: from two it would span 84 points or more]
 NAMED_AT_MOST = 5  # of a list, in a message
 
@@ -41,12 +42,15 @@ class MeanScore:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean difference of one score between two systems, its adjusted p, and over how many cases
-    it is: those where both have the score. NaN: there is no such case."""
+    """The mean difference of one score between two systems, its adjusted p, over how many cases it
+    is (those where both have the score), and its own 95% interval, low to high. NaN: there is no
+    such case; of the interval, too few."""
 
     difference: float
     p: float
     cases: int
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,8 @@ def _differences(duels, score, shared):
     found = []
     for known, p in zip(paired, holm(p_values)):
         mean = float(known.mean()) if len(known) else nan
-        found.append(Difference(mean, p, len(known)))
+        low, high = difference_interval(known)
+        found.append(Difference(mean, p, len(known), low, high))
     return found
 
 
@@ -275,13 +280,17 @@ def sign_flip_test(differences: ArrayLike, seed: int = 0) -> float:
     if not np.isfinite(values).all():
         raise ValueError(f"differences {values} found, wanted finite ones")
 
-    count = len(values)
-    if 2**count <= RESAMPLES:
-        signs = np.array(list(product((-1, 1), repeat=count)))
+    signs = _sign_patterns(len(values), seed)
+    if len(signs) == 2 ** len(values):
         return _as_far(signs, values) / len(signs)
-
-    signs = np.random.default_rng(seed).choice((-1, 1), size=(RESAMPLES, count))
     return (_as_far(signs, values) + 1) / (RESAMPLES + 1)  # 1: the differences as they are
+
+
+def _sign_patterns(count, seed):
+    """(patterns, count) of -1 and 1: all of them, or RESAMPLES random ones where there are more."""
+    if 2**count <= RESAMPLES:
+        return np.array(list(product((-1, 1), repeat=count)))
+    return np.random.default_rng(seed).choice((-1, 1), size=(RESAMPLES, count))
 
 
 def _as_far(signs, values):
@@ -289,6 +298,26 @@ def _as_far(signs, values):
     flipped = np.abs(signs @ values)
     rounding = 1e-9 * np.abs(values).sum()
     return np.count_nonzero(flipped >= np.abs(values.sum()) - rounding)
+
+
+def difference_interval(differences: ArrayLike, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval (low, high) of the mean of paired differences: the shifts that, taken from
+    each difference, leave a `sign_flip_test` with p above 0.05.
+
+    Flipped signs of some differences leave the sum as high as it is if the mean of these is at most
+    the shift. So each end is a mean of a subset, and beyond it lie 2.5% of all such means [ours:
+    Hartigan 1969, Journal of the American Statistical Association 64, "typical values"].
+
+    (NaN, NaN) for fewer than six differences, whose p is never so small."""
+    values = np.asarray(differences, dtype=float)
+    is_flipped = _sign_patterns(len(values), seed) == -1
+    is_flipped = is_flipped[is_flipped.any(axis=1)]
+
+    means = np.sort(is_flipped @ values / is_flipped.sum(axis=1))
+    beyond = int(BEYOND_AN_END * (len(means) + 1))
+    if beyond == 0:
+        return nan, nan
+    return float(means[beyond - 1]), float(means[-beyond])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

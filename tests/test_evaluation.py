@@ -15,6 +15,7 @@ from minikits.evaluation import (
     Difference,
     MeanScore,
     compare,
+    difference_interval,
     holm,
     kits_dice,
     mean_interval,
@@ -252,6 +253,39 @@ def test_the_sign_flip_test_refuses_differences_that_are_no_numbers():
             sign_flip_test([0.1, strange])
 
 
+def test_the_interval_of_six_differences_reaches_from_the_smallest_to_the_largest():
+    """Of 64 patterns of signs two are the 5% that may be refused: all plus and all minus."""
+    assert difference_interval([0.3, 0.1, 0.2, 0.1, 0.5, 0.4]) == (0.1, 0.5)
+    assert difference_interval([0.3, 0.1, 0.2, 0.1, 0.5]) == pytest.approx(
+        (math.nan,) * 2, nan_ok=True
+    )
+    assert difference_interval([]) == pytest.approx((math.nan,) * 2, nan_ok=True)
+
+
+@pytest.mark.parametrize("n", [6, 7, 9, 12])
+def test_the_interval_of_differences_holds_what_the_sign_flip_test_does_not_refuse(n):
+    differences = np.random.default_rng(n).normal(0.1, 0.2, n)
+    low, high = difference_interval(differences)
+    little = 1e-6
+
+    assert low < differences.mean() < high
+    for inside in (low + little, high - little):
+        assert sign_flip_test(differences - inside) > 0.05
+    for outside in (low - little, high + little):
+        assert sign_flip_test(differences - outside) <= 0.05
+
+
+@pytest.mark.parametrize("n", [8, 20])
+def test_the_interval_of_differences_covers_the_true_mean_in_95_of_100_trials(n):
+    generator = np.random.default_rng(n)
+    covered = 0
+    for _ in range(200):
+        low, high = difference_interval(generator.normal(0.05, 0.1, n))
+        covered += low <= 0.05 <= high
+
+    assert 0.90 <= covered / 200 <= 0.996  # 95%, within three standard errors
+
+
 def test_holm_by_hand():
     """Holm's own example: 0.01 * 4, 0.02 * 3, then never below what came before."""
     assert holm([0.02, 0.01, 0.03, 0.04]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
@@ -377,11 +411,14 @@ def test_a_pair_without_a_score_has_no_difference_and_does_not_count_in_holms_fa
         ("a", "c"),
         ("b", "c"),
     ]
-    assert a_b.tumor == Difference(pytest.approx(0.1), 2 / 64, 6)  # the only one tested
+    same = pytest.approx(0.1)  # in all cases, so that both ends are the mean
+    assert a_b.tumor == Difference(same, 2 / 64, 6, same, same)  # the only one tested
     assert a_b.kidney.p == pytest.approx(3 * 2 / 64)  # one of three
     assert math.isnan(a_c.tumor.difference)
     assert math.isnan(a_c.tumor.p)
     assert a_c.tumor.cases == 0
+    assert math.isnan(a_c.tumor.low) and math.isnan(a_c.tumor.high)
+    assert (a_c.kidney.low, a_c.kidney.high) == pytest.approx((0.2, 0.2))
     text = comparison_table(compare(systems))
     assert (
         "a - c: kidney +20.00 (p 0.094, 6 cases), tumor - (no case where both have a score)" in text

@@ -173,7 +173,7 @@ def test_a_small_p_is_not_printed_as_0():
 def test_p_is_printed_to_a_thousandth(p, said):
     compared = compare({"a": cases_of([0.2], [0.2]), "b": cases_of([0.1], [0.1])})
     (pair,) = compared.pairs
-    pair = replace(pair, tumor=Difference(0.1, p, 3))
+    pair = replace(pair, tumor=Difference(0.1, p, 3, math.nan, math.nan))
 
     text = comparison_table(replace(compared, pairs=[pair]))
 
@@ -217,8 +217,9 @@ def test_the_json_of_a_comparison_names_all_that_was_compared():
     (pair,) = read["pairs"]
     assert list(pair) == ["better", "worse", *SCORES]
     assert (pair["better"], pair["worse"]) == ("a", "b")
-    assert pair["kidney"] == {"difference": pytest.approx(0.1), "p": 2 / 8, "cases": 3}
-    assert pair["tumor"] == {"difference": None, "p": None, "cases": 0}
+    none = {"low": None, "high": None}  # of three differences no interval
+    assert pair["kidney"] == {"difference": pytest.approx(0.1), "p": 2 / 8, "cases": 3, **none}
+    assert pair["tumor"] == {"difference": None, "p": None, "cases": 0, **none}
 
 
 def test_the_json_is_strict():
