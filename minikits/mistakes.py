@@ -1,0 +1,128 @@
+"""What is wrong in a mask whose score is low, in words: which pieces are missed, which are false, and
+whether borders are wrong besides.
+
+A piece is what hangs together over faces, edges or corners of voxels; kidney counts with the tumor in
+it, as in the score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minikits.components import bounding_box, label_components
+from minikits.evaluation import CaseScores, kits_dice
+
+BELOW = 0.8  # a Dice [ours]: of a mask that lacks a third of a structure, or has half as much again
+MISSED_BELOW = 0.5  # of a kidney's voxels that are in the mask [ours]
+SMALLEST_KIDNEY = 0.1  # of the largest one's voxels [ours]: less is a speck, and no kidney
+
+KINDS = {  # what each word means
+    "kidney missed": "a kidney of the reference of which the mask has less than half of the voxels",
+    "tumor missed": "a piece of the reference's tumor without any voxel in the mask's",
+    "false kidney": "a piece of the mask, with kidney in it, without any voxel in the reference's",
+    "false tumor": "a piece of the mask's tumor without any voxel in the reference's",
+    "kidney border": "were all these pieces right, the kidney's Dice would still be below the bound",
+    "tumor border": "were all these pieces right, the tumor's Dice would still be below the bound",
+}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """What is wrong, in how many pieces and ml, and the slice (z) that has most of it."""
+
+    kind: str
+    pieces: int
+    ml: float
+    z: int
+
+    def __str__(self) -> str:
+        several = f"{self.pieces} pieces, " if self.pieces > 1 else ""
+        return f"{self.kind} ({several}{self.ml:.1f} ml, slice {self.z})"
+
+
+def is_below(scores: CaseScores, bound: float) -> bool:
+    """Whether the Dice of kidney or of tumor is below the bound; a score of NaN is not."""
+    return scores.kidney < bound or scores.tumor < bound
+
+
+def worst_first(cases: Sequence[CaseScores]) -> list[CaseScores]:
+    """By the mean of kidney and tumor Dice, the lowest first; of a case that has one of them by that
+    one; last those that have none. Where these are equal, in the order given.
+
+    >>> from math import nan
+    >>> cases = [CaseScores("a", 0.9, nan, nan), CaseScores("b", 0.9, 0.5, 0.7)]
+    >>> [scores.case for scores in worst_first(cases)]
+    ['b', 'a']
+    """
+
+    def place(scores):
+        known = [score for score in (scores.kidney, scores.tumor) if not np.isnan(score)]
+        return float(np.mean(known)) if known else np.inf
+
+    return sorted(cases, key=place)
+
+
+def find_mistakes(
+    mask: np.ndarray, reference: np.ndarray, voxel_mm3: float, bound: float = BELOW
+) -> list[Mistake]:
+    """What is wrong in a mask beside its reference, (Z, Y, X) labels 0, 1, 2 each, in the order and
+    by the rules of KINDS.
+
+    Borders are what is left: the pieces that are missed or false are made as in the reference, and
+    the Dice is computed again. So a mask with a Dice below the bound has at least one mistake."""
+    box = bounding_box((mask > 0) | (reference > 0))
+    if box is None:
+        return []
+    mask, reference = mask[box], reference[box]
+
+    pieces = {
+        "kidney missed": missed_kidneys(mask > 0, reference > 0),
+        "tumor missed": untouched(reference == 2, mask == 2),
+        "false kidney": touched(untouched(mask > 0, reference > 0), mask == 1),
+        "false tumor": untouched(mask == 2, reference == 2),
+    }
+    borders = {}
+    corrected = mask.copy()
+    for region in pieces.values():
+        corrected[region] = reference[region]
+    kidney, tumor = kits_dice(corrected, reference)
+    if kidney < bound:
+        borders["kidney border"] = (corrected > 0) != (reference > 0)
+    if tumor < bound:
+        borders["tumor border"] = (corrected == 2) != (reference == 2)
+
+    found = []
+    for kind, region in (pieces | borders).items():
+        if region.any():
+            count = label_components(region)[1] if kind in pieces else 1
+            ml = np.count_nonzero(region) * voxel_mm3 / 1000
+            z = box[0].start + int(region.sum(axis=(1, 2)).argmax())
+            found.append(Mistake(kind, count, ml, z))
+    return found
+
+
+def missed_kidneys(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """(Z, Y, X) bools -> those voxels of theirs that belong to a kidney of which ours has too few."""
+    pieces, count = label_components(theirs)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    sizes[0] = 0  # what is no piece
+    shared = np.bincount(pieces[ours], minlength=count + 1)
+
+    is_kidney = sizes >= SMALLEST_KIDNEY * sizes.max()
+    is_missed = is_kidney & (shared < MISSED_BELOW * sizes)
+    is_missed[0] = False
+    return is_missed[pieces]
+
+
+def touched(region: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(Z, Y, X) bools -> the pieces of a region that have a voxel of another region."""
+    pieces, count = label_components(region)
+    is_touched = np.zeros(count + 1, dtype=bool)
+    is_touched[pieces[other]] = True
+    is_touched[0] = False  # what is no piece
+    return is_touched[pieces]
+
+
+def untouched(region: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(Z, Y, X) bools -> the pieces of a region that have no voxel of another region."""
+    return region & ~touched(region, other)
