@@ -3,12 +3,15 @@
 import argparse
 import signal
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
+from math import nan
 from pathlib import Path
 
 from minikits.cases import Case, Found, find_masks, look_for_cases
-from minikits.evaluation import CaseScores, compare, score_case, some, summarise
+from minikits.comparisons import Apart, draw_apart, draw_comparison, most_apart
+from minikits.evaluation import CaseScores, Comparison, compare, score_case, some, summarise
 from minikits.files import (
     forgiving_output,
     read_json,
@@ -18,7 +21,15 @@ from minikits.files import (
 from minikits.folds import excluded_ids
 from minikits.frames import check_same_grid
 from minikits.layouts import nifti_name
+from minikits.mistakes import BELOW, Mistake, find_mistakes, is_below, worst_first
 from minikits.nifti import read_labels, read_volume
+from minikits.pages import (
+    FIGURE,
+    ScoredCases,
+    page_of_cases,
+    page_of_comparison,
+    picture_of,
+)
 from minikits.paper import PAPER
 from minikits.reading import Reading, add_reading_options, chosen_reading
 from minikits.reports import (
@@ -27,6 +38,8 @@ from minikits.reports import (
     comparison_table,
     draw_overlay,
     first_line,
+    list_of_apart,
+    list_of_worst,
     summary_json,
     table,
     why_no_figures,
@@ -55,6 +68,14 @@ class Pair:
     mask: Path
     reference: Path
     image: Path | None
+
+
+@dataclass(frozen=True)
+class System:
+    """A folder of masks that was scored, by case."""
+
+    pairs: dict[str, Pair]
+    scores: dict[str, CaseScores]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +124,30 @@ def argument_parser() -> argparse.ArgumentParser:
     add(
         "--out",
         type=typed_path,
-        help="folder for cases.csv, summary.json, comparison.json and pictures",
+        help="folder for cases.csv, summary.json, comparison.json, and pages with pictures",
+    )
+    add(
+        "--below",
+        type=typed_dice,
+        default=BELOW,
+        metavar="DICE",
+        help="of kidney or tumor: what is wrong in such cases is said with --out (default "
+        "%(default)s)",
     )
     add("--allow-missing", action="store_true", help="score the cases that both have")
     add_reading_options(parser, of="a volume")
     return parser
+
+
+def typed_dice(text: str) -> float:
+    """A Dice of the command line (argparse's type)."""
+    try:
+        dice = float(text)
+    except ValueError:
+        dice = nan
+    if not 0 < dice <= 1:  # NaN neither
+        raise argparse.ArgumentTypeError(f"{text}: wanted a Dice, more than 0 and at most 1")
+    return dice
 
 
 def evaluate_all(arguments: argparse.Namespace) -> list[str]:
@@ -125,19 +165,24 @@ def evaluate_all(arguments: argparse.Namespace) -> list[str]:
         if out and len(folders) > 1:
             out = out / name
         try:
-            scores, lines = evaluate(
-                folder, arguments.ref, reading, out=out, allow_missing=arguments.allow_missing
+            system, lines = evaluate(
+                folder,
+                arguments.ref,
+                reading,
+                out=out,
+                allow_missing=arguments.allow_missing,
+                below=arguments.below,
             )
         except (ValueError, OSError) as error:
             failed.append(str(error))
             continue
         failed += lines
-        if scores:
-            systems[name] = scores
+        if system.scores:
+            systems[name] = system
 
     if len(systems) > 1:
         try:
-            compare_systems(systems, arguments.out)
+            compare_systems(systems, arguments.out, reading)
         except ValueError as error:
             failed.append(f"--pred: {error}")
     return failed
@@ -150,16 +195,18 @@ def evaluate(
     *,
     out: Path | None = None,
     allow_missing: bool = False,
-) -> tuple[list[CaseScores], list[str]]:
-    """Scores one folder of masks, and prints the table; then writes it, and a picture per case,
-    into `out` if given. Returns the scores, and a line for each mask or reference that cannot be
-    used. ValueError or OSError where there is nothing to score, or where masks or references are
-    missing and may not be."""
+    below: float = BELOW,
+) -> tuple[System, list[str]]:
+    """Scores one folder of masks, and prints the table; then, if `out` is given, what is wrong in
+    the cases below a Dice, and writes it all there, with a picture per case. Returns the scores,
+    and a line for each mask or reference that cannot be used. ValueError or OSError where there is
+    nothing to score, or where masks or references are missing and may not be."""
     references = find_references(reference_folder)
     masks = find_mask_files(folder, references.labels)
     pairs, left_out = match(folder, masks, references, allow_missing)
 
-    scores_by_case, failed = score(pairs, reading)
+    bound = below if out else 0.0  # what is wrong takes a moment to find
+    scores_by_case, mistakes, failed = score(pairs, reading, bound)
     scores = list(scores_by_case.values())
     left_out += [f"{pair.id} (cannot be scored)" for pair in pairs if pair.id not in scores_by_case]
 
@@ -170,23 +217,34 @@ def evaluate(
     for doubt in doubts_about(folder, pairs):
         print(f"warning: {doubt}")
 
+    system = System({pair.id: pair for pair in pairs}, scores_by_case)
     if out and scores:
+        worst = worst_first(scores)
+        print(list_of_worst(worst, mistakes, below), flush=True)
         write_if_possible(out / "cases.csv", cases_csv(scores))
         write_if_possible(out / "summary.json", summary_json(summarise(scores)))
-        draw_pictures(out / "overlays", pairs, scores_by_case, reading)
-    return scores, failed
+        pictures = draw_pictures(out, worst, system, reading)
+        page = page_of_cases(folder.name, ScoredCases(worst, mistakes, pictures, below))
+        write_if_possible(out / "index.html", page)
+    return system, failed
 
 
-def compare_systems(systems: dict[str, list[CaseScores]], out: Path | None) -> None:
-    """Prints how {name: scores} compare, and writes it; ValueError where they share no case."""
-    comparison = compare(systems)
+def compare_systems(systems: dict[str, System], out: Path | None, reading: Reading) -> None:
+    """Prints how the systems compare and on which cases they differ most, and writes it, with
+    pictures; ValueError where they share no case."""
+    scores = {name: list(system.scores.values()) for name, system in systems.items()}
+    comparison = compare(scores)
+    apart = most_apart(scores, comparison.cases)
 
     count = len(comparison.cases)
     cases = "case" if count == 1 else "cases"
     print(f"\nThe {count} {cases} that all have, best first; p: sign flips, paired, Holm")
-    print(comparison_table(comparison), flush=True)
+    print(comparison_table(comparison))
+    print(list_of_apart(apart), flush=True)
     if out:
         write_if_possible(out / "comparison.json", comparison_json(comparison))
+        drawn = draw_comparisons(out, systems, scores, comparison, apart, reading)
+        write_if_possible(out / "index.html", page_of_comparison(comparison, apart, drawn))
 
 
 # --- which masks, which references ----------------------------------------------------------------
@@ -266,17 +324,23 @@ def match(
 # --- scores ---------------------------------------------------------------------------------------
 
 
-def score(pairs: list[Pair], reading: Reading) -> tuple[dict[str, CaseScores], list[str]]:
-    """{case: scores} of the pairs that can be scored; a line for each reason why others cannot."""
-    scores, failed = {}, []
+def score(
+    pairs: list[Pair], reading: Reading, bound: float
+) -> tuple[dict[str, CaseScores], dict[str, list[Mistake]], list[str]]:
+    """{case: scores} of the pairs that can be scored; {case: what is wrong} of those below the
+    bound; a line for each reason why others cannot be scored."""
+    scores, mistakes, failed = {}, {}, []
     ahead = fetch_ahead(lambda pair: read_pair(pair, reading), pairs)  # a thread reads the next one
     for pair, labels in zip(pairs, ahead):
         if labels.errors:
             failed += labels.errors
-        else:
-            mask, reference = labels.mask.voxels, labels.reference.voxels
-            scores[pair.id] = score_case(pair.id, mask, reference)
-    return scores, failed
+            continue
+        mask, reference = labels.mask.voxels, labels.reference.voxels
+        scores[pair.id] = score_case(pair.id, mask, reference)
+        if is_below(scores[pair.id], bound):
+            voxel_mm3 = labels.reference.voxel_mm3
+            mistakes[pair.id] = find_mistakes(mask, reference, voxel_mm3, bound)
+    return scores, mistakes, failed
 
 
 def read_pair(pair: Pair, reading: Reading) -> Labels:
@@ -391,46 +455,90 @@ def write_if_possible(path: Path, text: str) -> None:
 
 
 def draw_pictures(
-    folder: Path, pairs: list[Pair], scores: dict[str, CaseScores], reading: Reading
-) -> None:
-    """A picture for each pair that has scores; says which are left out, and of which matplotlib
-    warned."""
+    out: Path, cases: list[CaseScores], system: System, reading: Reading
+) -> dict[str, str]:
+    """A picture for each case, in this order; returns {case: file in `out`} of those drawn."""
+    drawings = {}
+    for scores in cases:
+        path = out / "overlays" / f"{scores.case}.png"
+        pair = system.pairs[scores.case]
+        drawings[scores.case] = partial(draw_picture, path, pair, scores, reading)
+    return {case: f"overlays/{case}.png" for case in draw_each(drawings)}
+
+
+def draw_comparisons(
+    out: Path,
+    systems: dict[str, System],
+    scores: dict[str, list[CaseScores]],
+    comparison: Comparison,
+    apart: list[Apart],
+    reading: Reading,
+) -> list[str]:
+    """The figure, and a picture for each case on which systems differ; returns the files in `out`
+    that were drawn."""
+    drawings = {FIGURE: partial(draw_comparison, out / FIGURE, scores, comparison)}
+    for one in apart:
+        name = picture_of(one)
+        drawings[name] = partial(draw_difference, out / name, one, systems, reading)
+    return draw_each(drawings)
+
+
+def draw_each(drawings: dict[str, Callable[[], None]]) -> list[str]:
+    """Draws {name: how}, and returns the names of what was drawn; says which are left out, and of
+    which matplotlib warned."""
     why = why_no_figures()
     if why:
         print(f"warning: no pictures: matplotlib cannot be imported ({why})")
-        return
+        return []
 
-    left_out, warned = [], []
-    for pair in pairs:
-        if pair.id not in scores:
-            continue
-        path = folder / f"{pair.id}.png"
+    drawn, left_out, warned = [], [], []
+    for name, draw in drawings.items():
         try:
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                draw_picture(path, pair, scores[pair.id], reading)
+                draw()
         except Exception as error:  # of the image's file, of matplotlib, of the disk
-            left_out.append(f"{pair.id} ({first_line(error)})")
+            left_out.append(f"{name} ({first_line(error)})")
             continue
+        drawn.append(name)
         if caught:
-            warned.append(f"{pair.id} ({first_line(caught[0].message)})")
+            warned.append(f"{name} ({first_line(caught[0].message)})")
 
-    wanted = f"of {len(scores)} pictures"
+    wanted = f"of {len(drawings)} pictures"
     if left_out:
         print(f"warning: {len(left_out)} {wanted} left out: {some(left_out)}")
     if warned:
         print(f"warning: {len(warned)} {wanted} may lack something: {some(warned)}")
+    return drawn
 
 
 def draw_picture(path: Path, pair: Pair, scores: CaseScores, reading: Reading) -> None:
-    """Of the image where there is one; else of the reference."""
+    """Of one case: its mask and its reference."""
     labels = read_pair(pair, reading)
     assert labels.mask is not None and labels.reference is not None  # it has been scored
-    image = labels.reference
-    if pair.image:
-        image = read_volume(pair.image, **vars(reading))
-        check_same_grid(image, labels.reference)
+    image = read_image(pair, labels.reference, reading)
     draw_overlay(path, scores, image, labels.mask.voxels, labels.reference.voxels)
+
+
+def draw_difference(path: Path, one: Apart, systems: dict[str, System], reading: Reading) -> None:
+    """Of one case: its reference, and beside it the mask of each system."""
+    masks = {}
+    for name in one.scores:
+        pair = systems[name].pairs[one.case]
+        labels = read_pair(pair, reading)
+        assert labels.mask is not None and labels.reference is not None  # it has been scored
+        masks[name] = labels.mask.voxels
+    image = read_image(pair, labels.reference, reading)
+    draw_apart(path, image, labels.reference.voxels, masks)
+
+
+def read_image(pair: Pair, reference: Volume, reading: Reading) -> Volume:
+    """The image where there is one; else the reference, to be drawn in its place."""
+    if not pair.image:
+        return reference
+    image = read_volume(pair.image, **vars(reading))
+    check_same_grid(image, reference)
+    return image
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ differences of this size; it shows nothing about patients, nor about what networ
 """
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -19,27 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from minikits.cases import prepare
-from minikits.evaluation import SCORES
 from minikits.paper import ARCHITECTURES, DEMO, FOLDS, PAPER
 
 ROOT = Path(__file__).parent.parent
-
-
-def draw(report, names):
-    """A box per system, a line per case, from the cases.csv of each."""
-    rows = {name: list(csv.DictReader((report / name / "cases.csv").open())) for name in names}
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    for axes, score in zip(figure.subplots(1, len(SCORES)), SCORES):
-        found = [[float(row[score]) for row in rows[name]] for name in names]
-        axes.plot(range(1, len(names) + 1), found, "o-", color="0.7", ms=3, lw=0.5)
-        axes.boxplot(
-            [[dice for dice in values if dice == dice] for values in found], tick_labels=list(names)
-        )
-        axes.set(title=score, ylabel="Dice", ylim=(0, 1))
-    figure.savefig(report / "comparison.png", dpi=110)
 
 
 def main():
@@ -122,7 +104,6 @@ def main():
         out / "report",
         "--allow-missing",
     )
-    draw(out / "report", systems)
     print(printed[printed.index("The ") :])
 
 

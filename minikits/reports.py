@@ -3,23 +3,26 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from minikits.comparisons import Apart
 from minikits.evaluation import (
     SCORES,
     CaseScores,
     Comparison,
+    Difference,
     MeanScore,
     some,
     summarise,
     values_of,
 )
 from minikits.files import write_text, written_whole
+from minikits.mistakes import Mistake, is_below
 from minikits.paper import TABLE_1
 from minikits.volumes import Volume
 
@@ -73,9 +76,39 @@ def comparison_table(comparison: Comparison) -> str:
             lines.append(f"{name}: {line}")
     for pair in comparison.pairs:
         lines.append(
-            f"{pair.better} - {pair.worse}: kidney {_in_words(pair.kidney)}, "
-            f"tumor {_in_words(pair.tumor)}, composite {_in_words(pair.composite)}"
+            f"{pair.better} - {pair.worse}: kidney {difference_in_words(pair.kidney)}, "
+            f"tumor {difference_in_words(pair.tumor)}, composite {difference_in_words(pair.composite)}"
         )
+    return "\n".join(lines)
+
+
+def list_of_worst(
+    cases: Sequence[CaseScores], mistakes: Mapping[str, Sequence[Mistake]], bound: float
+) -> str:
+    """The cases below the bound as lines of text, in the order given, with what is wrong in each,
+    {case: mistakes}."""
+    worst = [scores for scores in cases if is_below(scores, bound)]
+    have = "has" if len(worst) == 1 else "have"
+    said = f"{len(worst)} of {len(cases)} cases {have} a Dice of kidney or tumor below"
+    lines = [f"{said} {in_percent(bound)}{', worst first:' if worst else ''}"]
+
+    width = max((len(scores.case) for scores in worst), default=0)
+    for scores in worst:
+        dice = f"kidney {in_percent(scores.kidney)}, tumor {in_percent(scores.tumor)}"
+        wrong = ", ".join(map(str, mistakes[scores.case]))
+        lines.append(f"{scores.case.ljust(width)}  {dice}: {wrong}")
+    return "\n".join(lines)
+
+
+def list_of_apart(apart: Sequence[Apart]) -> str:
+    """The cases on which systems differ most as lines of text, each with all scores."""
+    if not apart:
+        return "They score the same in each case"
+    lines = ["Where they differ most (-: neither mask nor reference has any):"]
+    width = max(len(one.case) for one in apart)
+    for one in apart:
+        scores = [f"{name} {in_percent(score)}" for name, score in one.scores.items()]
+        lines.append(f"{one.case.ljust(width)}  {one.structure}: {', '.join(scores)}")
     return "\n".join(lines)
 
 
@@ -94,17 +127,17 @@ def _aligned(rows):
     width = max(len(heading), *(len(name) for name, _ in rows))
     lines = [heading.ljust(width) + "".join(score.rjust(11) for score in SCORES)]
     for name, scores in rows:
-        cells = [_in_percent(score).rjust(11) for score in scores]
+        cells = [in_percent(score).rjust(11) for score in scores]
         lines.append(name.ljust(width) + "".join(cells))
     return lines
 
 
-def _in_percent(score: float, decimals: int = 2) -> str:
+def in_percent(score: float, decimals: int = 2) -> str:
     """97.34 of 0.9734; - where there is no score."""
     return "-" if np.isnan(score) else f"{100 * score:.{decimals}f}"
 
 
-def _in_words(found):
+def difference_in_words(found: Difference) -> str:
     """ "+1.20 (p 0.031, 6 cases)", in points."""
     if found.cases == 0:
         return "- (no case where both have a score)"
@@ -251,8 +284,8 @@ def draw_overlay(
     _draw_slice(right, worst, "most voxels wrong", image, mask, reference)
 
     title = (
-        f"{scores.case}: Dice of kidney (cyan) {_in_percent(scores.kidney, decimals=1)}, "
-        f"of tumor (red) {_in_percent(scores.tumor, decimals=1)}; "
+        f"{scores.case}: Dice of kidney (cyan) {in_percent(scores.kidney, decimals=1)}, "
+        f"of tumor (red) {in_percent(scores.tumor, decimals=1)}; "
         "reference solid, prediction dashed"
     )
     title = title.encode(errors="backslashreplace").decode()  # a file's name may be no UTF-8

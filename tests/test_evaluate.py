@@ -569,6 +569,55 @@ def test_without_a_tumor_the_slice_of_most_kidney_is_drawn(run, tmp_path, drawn)
     assert "of tumor (red) -;" in drawn[0].get_suptitle()
 
 
+def test_cases_below_the_bound_are_listed_and_drawn_worst_first(run, three, tmp_path, drawn):
+    masks, data = three
+    write_case(tmp_path / "data", "d", FULL)
+    write_mask(masks / "d.nii.gz", PLAIN)
+
+    printed = run(masks, data, out=tmp_path / "report")
+
+    _, _, listed = printed.partition("2 of 4 cases have a Dice of kidney or tumor below 80.00, ")
+    assert listed.splitlines() == [
+        "worst first:",
+        "b  kidney 46.15, tumor 0.00: kidney missed (0.0 ml, slice 0), "
+        "tumor missed (0.0 ml, slice 0), false tumor (0.0 ml, slice 0)",
+        "d  kidney 75.00, tumor 0.00: tumor missed (0.0 ml, slice 0)",  # with it both are right
+    ]
+    assert [figure.get_suptitle()[0] for figure in drawn] == ["b", "d", "a", "c"]
+    page = (tmp_path / "report" / "index.html").read_text()
+    places = [page.index(f'src="overlays/{id}.png"') for id in "bdac"]
+    assert places == sorted(places)
+
+
+def test_the_bound_can_be_chosen(run, three, tmp_path):
+    """Kidney 2 * 9 / 19, tumor 2 * 3 / 7 of d."""
+    masks, data = three
+    write_case(tmp_path / "data", "d", FULL)
+    write_mask(masks / "d.nii.gz", labels_of(6, 3))
+
+    few = run(masks, data, "--below", "0.4", out=tmp_path / "report")
+    more = run(masks, data, "--below", "0.9", out=tmp_path / "report")
+
+    assert "1 of 4 cases has a Dice of kidney or tumor below 40.00, worst first:\nb  " in few
+    _, _, listed = more.partition("2 of 4 cases have a Dice of kidney or tumor below 90.00")
+    assert listed.splitlines()[2] == (
+        "d  kidney 94.74, tumor 85.71: tumor border (0.0 ml, slice 0)"
+    )
+
+
+def test_good_masks_have_none_below_the_bound(run, three, tmp_path):
+    _, data = three
+
+    printed = run(data, data, out=tmp_path / "report")
+
+    assert printed.endswith("0 of 3 cases have a Dice of kidney or tumor below 80.00\n")
+
+
+def test_what_is_wrong_is_told_in_reports_alone(run, three):
+    masks, data = three
+    assert "missed" not in run(masks, data)
+
+
 @pytest.mark.parametrize("shape", [(1, 9, 9), (9, 1, 9), (9, 9, 1), (1, 1, 1), (2, 2, 2)])
 def test_volumes_of_one_voxel_in_a_direction_are_scored(run, tmp_path, shape):
     voxels = labels_of(1, 0, shape)
@@ -636,7 +685,8 @@ def test_matplotlib_that_cannot_be_imported_costs_the_pictures_alone(
     assert warnings(printed) == [f"warning: no pictures: matplotlib cannot be imported ({told})"]
     assert "Traceback" not in printed
     written = sorted(path.name for path in (tmp_path / "report").iterdir())
-    assert written == ["cases.csv", "summary.json"]
+    assert written == ["cases.csv", "index.html", "summary.json"]
+    assert "<img" not in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_an_error_of_many_lines_is_a_warning_of_one(run, evaluate, three, tmp_path, monkeypatch):
@@ -651,7 +701,7 @@ def test_an_error_of_many_lines_is_a_warning_of_one(run, evaluate, three, tmp_pa
 
     (warning,) = warnings(printed)
     assert warning == (
-        "warning: 3 of 3 pictures left out: a (no such letter), b (ValueError), c (ValueError)"
+        "warning: 3 of 3 pictures left out: b (ValueError), a (no such letter), c (ValueError)"
     )
     assert printed.endswith(f"{warning}\n")
 
@@ -698,7 +748,7 @@ def test_a_report_that_cannot_be_written_is_a_warning_after_the_scores(run, thre
 
     assert scores(printed) == sound
     assert (tmp_path / "file").read_text() == "in the way"
-    for name in ("cases.csv", "summary.json"):
+    for name in ("cases.csv", "summary.json", "index.html"):
         assert f"warning: {tmp_path / 'file' / name}: not written (" in printed
 
     assert "warning: 3 of 3 pictures left out" in printed
@@ -865,6 +915,10 @@ def test_the_limit_of_voxels_can_be_chosen(run, three):
         (["--affine", "pixdim"], "invalid choice"),
         (["--max-voxels", "-1"], "argument --max-voxels: -1: wanted a number of voxels, 1 or more"),
         (["--max-voxels", "0"], "argument --max-voxels: 0: wanted"),
+        (["--below", "80"], "argument --below: 80: wanted a Dice, more than 0 and at most 1"),
+        (["--below", "0"], "argument --below: 0: wanted"),
+        (["--below", "nan"], "argument --below: nan: wanted"),
+        (["--below", "low"], "argument --below: low: wanted"),
         (["--max-voxels", "all"], "argument --max-voxels: all: wanted"),
     ],
 )
@@ -890,6 +944,58 @@ def test_several_systems_are_compared_on_what_all_have(run, three, tmp_path):
     for name, cases in (("masks", ["a", "b", "c"]), ("residual", ["a", "c"])):
         rows = list(csv.reader((tmp_path / "report" / name / "cases.csv").open()))[1:]
         assert [row[0] for row in rows] == cases
+
+
+def test_the_cases_on_which_systems_differ_most_are_listed_and_drawn(run, three, tmp_path, drawn):
+    masks, data = three
+    for id, mask in (("a", FULL), ("b", FULL), ("c", HALF)):
+        write_mask(tmp_path / "other" / f"{id}.nii.gz", mask)
+
+    printed = run([masks, tmp_path / "other"], data, out=tmp_path / "report")
+
+    _, _, listed = printed.partition("Where they differ most")
+    assert listed.splitlines() == [
+        " (-: neither mask nor reference has any):",
+        "b  tumor: other 100.00, masks 0.00",
+        "c  tumor: masks -, other 0.00",  # one voxel of tumor, where there is none
+    ]
+    titles = [axes.get_title() for axes in drawn[-2].axes]
+    assert titles == ["reference, slice 0", "other, slice 0", "masks, slice 0"]
+    image = np.linspace(-300, 300, FULL.size).reshape(FULL.shape).astype(np.int16)
+    assert np.array_equal(drawn[-2].axes[0].images[0].get_array(), image[0])
+    report = tmp_path / "report"
+    pictures = ["comparison.png", "differences/b.png", "differences/c.png"]
+    assert (
+        sorted(str(path.relative_to(report)) for path in report.glob("[cd]*/*.png")) == pictures[1:]
+    )
+    assert (report / pictures[0]).read_bytes().startswith(b"\x89PNG")
+    page = (report / "index.html").read_text()
+    assert [place for place in pictures if f'src="{place}"' in page] == pictures
+    for name in ("masks", "other"):
+        assert f'href="{name}/index.html"' in page
+        assert (report / name / "index.html").exists()
+
+
+def test_systems_that_agree_differ_nowhere(run, three, tmp_path):
+    masks, data = three
+    shutil.copytree(masks, tmp_path / "copy")
+
+    printed = run([masks, tmp_path / "copy"], data, out=tmp_path / "report")
+
+    assert printed.endswith("They score the same in each case\n")
+    assert not (tmp_path / "report" / "differences").exists()
+
+
+def test_without_out_systems_are_compared_and_nothing_is_written(run, three, tmp_path):
+    masks, data = three
+    for id in "abc":
+        write_mask(tmp_path / "other" / f"{id}.nii.gz", FULL)
+    before = sorted(tmp_path.rglob("*"))
+
+    printed = run([masks, tmp_path / "other"], data)
+
+    assert "b  tumor: other 100.00, masks 0.00\n" in printed
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_one_folder_that_cannot_be_scored_does_not_cost_the_others(run, three, tmp_path):

@@ -113,7 +113,8 @@ def test_three_dependencies(path):
     packages = {name.split(".")[0] for name in imports(path)}
     others = packages - set(sys.stdlib_module_names) - {"minikits"}
 
-    drawing = {"matplotlib"} if path.stem in ("reports", "pictures") else set()
+    draws = path.stem in ("reports", "pictures", "comparisons")
+    drawing = {"matplotlib"} if draws else set()
 
     assert others <= {"torch", "numpy", "nibabel"} | drawing
 
