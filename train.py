@@ -17,6 +17,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from minikits.ancestors import begin, departure
+from minikits.card import CARD, model_card
 from minikits.cases import find_fold, prepare, training_cases
 from minikits.checkpoints import (
     Ancestor,
@@ -53,6 +54,7 @@ from minikits.files import (
     forgiving_output,
     read_json,
     typed_path,
+    write_text,
 )
 from minikits.nifti import read_spacing
 from minikits.paper import ARCHITECTURES, DEMO, PAPER, code_departures, recipe_from, run_departures
@@ -197,6 +199,8 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
     )
     model = DistributedDataParallel(fast) if machine.world > 1 else fast
 
+    if machine.is_first and log:
+        write_card(run, provenance, log)  # a run that was killed may have left an earlier one
     stop.paused()  # so far nothing was to be saved
     while len(log) < recipe.epochs:
         epoch = len(log)
@@ -235,6 +239,7 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
             return stop.number()
         if scores and machine.is_first:
             report(run.folder, log, recipe)
+            write_card(run, provenance, log)
 
 
 @dataclass(frozen=True)
@@ -510,6 +515,15 @@ def report(run: Path, log: list[dict], recipe: Recipe) -> None:
             write(run / name, log)
         except Exception as error:  # whatever a drawing library may raise
             print(f"warning: {run / name}: not written ({error}); training goes on", flush=True)
+
+
+def write_card(run: Run, provenance: Provenance, log: list[dict]) -> None:
+    """The network's card beside its checkpoint; that it cannot be written is a warning."""
+    path = run.folder / CARD
+    try:
+        write_text(path, model_card(run, provenance, log))
+    except OSError as error:
+        print(f"warning: {path}: not written ({error}); training goes on", flush=True)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def test_training_leaves_a_run_that_can_be_audited(trained, phantoms):
         "checkpoint.pt",
         "learning_curve.png",
         "log.csv",
+        "model_card.md",
     }
     rows = list(csv.DictReader((run / "log.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"] and float(rows[1]["loss"]) < 2
