@@ -19,28 +19,21 @@ import torch
 from torch import distributed
 
 from minikits.devices import (
-    check_bfloat16,
-    claim_memory,
-    exact_float32,
     is_out_of_memory,
     join_processes,
     note_signals,
-    pick_device,
-    pick_precision,
     what_memory_lacked,
 )
 from minikits.doubts import doubts
 from minikits.ensemble import Member, load_networks
-from minikits.fast import for_prediction
 from minikits.files import forgiving_output, typed_path
 from minikits.masks import Plan, plan_masks
 from minikits.nifti import read_volume, write_labels
 from minikits.paper import CLASSES
-from minikits.prediction import FLIPS, scan_bytes, segment_volume, suited_at_once, window_bytes
-from minikits.prepared import check_resampled_size
-from minikits.preprocessing import label_orders, resampled_shape
+from minikits.prediction import FLIPS
+from minikits.preprocessing import label_orders
 from minikits.reading import add_reading_options, chosen_reading
-from minikits.recipe import Recipe
+from minikits.ready import Ready, check_size, labels_of, make_ready, set_up
 from minikits.records import Job, keep_stamps, noted_mask, stamp
 from minikits.resampling import resample
 from minikits.scans import Scan, find_scans
@@ -55,12 +48,7 @@ class Work:
     """What is the same for all scans of a run."""
 
     arguments: argparse.Namespace
-    networks: list[torch.nn.Module]
-    at_once: int  # windows that a network sees together
-    recipe: Recipe
-    device: torch.device
-    precision: torch.dtype
-    memory: float  # bytes that the device has, beside networks that stay there
+    ready: Ready
     edited: set[str]  # names of masks that stay as they are
     stop: list[int]  # signals that were noted
     device_turn: Lock = field(default_factory=Lock)
@@ -91,7 +79,7 @@ def main() -> None:
 def predict(arguments: argparse.Namespace, noted: list[int]) -> list[str]:
     """Predicts every scan that has no mask yet, or this process's share of them; returns a line for
     each that failed. noted: signals that came in. Stopped where one left scans undone."""
-    device, precision = set_up(arguments)
+    device, precision = set_up(arguments.device, arguments.precision)
     rank, world = join_processes(torch.device("cpu"))
 
     members, recipe, said = load_networks(arguments.model, arguments.folds)
@@ -104,12 +92,17 @@ def predict(arguments: argparse.Namespace, noted: list[int]) -> list[str]:
         print(*said, found.summary(), *plan.said, sep="\n", flush=True)
 
     waiting = share_of(plan.waiting, rank, world)
-    memory = keep_memory(device, members, recipe, precision, scans)
-    archs = {member.arch for member in members}
-    at_once = suited_at_once(archs, recipe, precision, device=device, memory=memory)
-    networks = fastest_form(arguments, members, waiting, at_once, device, precision)
-    memory -= keep_on_device(networks, device, room=memory / 4)
-    work = Work(arguments, networks, at_once, recipe, device, precision, memory, plan.edited, noted)
+    ready = make_ready(
+        members,
+        recipe,
+        device,
+        precision,
+        largest=bytes_of_largest(scans),
+        compiling=arguments.compile,
+        windows=windows_of(waiting, mirroring=not arguments.no_mirroring),
+        say=say,
+    )
+    work = Work(arguments, ready, plan.edited, noted)
 
     stamps = {}
     try:
@@ -119,17 +112,6 @@ def predict(arguments: argparse.Namespace, noted: list[int]) -> list[str]:
         if rank == 0:
             keep_stamps_if_possible(arguments.out, plan.record, stamps)
     return plan.failed + failed if rank == 0 else failed
-
-
-def set_up(arguments: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
-    """What computes, and in which number format."""
-    device = pick_device(arguments.device)
-    precision = pick_precision(arguments.precision, device)
-    torch.backends.cudnn.benchmark = True  # windows have one shape: a second of search in a run
-    exact_float32()
-    if device.type == "cuda" and precision == torch.bfloat16:
-        check_bfloat16(device)
-    return device, precision
 
 
 def predict_scans(scans: list[Scan], work: Work, stamps: dict[str, dict]) -> list[str]:
@@ -174,14 +156,11 @@ def predict_scan(scan: Scan, work: Work) -> tuple[str, dict]:
     if work.arguments.probabilities:
         keep_probabilities = partial(write_probabilities, scan, volume)
 
-    labels = segment_volume(
+    labels = labels_of(
         volume,
-        [work.networks[number] for number in scan.networks],
-        work.recipe,
+        work.ready,
+        [work.ready.networks[number] for number in scan.networks],
         mirroring=not work.arguments.no_mirroring,
-        device=work.device,
-        precision=work.precision,
-        at_once=work.at_once,
         on_window=watch(scan.id, work.stop),
         on_probabilities=keep_probabilities,
         device_turn=work.device_turn,  # one scan's probabilities at a time, until they are labels
@@ -290,8 +269,7 @@ def read_scan(scan: Scan, work: Work) -> tuple[Volume, dict]:
 
     for doubt in doubts(volume):
         say(f"warning: {doubt}")
-    check_resampled_size(volume, work.recipe)
-    check_room(volume, work)
+    check_size(volume, work.ready)
     return volume, read
 
 
@@ -362,77 +340,9 @@ def watch(what: str, stop: list[int]) -> Callable[[float, int], None]:
     return on_window
 
 
-# --- how much memory there is ---------------------------------------------------------------------
-
-
-def keep_memory(
-    device: torch.device,
-    members: list[Member],
-    recipe: Recipe,
-    precision: torch.dtype,
-    scans: list[Scan],
-) -> float:
-    """Bytes of memory that the device has. A CPU's is kept once taken, where there is plenty for a
-    network, its windows and the largest scan."""
-    memory = claim_memory(device)
-    window = max(window_bytes(member.arch, recipe, precision) for member in members)
-    weights = max(weight_bytes(member.network) for member in members)
-    largest = max(scan.path.stat().st_size for scan in scans)
-    needed = window + weights + UNPACKED * largest
-    if needed < memory:  # else a scan that finds none is named when its turn comes
-        claim_memory(device, needed)
-    return memory
-
-
-def keep_on_device(networks: list[torch.nn.Module], device: torch.device, room: float) -> int:
-    """Brings the networks to a GPU where `room` (bytes) holds all of them, and gives the bytes that
-    they take there; else they stay, and each comes for its turn."""
-    needed = sum(weight_bytes(network) for network in networks)
-    if device.type == "cpu" or needed > room:
-        return 0
-    for network in networks:
-        network.to(device)
-    return needed
-
-
-def weight_bytes(network: torch.nn.Module) -> int:
-    """What its weights take."""
-    return sum(value.nbytes for value in network.parameters())
-
-
-def check_room(volume: Volume, work: Work) -> None:
-    """Refuses, before it is tried, a scan that is too large for the device's memory."""
-    shape = resampled_shape(volume.voxels.shape, volume.spacing_mm, work.recipe)
-    needed = scan_bytes(shape, work.recipe)
-    if needed > work.memory:
-        raise ValueError(
-            f"{volume.path}: has shape {shape} at the networks' spacing, which takes "
-            f"{needed / 2**30:.1f} GiB; device {work.device} has {work.memory / 2**30:.1f}. Is its "
-            "spacing right? --assume-spacing Z Y X (mm) gives another, --device another device"
-        )
-
-
-# --- how the networks compute ---------------------------------------------------------------------
-
-
-def fastest_form(
-    arguments: argparse.Namespace,
-    members: list[Member],
-    scans: list[Scan],
-    at_once: int,
-    device: torch.device,
-    precision: torch.dtype,
-) -> list[torch.nn.Module]:
-    """The members' networks, as they predict so many scans in the shortest time."""
-    return for_prediction(
-        [member.network for member in members],
-        compiling=arguments.compile,
-        windows=windows_of(scans, mirroring=not arguments.no_mirroring),
-        at_once=at_once,
-        device=device,
-        precision=precision,
-        say=say,
-    )
+def bytes_of_largest(scans: list[Scan]) -> int:
+    """About what the largest scan takes in memory."""
+    return UNPACKED * max(scan.path.stat().st_size for scan in scans)
 
 
 def windows_of(scans: list[Scan], *, mirroring: bool) -> int:

@@ -16,7 +16,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -36,6 +35,7 @@ from minikits.files import claim, forgiving_output, typed_path
 from minikits.nifti import read_labels, read_volume, write_image
 from minikits.prediction import predict_probabilities, window_bytes
 from minikits.preprocessing import label_orders, prepare_image
+from minikits.ready import keep_memory, keep_on_device, set_up
 from minikits.resampling import resample
 from minikits.unet import build_unet
 
@@ -80,7 +80,7 @@ def here(monkeypatch):
     monkeypatch.setattr(
         "minikits.masks.claim", lambda folder, doing: folder.mkdir(parents=True, exist_ok=True)
     )
-    monkeypatch.setattr("predict.claim_memory", lambda device, needed=0: 2.0**34)
+    monkeypatch.setattr("minikits.ready.claim_memory", lambda device, needed=0: 2.0**34)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two threads of predict.py would each start a team
@@ -696,7 +696,7 @@ def test_the_precision_asked_for_is_the_one_used_and_told(scans, run, tmp_path, 
 
 
 def test_auto_tells_what_it_took(scans, run, tmp_path, here, monkeypatch):
-    monkeypatch.setattr("predict.pick_precision", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr("minikits.ready.pick_precision", lambda name, device: torch.bfloat16)
     here(
         "--in", scans / "a.nii.gz", "--out", tmp_path / "masks", "--model", run[0], "--no-mirroring"
     )
@@ -998,8 +998,8 @@ def test_the_form_is_chosen_by_what_there_is_to_predict(scans, run, tmp_path, he
         asked.append((given == networks, options["at_once"]))
         return np.zeros(volume.voxels.shape, np.uint8)
 
-    monkeypatch.setattr("predict.for_prediction", for_prediction)
-    monkeypatch.setattr("predict.segment_volume", segment_volume)
+    monkeypatch.setattr("minikits.ready.for_prediction", for_prediction)
+    monkeypatch.setattr("minikits.ready.segment_volume", segment_volume)
 
     here(*quick(scans, tmp_path / "masks", run[0]))
 
@@ -1030,10 +1030,10 @@ def test_networks_stay_on_a_gpu_that_has_room_for_all_of_them(monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "to", lambda network, where: moved.append(where))
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
 
-    assert predict.keep_on_device(networks, cpu, room=80) == 0
-    assert predict.keep_on_device(networks, gpu, room=79) == 0
+    assert keep_on_device(networks, cpu, room=80) == 0
+    assert keep_on_device(networks, gpu, room=79) == 0
     assert moved == []
-    assert predict.keep_on_device(networks, gpu, room=80) == 80
+    assert keep_on_device(networks, gpu, room=80) == 80
     assert moved == [gpu, gpu]
 
 
@@ -1043,12 +1043,12 @@ def test_networks_stay_on_a_gpu_that_has_room_for_all_of_them(monkeypatch):
 )
 def test_convolutions_of_a_gpu_in_bfloat16_are_checked(monkeypatch, device, precision, checked):
     asked = []
-    monkeypatch.setattr("predict.pick_device", torch.device)
-    monkeypatch.setattr("predict.pick_precision", lambda name, device: precision)
-    monkeypatch.setattr("predict.check_bfloat16", asked.append)
+    monkeypatch.setattr("minikits.ready.pick_device", torch.device)
+    monkeypatch.setattr("minikits.ready.pick_precision", lambda name, device: precision)
+    monkeypatch.setattr("minikits.ready.check_bfloat16", asked.append)
     torch.backends.cudnn.benchmark = False
 
-    found = predict.set_up(SimpleNamespace(device=device, precision="auto"))
+    found = set_up(device, "auto")
 
     assert found == (torch.device(device), precision)
     assert asked == [torch.device(device)] * checked
@@ -1496,7 +1496,7 @@ def test_a_scan_that_the_device_has_no_memory_for_is_named_before_it_is_tried(
     scans, run, tmp_path, here, monkeypatch
 ):
     """36 bytes a voxel: 16 x 32 x 32 of the patch fit, 32 slices do not."""
-    monkeypatch.setattr("predict.claim_memory", lambda device, needed=0: 36.0 * 16 * 32 * 32)
+    monkeypatch.setattr("minikits.ready.claim_memory", lambda device, needed=0: 36.0 * 16 * 32 * 32)
     put_scan(scans / "long.nii.gz", shape=(32, 20, 24))
     said = here(*quick(scans, tmp_path / "masks", run[0]), expect=2)
     assert (
@@ -1515,10 +1515,11 @@ def test_memory_is_kept_for_what_a_window_and_a_scan_need(
     scans = [predict.Scan("a", put_scan(tmp_path / "a.nii"), tmp_path / "m.nii.gz", (0,))]
     calls = []
     monkeypatch.setattr(
-        "predict.claim_memory", lambda device, needed=0: calls.append(needed) or whole
+        "minikits.ready.claim_memory", lambda device, needed=0: calls.append(needed) or whole
     )
 
-    found = predict.keep_memory(torch.device("cpu"), members, recipe, torch.float32, scans)
+    largest = predict.bytes_of_largest(scans)
+    found = keep_memory(torch.device("cpu"), members, recipe, torch.float32, largest)
 
     weights = sum(value.nbytes for value in members[1].network.parameters())  # of the larger one
     window = max(window_bytes(arch, TINY, torch.float32) for arch in ("plain", "residual"))
