@@ -4,8 +4,8 @@ afternoon. Each module imports only such as stand before it here; scripts import
 Reading order, a patch's life: recipe, paper, volumes, resampling, preprocessing, geometry,
 augmentation, sampling, unet, losses, training, train.py, prediction, components, evaluation,
 files, frames, nifti, reading, doubts, familiar, cache, layouts, folds, prepared, cases,
-checkpoints, ancestors, card, nnunet, ensemble, records, scans, masks, mistakes, pictures,
-comparisons, reports, pages, predict.py, evaluate.py.
+checkpoints, ancestors, card, nnunet, ensemble, records, scans, masks, surfaces, lesions,
+mistakes, pictures, comparisons, reports, pages, predict.py, evaluate.py.
 Beside it: devices, fast, ready, anatomy, phantoms (synthetic cases), stages,
 explain (a case by stages).
 """
