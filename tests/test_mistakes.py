@@ -4,6 +4,7 @@ from math import nan
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from minikits.evaluation import CaseScores, kits_dice
 from minikits.mistakes import (
@@ -176,6 +177,15 @@ def test_each_low_score_has_a_reason_and_all_reasons_are_explained():
             assert {"kidney missed", "false kidney", "false tumor", "kidney border"} & set(kinds)
         if tumor < 0.9:
             assert {"tumor missed", "false tumor", "kidney missed", "tumor border"} & set(kinds)
+
+
+def test_the_documentation_says_of_each_word_what_the_page_says():
+    using = (ROOT / "docs" / "using.md").read_text()
+
+    rows = [f"| {kind} | {meaning} |" for kind, meaning in KINDS.items()]
+
+    assert "\n".join(rows) in using
+    assert f"below {BELOW}" in using
 
 
 def test_what_is_given_stays_as_it_is():
