@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import distributed
 
+from minikits.cases import Found
 from minikits.devices import (
     is_out_of_memory,
     join_processes,
@@ -111,7 +113,12 @@ def predict(arguments: argparse.Namespace, noted: list[int]) -> list[str]:
     finally:
         if rank == 0:
             keep_stamps_if_possible(arguments.out, plan.record, stamps)
-    return plan.failed + failed if rank == 0 else failed
+    if rank != 0:
+        return failed
+    are_labelled = all(case.labels for case in found.cases)
+    if crossed and are_labelled and not failed:
+        say(f"what they score, worst cases first: {scoring_command(arguments, found)}")
+    return plan.failed + failed
 
 
 def predict_scans(scans: list[Scan], work: Work, stamps: dict[str, dict]) -> list[str]:
@@ -230,6 +237,19 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_reading_options(parser, of="a scan")
     return parser.parse_args()
+
+
+def scoring_command(arguments: argparse.Namespace, found: Found) -> str:
+    """The evaluate.py that compares the masks with the labels beside the scans, for a shell."""
+    script = Path(sys.argv[0]).with_name("evaluate.py")
+    words = ["python", script, "--pred", arguments.out, "--ref", arguments.scans, "--out", "report"]
+    if found.left_out:
+        words.append("--allow-missing")
+    if arguments.affine:
+        words += ["--affine", arguments.affine]
+    if arguments.assume_spacing:
+        words += ["--assume-spacing", *arguments.assume_spacing]
+    return shlex.join([str(word) for word in words])
 
 
 def fold_name(text: str) -> str:

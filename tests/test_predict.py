@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -115,6 +116,9 @@ def scans(tmp_path):
 def run(tmp_path):
     """A run of one network, in runs/fold0; with it the network."""
     return tmp_path / "run", put(tmp_path / "run" / "fold0" / "checkpoint.pt")
+
+
+SFORM_AND_SPACING = ["--affine", "sform", "--assume-spacing", "6.0", "5.0", "5.0"]
 
 
 def quick(scans, masks, model):
@@ -424,6 +428,24 @@ def test_cross_validation_by_parts_is_one(labelled, tmp_path, here):
     told = json.loads((tmp_path / "masks" / "prediction.json").read_text())
     assert told["trained_on"] == []
     assert sorted(told["scans"]) == ["c0.nii.gz", "c1.nii.gz"]
+
+
+def test_a_cross_validation_ends_with_the_command_that_scores_its_masks(labelled, tmp_path, here):
+    put_folds(tmp_path / "run", {"0": (["c1"], ["c0"]), "1": (["c0"], ["c1"])})
+    given = quick(labelled, tmp_path / "my masks", tmp_path / "run")
+
+    said = here(*given, "--cross-validation", *SFORM_AND_SPACING)
+
+    told, _, command = said.splitlines()[-1].partition(": ")
+    assert told == "what they score, worst cases first"
+    words = shlex.split(command)
+    assert words[:2] == ["python", "evaluate.py"]
+    assert words[-7:] == ["--allow-missing", *SFORM_AND_SPACING]
+    printed = run_script(ROOT / "evaluate.py", *words[2:], cwd=tmp_path)
+    assert "2 cases found, 3 left out: c2 (no mask)" in printed
+    assert (tmp_path / "report" / "index.html").exists()
+
+    assert "evaluate.py" not in here(*given, "--overwrite")
 
 
 # --- which networks a run has ---------------------------------------------------------------------
