@@ -11,16 +11,17 @@ import numpy as np
 
 from minikits.components import bounding_box, label_components
 from minikits.evaluation import CaseScores, kits_dice
+from minikits.lesions import LEAST_OVERLAP
 
 BELOW = 0.8  # a Dice [ours]: of a mask that lacks a third of a structure, or has half as much again
 MISSED_BELOW = 0.5  # of a kidney's voxels that are in the mask [ours]
 SMALLEST_KIDNEY = 0.1  # of the largest one's voxels [ours]: less is a speck, and no kidney
 
 KINDS = {  # what each word means
-    "kidney missed": "a kidney of the reference of which the mask has less than half of the voxels",
-    "tumor missed": "a piece of the reference's tumor without any voxel in the mask's",
-    "false kidney": "a piece of the mask, with kidney in it, without any voxel in the reference's",
-    "false tumor": "a piece of the mask's tumor without any voxel in the reference's",
+    "kidney missed": "a kidney of the reference of which the mask has less than half",
+    "tumor missed": "a piece of the reference's tumor of which the mask's has less than a tenth",
+    "false kidney": "a piece of the mask, with kidney in it, of which less than a tenth is right",
+    "false tumor": "a piece of the mask's tumor of which less than a tenth is right",
     "kidney border": "were all these pieces right, the kidney's Dice would still be below the bound",
     "tumor border": "were all these pieces right, the tumor's Dice would still be below the bound",
 }
@@ -76,10 +77,10 @@ def find_mistakes(
     mask, reference = mask[box], reference[box]
 
     pieces = {
-        "kidney missed": missed_kidneys(mask > 0, reference > 0),
-        "tumor missed": untouched(reference == 2, mask == 2),
-        "false kidney": touched(untouched(mask > 0, reference > 0), mask == 1),
-        "false tumor": untouched(mask == 2, reference == 2),
+        "kidney missed": unshared(without_specks(reference > 0), mask > 0, MISSED_BELOW),
+        "tumor missed": unshared(reference == 2, mask == 2, LEAST_OVERLAP),
+        "false kidney": touched(unshared(mask > 0, reference > 0, LEAST_OVERLAP), mask == 1),
+        "false tumor": unshared(mask == 2, reference == 2, LEAST_OVERLAP),
     }
     borders = {}
     corrected = mask.copy()
@@ -101,28 +102,30 @@ def find_mistakes(
     return found
 
 
-def missed_kidneys(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """(Z, Y, X) bools -> those voxels of theirs that belong to a kidney of which ours has too few."""
-    pieces, count = label_components(theirs)
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    sizes[0] = 0  # what is no piece
-    shared = np.bincount(pieces[ours], minlength=count + 1)
+def without_specks(region: np.ndarray) -> np.ndarray:
+    """(Z, Y, X) bools -> those pieces that have at least a tenth of the largest one's voxels."""
+    pieces, sizes = _pieces_and_sizes(region)
+    return (sizes >= SMALLEST_KIDNEY * sizes.max())[pieces] & region
 
-    is_kidney = sizes >= SMALLEST_KIDNEY * sizes.max()
-    is_missed = is_kidney & (shared < MISSED_BELOW * sizes)
-    is_missed[0] = False
-    return is_missed[pieces]
+
+def unshared(region: np.ndarray, other: np.ndarray, least: float) -> np.ndarray:
+    """(Z, Y, X) bools -> those pieces of a region of whose voxels less than a share, `least`, are in
+    the other region."""
+    pieces, sizes = _pieces_and_sizes(region)
+    shared = np.bincount(pieces[other], minlength=len(sizes))
+    return (shared < least * sizes)[pieces] & region
 
 
 def touched(region: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(Z, Y, X) bools -> the pieces of a region that have a voxel of another region."""
+    """(Z, Y, X) bools -> those pieces of a region that have a voxel of the other region."""
+    pieces, sizes = _pieces_and_sizes(region)
+    shared = np.bincount(pieces[other], minlength=len(sizes))
+    return (shared > 0)[pieces] & region
+
+
+def _pieces_and_sizes(region):
+    """Pieces as numbers from 1 (Z, Y, X), and how many voxels each has; 0 is none, of no voxels."""
     pieces, count = label_components(region)
-    is_touched = np.zeros(count + 1, dtype=bool)
-    is_touched[pieces[other]] = True
-    is_touched[0] = False  # what is no piece
-    return is_touched[pieces]
-
-
-def untouched(region: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(Z, Y, X) bools -> the pieces of a region that have no voxel of another region."""
-    return region & ~touched(region, other)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return pieces, sizes

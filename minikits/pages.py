@@ -24,7 +24,6 @@ img { max-width: 100%; margin-top: 1em; }
 """
 
 STYLE_OF_SCORES = """
-<style>
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
 thead button { font: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
 th[aria-sort] button { font-weight: bold; }
@@ -35,7 +34,6 @@ td.low { background: #fde3e0; }
 figure { margin: 2em 0; }
 dt { float: left; clear: left; width: 9em; }
 dd { margin-left: 9em; }
-</style>
 """
 
 # Sorts rows by a column, at a second click the other way round, and the pictures with them.
@@ -75,11 +73,12 @@ headings.forEach((heading, column) => heading.firstChild.onclick = () => sortBy(
 # --- any page -------------------------------------------------------------------------------------
 
 
-def whole_page(title: str, parts: Sequence[str]) -> str:
-    """The text of a page: the title, in the window's bar too, and below it parts that are HTML."""
+def whole_page(title: str, parts: Sequence[str], *, style: str = "") -> str:
+    """The text of a page: the title, in the window's bar too, and below it parts that are HTML.
+    style: more of CSS."""
     head = [
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-        f"<title>{as_html(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+        f"<title>{as_html(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>",
         f"<h1>{as_html(title)}</h1>",
     ]
     return "\n".join([*head, *parts, "</body>\n</html>\n"])
@@ -125,7 +124,7 @@ def page_of_cases(title: str, scored: ScoredCases) -> str:
         f"below {in_percent(scored.bound)}: {count} of {len(cases)}; what is wrong stands beside "
         "them, with its ml and the slice that has most of it."
     )
-    parts = [STYLE_OF_SCORES, f'<p class="told">{as_html(told)}</p>', *_table(cases, scored)]
+    parts = [f'<p class="told">{as_html(told)}</p>', *_table(cases, scored)]
 
     parts.append("<h2>What the words mean</h2>\n<dl>")
     for kind, meaning in KINDS.items():
@@ -137,7 +136,7 @@ def page_of_cases(title: str, scored: ScoredCases) -> str:
         if scores.case in scored.pictures:
             parts.append(_figure(number, scores, scored))
     parts += ["</div>", SORTING]
-    return whole_page(title, parts)
+    return whole_page(title, parts, style=STYLE_OF_SCORES)
 
 
 def _table(cases, scored):
@@ -212,7 +211,6 @@ def page_of_comparison(
         "interval of the mean; the best system first. A name leads to the system's own cases."
     )
     parts = [
-        STYLE_OF_SCORES,
         f'<p class="told">{as_html(told)}</p>',
         "<table>",
         _headings("system"),
@@ -247,7 +245,7 @@ def page_of_comparison(
         if picture_of(one) in drawn:
             parts.append(f'<img src="{as_link(picture_of(one))}" alt="{told}">')
         parts.append("</figure>")
-    return whole_page(" and ".join(names), parts)
+    return whole_page(" and ".join(names), parts, style=STYLE_OF_SCORES)
 
 
 def _headings(first):

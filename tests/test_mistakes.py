@@ -76,13 +76,20 @@ def test_a_tumor_that_is_called_kidney_is_missed():
     assert said(mask, body()) == ["tumor missed (8.0 ml, slice 2)"]
 
 
-def test_a_tumor_of_which_one_voxel_is_found_is_not_missed():
-    """2 * 1 / (1 + 8) = 0.22: its border is wrong."""
-    mask = body()
-    mask[mask == 2] = 1
-    mask[2, 2, 12] = 2
+@pytest.mark.parametrize(
+    "size, wrong",
+    [
+        (10, "tumor border (9.0 ml, slice 1)"),
+        (11, "tumor missed (11.0 ml, slice 1)"),
+    ],
+)
+def test_a_tumor_of_which_a_tenth_is_found_is_not_missed(size, wrong):
+    reference = np.ones((3, 4, 20), np.uint8)
+    reference[1, 1, :size] = 2
+    mask = np.ones_like(reference)
+    mask[1, 1, 0] = 2
 
-    assert said(mask, body()) == ["tumor border (7.0 ml, slice 3)"]
+    assert said(mask, reference) == [wrong]
 
 
 def test_one_of_two_tumors_is_missed():
@@ -94,7 +101,7 @@ def test_one_of_two_tumors_is_missed():
 
 
 def test_kidney_where_none_is_is_false():
-    """Two pieces, 8 and 12 voxels; the Dice is 2 * 48 / (48 + 68) = 0.83."""
+    """Two pieces, of 8 and 12 voxels; the Dice is 2 * 48 / (48 + 68) = 0.83."""
     mask = body()
     mask[5, 5:7, 2:6] = 1
     mask[5, 5:8, 12:16] = 1
