@@ -11,7 +11,15 @@ from pathlib import Path
 
 from minikits.cases import Case, Found, find_masks, look_for_cases
 from minikits.comparisons import Apart, draw_apart, draw_comparison, most_apart
-from minikits.evaluation import CaseScores, Comparison, compare, score_case, some, summarise
+from minikits.evaluation import (
+    BOTH_EMPTY,
+    CaseScores,
+    Comparison,
+    compare,
+    score_case,
+    some,
+    summarise,
+)
 from minikits.files import (
     forgiving_output,
     read_json,
@@ -21,6 +29,19 @@ from minikits.files import (
 from minikits.folds import excluded_ids
 from minikits.frames import check_same_grid
 from minikits.layouts import nifti_name
+from minikits.measures import (
+    DICE_ALONE,
+    Wanted,
+    add_measure_options,
+    chosen_measures,
+    lesion_table,
+    lesions_csv,
+    lesions_of_case,
+    measure,
+    surface_tables,
+    surfaces_csv,
+    surfaces_json,
+)
 from minikits.mistakes import BELOW, Mistake, find_mistakes, is_below, worst_first
 from minikits.nifti import read_labels, read_volume
 from minikits.pages import (
@@ -135,6 +156,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "%(default)s)",
     )
     add("--allow-missing", action="store_true", help="score the cases that both have")
+    add_measure_options(parser)
     add_reading_options(parser, of="a volume")
     return parser
 
@@ -158,6 +180,7 @@ def evaluate_all(arguments: argparse.Namespace) -> list[str]:
             "--pred: several folders of one name; rename one, the reports bear their names"
         )
     reading = chosen_reading(arguments)
+    wanted = chosen_measures(arguments)
 
     systems, failed = {}, []
     for name, folder in folders.items():
@@ -172,6 +195,7 @@ def evaluate_all(arguments: argparse.Namespace) -> list[str]:
                 out=out,
                 allow_missing=arguments.allow_missing,
                 below=arguments.below,
+                wanted=wanted,
             )
         except (ValueError, OSError) as error:
             failed.append(str(error))
@@ -196,6 +220,7 @@ def evaluate(
     out: Path | None = None,
     allow_missing: bool = False,
     below: float = BELOW,
+    wanted: Wanted = DICE_ALONE,
 ) -> tuple[System, list[str]]:
     """Scores one folder of masks, and prints the table; then, if `out` is given, what is wrong in
     the cases below a Dice, and writes it all there, with a picture per case. Returns the scores,
@@ -206,12 +231,14 @@ def evaluate(
     pairs, left_out = match(folder, masks, references, allow_missing)
 
     bound = below if out else 0.0  # what is wrong takes a moment to find
-    scores_by_case, mistakes, failed = score(pairs, reading, bound)
+    scores_by_case, mistakes, failed = score(pairs, reading, bound, wanted.protocol)
     scores = list(scores_by_case.values())
     left_out += [f"{pair.id} (cannot be scored)" for pair in pairs if pair.id not in scores_by_case]
 
     found = Found([Case(id) for id in scores_by_case], left_out)
     print(f"{folder} against {reference_folder}, {found.summary()}")
+    if wanted.protocol == "kits23":
+        print("Protocol of KiTS23: a structure in neither mask nor reference scores 100")
     if scores:
         print(table(scores), flush=True)
     for doubt in doubts_about(folder, pairs):
@@ -222,10 +249,12 @@ def evaluate(
         worst = worst_first(scores)
         print(list_of_worst(worst, mistakes, below), flush=True)
         write_if_possible(out / "cases.csv", cases_csv(scores))
-        write_if_possible(out / "summary.json", summary_json(summarise(scores)))
+        write_if_possible(out / "summary.json", summary_json(summarise(scores), wanted.protocol))
         pictures = draw_pictures(out, worst, system, reading)
         page = page_of_cases(folder.name, ScoredCases(worst, mistakes, pictures, below))
         write_if_possible(out / "index.html", page)
+    if scores and (wanted.surface or wanted.lesions):
+        score_further([pair for pair in pairs if pair.id in scores_by_case], reading, wanted, out)
     return system, failed
 
 
@@ -325,22 +354,47 @@ def match(
 
 
 def score(
-    pairs: list[Pair], reading: Reading, bound: float
+    pairs: list[Pair], reading: Reading, bound: float, protocol: str
 ) -> tuple[dict[str, CaseScores], dict[str, list[Mistake]], list[str]]:
     """{case: scores} of the pairs that can be scored; {case: what is wrong} of those below the
     bound; a line for each reason why others cannot be scored."""
     scores, mistakes, failed = {}, {}, []
+    both_empty = BOTH_EMPTY[protocol]
     ahead = fetch_ahead(lambda pair: read_pair(pair, reading), pairs)  # a thread reads the next one
     for pair, labels in zip(pairs, ahead):
         if labels.errors:
             failed += labels.errors
             continue
         mask, reference = labels.mask.voxels, labels.reference.voxels
-        scores[pair.id] = score_case(pair.id, mask, reference)
+        scores[pair.id] = score_case(pair.id, mask, reference, both_empty=both_empty)
         if is_below(scores[pair.id], bound):
             voxel_mm3 = labels.reference.voxel_mm3
             mistakes[pair.id] = find_mistakes(mask, reference, voxel_mm3, bound)
     return scores, mistakes, failed
+
+
+def score_further(pairs: list[Pair], reading: Reading, wanted: Wanted, out: Path | None) -> None:
+    """Prints what is wanted besides Dice of pairs that can be scored, and writes it."""
+    measures, lesions = [], []
+    ahead = fetch_ahead(lambda pair: read_pair(pair, reading), pairs)
+    for pair, labels in zip(pairs, ahead):
+        if labels.errors:
+            raise ValueError(labels.errors[0])  # it could be read a moment ago
+        assert labels.mask is not None and labels.reference is not None
+        if wanted.surface:
+            measures.append(measure(pair.id, labels.mask, labels.reference, wanted))
+        if wanted.lesions:
+            lesions.append(lesions_of_case(pair.id, labels.mask, labels.reference))
+
+    if measures:
+        print(surface_tables(measures, wanted), flush=True)
+    if lesions:
+        print(lesion_table(lesions, wanted), flush=True)
+    if out and measures:
+        write_if_possible(out / "surfaces.csv", surfaces_csv(measures, wanted))
+        write_if_possible(out / "surfaces.json", surfaces_json(measures, wanted))
+    if out and lesions:
+        write_if_possible(out / "lesions.csv", lesions_csv(lesions))
 
 
 def read_pair(pair: Pair, reading: Reading) -> Labels:

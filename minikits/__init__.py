@@ -5,7 +5,7 @@ Reading order, a patch's life: recipe, paper, volumes, resampling, preprocessing
 augmentation, sampling, unet, losses, training, train.py, prediction, components, evaluation,
 files, frames, nifti, reading, doubts, familiar, cache, layouts, folds, prepared, cases,
 checkpoints, ancestors, card, nnunet, ensemble, records, scans, masks, surfaces, lesions,
-mistakes, pictures, comparisons, reports, pages, predict.py, evaluate.py.
+mistakes, pictures, comparisons, reports, measures, pages, predict.py, evaluate.py.
 Beside it: devices, fast, ready, anatomy, phantoms (synthetic cases), stages,
 explain (a case by stages).
 """

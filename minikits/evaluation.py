@@ -15,6 +15,7 @@ WEIGHTS_DRAWN = (100, 1000)  # for an interval: so many blocks of so many, in me
 BEYOND_AN_END = 0.025  # of a 95% interval's two ends
 FEWEST_CASES = 3  # of an interval [ours: from two it would span 84 points or more]
 NAMED_AT_MOST = 5  # of a list, in a message
+BOTH_EMPTY = {"kits19": nan, "kits23": 1.0}  # by protocol: the score of a structure in neither
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,15 @@ class Comparison:
 # --- one case -------------------------------------------------------------------------------------
 
 
-def kits_dice(prediction: ArrayLike, reference: ArrayLike) -> tuple[float, float]:
+def kits_dice(
+    prediction: ArrayLike, reference: ArrayLike, *, both_empty: float = nan
+) -> tuple[float, float]:
     """(kidney, tumor) Dice of two label maps 0, 1, 2 of one shape, of any axis order.
 
         Dice = 2 * |both| / (|prediction| + |reference|)
 
     for the voxels of a structure. The kidney counts with the tumor in it. A structure in neither:
-    NaN; in one alone: 0.
+    `both_empty`, no score unless told otherwise; in one alone: 0.
 
     >>> kits_dice([1, 1, 2, 0], [1, 2, 2, 0])  # kidney 2 * 3 / (3 + 3), tumor 2 * 1 / (1 + 2)
     (1.0, 0.6666666666666666)
@@ -106,7 +109,7 @@ def kits_dice(prediction: ArrayLike, reference: ArrayLike) -> tuple[float, float
     for ours, theirs in zip(np.moveaxis(prediction, axis, 0), np.moveaxis(reference, axis, 0)):
         kidney += _overlap(ours > 0, theirs > 0)
         tumor += _overlap(ours == 2, theirs == 2)
-    return _dice(*kidney), _dice(*tumor)
+    return _dice(*kidney, both_empty=both_empty), _dice(*tumor, both_empty=both_empty)
 
 
 def _overlap(ours, theirs):
@@ -114,9 +117,9 @@ def _overlap(ours, theirs):
     return np.count_nonzero(ours & theirs), np.count_nonzero(ours) + np.count_nonzero(theirs)
 
 
-def _dice(both, of_each):
+def _dice(both, of_each, both_empty):
     if of_each == 0:
-        return nan  # in neither: no score, the mean leaves it out
+        return both_empty  # NaN: no score, the mean leaves it out
     return 2 * int(both) / int(of_each)
 
 
@@ -128,9 +131,11 @@ def _check_labels(labels, name):
         raise ValueError(f"{name}: label values {found} found, wanted only 0, 1 and 2")
 
 
-def score_case(case: str, prediction: ArrayLike, reference: ArrayLike) -> CaseScores:
+def score_case(
+    case: str, prediction: ArrayLike, reference: ArrayLike, *, both_empty: float = nan
+) -> CaseScores:
     """The Dice of two label maps, and the composite, their arithmetic mean; NaN where one is."""
-    kidney, tumor = kits_dice(prediction, reference)
+    kidney, tumor = kits_dice(prediction, reference, both_empty=both_empty)
     composite = (kidney + tumor) / 2
     return CaseScores(case, kidney, tumor, composite)
 

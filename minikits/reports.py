@@ -37,14 +37,14 @@ SOFT_TISSUE_HU = (-160, 300)  # black and white of a picture
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def table(cases: Sequence[CaseScores]) -> str:
+def table(cases: Sequence[CaseScores], *, heading: str = "Dice in %") -> str:
     """The scores of each case, their mean and its 95% interval as lines of text, in per cent as the
     paper prints them; then why scores or intervals are missing."""
     summary = summarise(cases)
     rows = []
     for scores in cases:
         rows.append((scores.case, [scores.kidney, scores.tumor, scores.composite]))
-    lines = _aligned(rows + _mean_rows("mean", summary))
+    lines = _aligned(rows + _mean_rows("mean", summary), heading)
 
     for score in SCORES:
         values = values_of(cases, score)
@@ -121,9 +121,8 @@ def _mean_rows(name, summary):
     ]
 
 
-def _aligned(rows):
+def _aligned(rows, heading="Dice in %"):
     """Lines of rows (name, [kidney, tumor, composite]), in columns, below a heading."""
-    heading = "Dice in %"
     width = max(len(heading), *(len(name) for name, _ in rows))
     lines = [heading.ljust(width) + "".join(score.rjust(11) for score in SCORES)]
     for name, scores in rows:
@@ -166,20 +165,23 @@ def cases_csv(cases: Sequence[CaseScores]) -> str:
     return as_csv([asdict(scores) for scores in cases])
 
 
-def summary_json(summary: dict[str, MeanScore]) -> str:
-    """The text of summary.json."""
-    return as_json(_with_ends(summary))
+def summary_json(summary: dict[str, MeanScore], protocol: str = "kits19") -> str:
+    """The text of summary.json; it names a protocol that is not the challenge's of 2019."""
+    content: dict[str, object] = dict(summary_content(summary))
+    if protocol != "kits19":
+        content["protocol"] = protocol
+    return as_json(content)
 
 
 def comparison_json(comparison: Comparison) -> str:
     """The text of comparison.json."""
     content = asdict(comparison)
     for name, summary in comparison.summaries.items():
-        content["summaries"][name] = _with_ends(summary)
+        content["summaries"][name] = summary_content(summary)
     return as_json(content)
 
 
-def _with_ends(summary):
+def summary_content(summary: dict[str, MeanScore]) -> dict[str, dict]:
     """A summary as JSON has it, the interval `from` and `to`."""
     content = {}
     for score, found in summary.items():

@@ -64,6 +64,7 @@ def surface_dice(
     >>> surface_dice(mask, np.roll(mask, 1, axis=2), (2, 2, 2), tolerance_mm=1)  # 4 of 8 corners
     0.5
     """
+    _check_masks(prediction, reference)
     if not prediction.any() or not reference.any():
         return _without_surface(prediction, reference, both_empty, one_empty=0.0)
 
@@ -86,6 +87,7 @@ def distance_95(
     other tools weigh points alike, take voxels for points, or pool both surfaces, and get others.
 
     Both masks empty: NaN. One: infinite."""
+    _check_masks(prediction, reference)
     if not prediction.any() or not reference.any():
         return _without_surface(prediction, reference, both_empty=nan, one_empty=inf)
 
@@ -95,6 +97,17 @@ def distance_95(
     from_ours = _share_not_exceeding(nearest_mm(ours_mm, theirs_mm), ours.areas_mm2, 0.95)
     from_theirs = _share_not_exceeding(nearest_mm(theirs_mm, ours_mm), theirs.areas_mm2, 0.95)
     return max(from_ours, from_theirs)
+
+
+def _check_masks(prediction, reference):
+    """ValueError unless both are bool, (Z, Y, X), and of one shape."""
+    for name, mask in (("prediction", prediction), ("reference", reference)):
+        if mask.dtype != bool or mask.ndim != 3:
+            raise ValueError(f"{name}: {mask.dtype} {mask.shape} found, wanted bool (Z, Y, X)")
+    if prediction.shape != reference.shape:
+        raise ValueError(
+            f"prediction {prediction.shape} and reference {reference.shape} differ in shape"
+        )
 
 
 def _without_surface(prediction, reference, both_empty, one_empty):
@@ -110,8 +123,8 @@ def _without_surface(prediction, reference, both_empty, one_empty):
 def surfaces_of(
     prediction: np.ndarray, reference: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[Surface, Surface]:
-    """The surfaces of two (Z, Y, X) bool masks, in the box around both, of which one
-    at least is not empty."""
+    """The surfaces of two (Z, Y, X) bool masks, in the box around both; one of them
+    may be empty."""
     box = bounding_box(prediction | reference)
     assert box is not None  # one of them has voxels
     areas_mm2 = corner_areas(spacing_mm)

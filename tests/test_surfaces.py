@@ -78,6 +78,21 @@ def test_empty_masks():
     assert distance_95(mask, empty, CUBE) == inf
 
 
+@pytest.mark.parametrize(
+    "prediction, told",
+    [
+        (np.ones((1, 3, 3), bool), "differ in shape"),
+        (np.ones((3, 3, 3), np.uint8), "prediction: uint8 (3, 3, 3) found, wanted bool"),
+        (np.ones((3, 3), bool), "prediction: bool (3, 3) found"),
+    ],
+)
+def test_what_are_not_two_masks_of_one_shape_is_refused(prediction, told):
+    with pytest.raises(ValueError) as refused:
+        surface_dice(prediction, np.ones((3, 3, 3), bool), CUBE, 1)
+
+    assert told in str(refused.value)
+
+
 def test_a_mask_has_a_surface_where_the_volume_ends():
     """A volume that is all mask is a box: its surface is its border."""
     full = np.ones((2, 3, 4), bool)
