@@ -6,8 +6,8 @@ augmentation, sampling, unet, losses, training, train.py, prediction, components
 files, frames, nifti, reading, doubts, familiar, cache, layouts, folds, prepared, cases,
 checkpoints, ancestors, card, nnunet, ensemble, records, scans, masks, surfaces, lesions,
 mistakes, pictures, comparisons, reports, measures, pages, predict.py, evaluate.py.
-Beside it: devices, fast, ready, anatomy, phantoms (synthetic cases), stages,
-explain (a case by stages).
+Beside it: devices, fast, ready, anatomy, phantoms (synthetic cases), facts, findings,
+check (a data set before training), stages, explain (a case by stages).
 """
 
 __version__ = "0.1.0"

@@ -26,7 +26,7 @@ METHOD = {
     *("recipe", "paper", "volumes", "resampling", "preprocessing", "geometry", "augmentation"),
     *("sampling", "unet", "losses", "training", "prediction", "components", "evaluation"),
 }
-TOUCH_FILES = {"files", "nifti", "cache", "checkpoints", "records", "reports", "explain"}
+TOUCH_FILES = {"files", "nifti", "cache", "checkpoints", "records", "reports", "explain", "check"}
 
 # Modules of the method that have numbers of their own; and numbers in the others that are none of
 # the method's: how a seed is made, guards against dividing by zero.
