@@ -8,7 +8,7 @@ DEMO := demo
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
-	$(RUN) -m minikits.phantoms --out $(DEMO)/data --cases 20
+	$(RUN) -m minikits.phantoms --out $(DEMO)/data --cases 40
 	$(RUN) -m minikits.phantoms --out $(DEMO)/scans --cases 6 --seed 2
 	$(RUN) train.py --recipe demo --arch residual --fold 0 --data $(DEMO)/data --out $(DEMO)/runs
 	$(RUN) predict.py --in $(DEMO)/scans --out $(DEMO)/masks --model $(DEMO)/runs/residual --no-mirroring

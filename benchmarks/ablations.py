@@ -40,7 +40,7 @@ from minikits.sampling import draw_batch
 from minikits.training import Progress, freeze_coarsest_head, sgd, train_epoch
 from minikits.unet import build_unet
 
-CASES, SCANS = 20, 6  # the demo's
+CASES, SCANS = 40, 6  # the demo's
 FULL = "full recipe"
 AIR_BELOW_HU = -500
 STUDENTS_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}

@@ -1,7 +1,7 @@
 """Synthetic KiTS19 cases: contrast-enhanced abdominal CT in HU, so that everything runs without the
 data set.
 
-    python -m minikits.phantoms --out data --cases 20
+    python -m minikits.phantoms --out data --cases 40
     python -m minikits.phantoms --out data --labels FOLDER    # kidneys and tumors of real label volumes
 
 A score on phantoms says nothing about patients. Vessels, bowel and organs share the intensities of
@@ -11,6 +11,7 @@ kidneys, to inferior, posterior and the left.
 
 import argparse
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def make_case(
         reach_mm = (last - first)[1:] / 2 * spacing_mm[1:]
         size_mm = np.maximum(size_mm, np.add(reach_mm, (50, 45)))
 
-    cortex_hu = random.uniform(140, 215)  # blood, spleen and bowel come close to it
+    cortex_hu = random.uniform(165, 215)  # blood, spleen and bowel come close to it
     body = draw_body(random, axes, bends, size_mm, _middles_of(labels, axes), cortex_hu)
     noise_sd = random.uniform(10, 24)
 
@@ -285,10 +286,16 @@ def write_phantoms(arguments: argparse.Namespace, say: Callable) -> list[str]:
             assume_spacing=arguments.assume_spacing,
             say=say,
         )
-    for number in range(arguments.cases or 10):
+
+    def make_and_write(number: int) -> str:
         name = f"phantom_{CASES_OF_A_SEED * arguments.seed + number:03d}"
         case = make_case([arguments.seed, number])
-        say(write_case(arguments.out / name, case))
+        return write_case(arguments.out / name, case)
+
+    # numpy, torch and the compression of files leave each other room to run
+    with ThreadPoolExecutor(2) as threads:
+        for line in threads.map(make_and_write, range(arguments.cases or 10)):
+            say(line)
     return []
 
 
