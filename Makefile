@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 DEMO := demo
 
-.PHONY: demo figures notebook test fuzz lint read mutants table1 parity golden bench clean
+.PHONY: demo figures notebook test fuzz lint read mutants table1 rehearsal parity golden bench clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -44,6 +44,11 @@ read: $(VENV)/installed
 table1: $(VENV)/installed
 	$(RUN) benchmarks/table1.py
 
+# all that repeats the paper's table, in small and on phantoms; stopped or killed, it goes on from there
+rehearsal: $(VENV)/installed
+	$(RUN) -m minikits.phantoms --out rehearsal/data --cases 10
+	$(RUN) benchmarks/reproduce.py --data rehearsal/data --out rehearsal/runs --recipe benchmarks/rehearsal.json
+
 # nnU-Net v1 would bring 23 packages and another torch: only what it imports here, in an environment of its own.
 parity: $(VENV)-parity/installed
 	$(VENV)-parity/bin/python -W ignore benchmarks/parity.py
@@ -75,4 +80,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-parity $(VENV)-bench $(DEMO) table1
+	rm -rf $(VENV) $(VENV)-parity $(VENV)-bench $(DEMO) table1 rehearsal

@@ -81,6 +81,7 @@ PROGRAMS = (
     "minikits.explain",
     "benchmarks/table1.py",
     "benchmarks/learning.py",
+    "benchmarks/reproduce.py",
 )  # those with a parser
 REQUIRED = {
     "train.py": [],
