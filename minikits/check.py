@@ -289,6 +289,7 @@ def row_of(facts: CaseFacts, findings: Sequence[Finding]) -> dict:
         "tumors": labels.tumors if labels else "",
         "tumor_ml": round(labels.tumor_ml, 3) if labels else "",
         "regions": len(labels.regions) if labels else "",
+        "cut_cm2": round(sum(cut.cm2 for cut in labels.cuts), 2) if labels else "",
         "mean_hu": round(hu.mean, 2) if hu else "",
         "sd_hu": round(hu.sd, 2) if hu else "",
         "percentile_00_5_hu": round(hu.low, 2) if hu else "",
@@ -304,7 +305,8 @@ def row_of(facts: CaseFacts, findings: Sequence[Finding]) -> dict:
 
 def page_of(checked: Checked, pictures: dict[str, str]) -> str:
     """The text of the page: the summary, then the cases that stand out. pictures: {id: name}."""
-    parts = [f"<pre>{as_html(chr(10).join(summary_of(checked)))}</pre>"]
+    summary = "\n".join(summary_of(checked))
+    parts = [f"<pre>{as_html(summary)}</pre>"]
     for facts in checked.worst:
         parts.append(f"<h2>{as_html(facts.id)}</h2>\n<p>{as_html(line_of(facts))}</p>\n<ul>")
         for finding in checked.findings[facts.id]:

@@ -21,8 +21,9 @@ KIDNEY_ML = 20
 LOOSE_ML = 0.5
 # A kidney that ends in the volume's last slice with less than this has lost its tip.
 CUT_CM2 = 2.0
-# Of two healthy kidneys together, and of two with much drawn that is none.
-LEAST_KIDNEY_ML, MOST_KIDNEY_ML = 80, 1000
+# Both kidneys of a patient, without the tumors, have 91 to 604 ml in 26 cases of KiTS19. With more
+# than the upper bound something else was drawn too, such as a part of the spleen.
+LEAST_KIDNEY_ML, MOST_KIDNEY_ML = 80, 800
 # Beyond all others by this factor: spacings of one protocol differ by less, a wrong unit by more.
 ALONE = 1.5
 FEW_CASES = 5  # of fewer nobody can say what is usual
