@@ -66,8 +66,8 @@ def worst_first(cases: Sequence[CaseScores]) -> list[CaseScores]:
 def find_mistakes(
     mask: np.ndarray, reference: np.ndarray, voxel_mm3: float, bound: float = BELOW
 ) -> list[Mistake]:
-    """What is wrong in a mask beside its reference, (Z, Y, X) labels 0, 1, 2 each, in the order and
-    by the rules of KINDS.
+    """What is wrong in a mask beside its reference, (Z, Y, X) labels 0, 1, 2 each, by the rules of
+    KINDS; the largest first.
 
     Borders are what is left: the pieces that are missed or false are made as in the reference, and
     the Dice is computed again. So a mask with a Dice below the bound has at least one mistake."""
@@ -99,13 +99,13 @@ def find_mistakes(
             ml = np.count_nonzero(region) * voxel_mm3 / 1000
             z = box[0].start + int(region.sum(axis=(1, 2)).argmax())
             found.append(Mistake(kind, count, ml, z))
-    return found
+    return sorted(found, key=lambda mistake: -mistake.ml)
 
 
 def without_specks(region: np.ndarray) -> np.ndarray:
     """(Z, Y, X) bools -> those pieces that have at least a tenth of the largest one's voxels."""
     pieces, sizes = _pieces_and_sizes(region)
-    return (sizes >= SMALLEST_KIDNEY * sizes.max())[pieces] & region
+    return _chosen(sizes >= SMALLEST_KIDNEY * sizes.max(), pieces, region)
 
 
 def unshared(region: np.ndarray, other: np.ndarray, least: float) -> np.ndarray:
@@ -113,19 +113,25 @@ def unshared(region: np.ndarray, other: np.ndarray, least: float) -> np.ndarray:
     the other region."""
     pieces, sizes = _pieces_and_sizes(region)
     shared = np.bincount(pieces[other], minlength=len(sizes))
-    return (shared < least * sizes)[pieces] & region
+    return _chosen(shared < least * sizes, pieces, region)
 
 
 def touched(region: np.ndarray, other: np.ndarray) -> np.ndarray:
     """(Z, Y, X) bools -> those pieces of a region that have a voxel of the other region."""
     pieces, sizes = _pieces_and_sizes(region)
     shared = np.bincount(pieces[other], minlength=len(sizes))
-    return (shared > 0)[pieces] & region
+    return _chosen(shared > 0, pieces, region)
 
 
 def _pieces_and_sizes(region):
     """Pieces as numbers from 1 (Z, Y, X), and how many voxels each has; 0 is none, of no voxels."""
     pieces, count = label_components(region)
-    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
-    sizes[0] = 0
+    sizes = np.bincount(pieces[region], minlength=count + 1)
     return pieces, sizes
+
+
+def _chosen(are_chosen, pieces, region):
+    """The voxels of a region whose pieces are chosen, a bool for each number."""
+    chosen = np.zeros(region.shape, dtype=bool)
+    chosen[region] = are_chosen[pieces[region]]
+    return chosen

@@ -183,6 +183,10 @@ def test_the_slice_is_the_one_in_which_the_masks_differ_most():
     assert slice_apart([one, other, third]) == 3
     assert slice_apart([one, one]) == 0
 
+    first = np.zeros_like(one)
+    first[0] = 2
+    assert slice_apart([first, one, other]) == 0
+
 
 def test_masks_stand_beside_their_reference(tmp_path, drawn):
     generator = np.random.default_rng(0)
