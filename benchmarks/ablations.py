@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from minikits import prediction
 from minikits.cases import five_folds, prepare
@@ -38,7 +39,7 @@ from minikits.preprocessing import labels_on_native_grid, prepare_image
 from minikits.recipe import Recipe
 from minikits.sampling import draw_batch
 from minikits.training import Progress, freeze_coarsest_head, sgd, train_epoch
-from minikits.unet import build_unet
+from minikits.unet import ResidualBlock, UNet, build_unet, residual_encoder
 
 CASES, SCANS = 40, 6  # the demo's
 FULL = "full recipe"
@@ -67,12 +68,41 @@ def cross_entropy(logits, target):
     return F.cross_entropy(logits, target.long())
 
 
+class BlockWithoutShortcut(ResidualBlock):
+    """conv-IN-ReLU-conv-IN-ReLU: a residual block that does not add its input. The weights of the
+    way around it, where it has any, stay as they were drawn, and nothing is done with them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.body(x))
+
+
+def residual_network(recipe: Recipe) -> UNet:
+    return build_unet("residual", recipe)
+
+
+def without_shortcuts(recipe: Recipe) -> UNet:
+    """The residual network, of the same depth and the same first weights, whose blocks do not add
+    their input: what it loses is what the shortcuts are worth, not the size."""
+    network = residual_network(recipe)
+    stages = residual_encoder(
+        BlockWithoutShortcut,
+        recipe.features("residual"),
+        recipe.strides,
+        recipe.residual_blocks,
+    )
+    encoder = nn.ModuleList(stages)
+    encoder.load_state_dict(network.encoder.state_dict())
+    network.encoder = encoder
+    return network
+
+
 @dataclass(frozen=True)
 class Variant:
     """What differs from the demo's residual network."""
 
     recipe: Recipe = DEMO
     loss_of: Callable = segmentation_loss
+    network_of: Callable[[Recipe], UNet] = residual_network
 
 
 VARIANTS = {
@@ -94,6 +124,7 @@ VARIANTS = {
     "no patch forced on foreground": Variant(replace(DEMO, foreground_share=0.0)),
     "cross-entropy alone": Variant(loss_of=partial(over_heads, cross_entropy)),
     "Dice alone": Variant(loss_of=partial(over_heads, soft_dice_loss)),
+    "without the shortcuts": Variant(network_of=without_shortcuts),
 }
 
 
@@ -106,7 +137,7 @@ def train(folder: Path, name: str, seed: int) -> torch.nn.Module:
     recipe = variant.recipe
     kept = folder / "networks" / f"{name} {seed}.pt"
     torch.manual_seed(seed)
-    network = build_unet("residual", recipe)
+    network = variant.network_of(recipe)
     if kept.exists():
         network.load_state_dict(torch.load(kept, weights_only=True))
         return network.eval()

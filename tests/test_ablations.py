@@ -12,6 +12,7 @@ import torch
 from minikits.losses import segmentation_loss, soft_dice_loss
 from minikits.paper import DEMO, PAPER
 from minikits.phantoms import make_case, write_case
+from minikits.unet import ResidualBlock, build_unet
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import ablations
@@ -59,6 +60,75 @@ def test_each_variant_leaves_out_what_it_says():
     assert not any(getattr(without, name) for name in probabilities)
     assert unforced.foreground_samples == 0
     assert DEMO.foreground_samples == 1
+
+
+@pytest.fixture
+def blocks():
+    """A residual block and one without its shortcut, of the same weights; their input."""
+    torch.manual_seed(0)
+    block, bare = ResidualBlock(4, 4), ablations.BlockWithoutShortcut(4, 4)
+    bare.load_state_dict(block.state_dict())
+    return block, bare, torch.randn(1, 4, 4, 6, 8)
+
+
+def test_a_block_without_its_shortcut_lacks_its_input_and_nothing_else(blocks):
+    block, bare, image = blocks
+
+    found = bare(image)
+
+    assert torch.equal(found, torch.relu(block.body(image)))
+    assert torch.equal(block(image), torch.relu(block.body(image) + image))
+    assert not torch.equal(found, block(image))
+
+
+def test_a_block_without_its_shortcut_gives_nothing_where_its_convolutions_give_nothing(blocks):
+    """The residual block passes what is above 0 of its input through all the same."""
+    block, bare, image = blocks
+    for each in (block, bare):
+        torch.nn.init.zeros_(each.body[-1].weight)  # the gain of the last norm
+
+    assert not bare(image).any()
+    assert torch.equal(block(image), image.relu())
+
+
+def test_the_network_without_shortcuts_is_the_residual_one_but_for_them():
+    torch.manual_seed(3)
+    residual = build_unet("residual", TINY)
+    torch.manual_seed(3)
+
+    bare = ablations.without_shortcuts(TINY)
+
+    weights, others = residual.state_dict(), bare.state_dict()
+    assert list(weights) == list(others)
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    for stage in bare.encoder:
+        assert all(isinstance(block, ablations.BlockWithoutShortcut) for block in stage)
+
+
+def test_only_the_way_around_a_block_is_left_untrained_without_shortcuts():
+    bare = ablations.without_shortcuts(TINY)
+
+    logits = bare(torch.randn(1, 1, 16, 16, 16))
+    sum(head.sum() for head in logits).backward()
+
+    idle = {name for name, weight in bare.named_parameters() if weight.grad is None}
+    around = {name for name, _ in bare.named_parameters() if ".skip." in name}
+    assert idle == around
+    assert around
+
+
+def test_a_variant_trains_the_network_that_it_names(tmp_path, monkeypatch):
+    """One that is kept already, so that nothing is trained."""
+    bare = replace(ablations.VARIANTS["without the shortcuts"], recipe=TINY)
+    monkeypatch.setitem(ablations.VARIANTS, "without the shortcuts", bare)
+    (tmp_path / "networks").mkdir()
+    weights = ablations.without_shortcuts(TINY).state_dict()
+    torch.save(weights, tmp_path / "networks" / "without the shortcuts 0.pt")
+
+    network = ablations.train(tmp_path, "without the shortcuts", 0)
+
+    assert isinstance(network.encoder[0][0], ablations.BlockWithoutShortcut)
+    assert not network.training
 
 
 def test_a_row_has_mean_range_and_the_paired_difference_with_its_interval():

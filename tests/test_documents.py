@@ -617,6 +617,19 @@ def test_the_transforms_are_as_many_as_the_readme_says():
     assert (len(transforms), len(draws)) == (8, 6)
 
 
+def test_the_sizes_beside_the_question_of_residual_connections_are_the_networks():
+    words = words_of(RESULTS)
+
+    for recipe in (DEMO, PAPER):
+        for arch in ("plain", "residual"):
+            assert f"{weights_of(arch, recipe):,}" in words
+    with torch.device("meta"):
+        network = build_unet("residual", DEMO)
+    around = [weight for name, weight in network.named_parameters() if ".skip." in name]
+    idle = sum(weight.numel() for weight in around)
+    assert number(r"Of its weights ([\d,]+), those of the way around", RESULTS) == idle
+
+
 def test_the_glossarys_numbers_are_the_papers():
     meaning = {}
     for line in GLOSSARY.read_text().splitlines():
