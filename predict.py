@@ -21,6 +21,7 @@ from torch import distributed
 
 from minikits.cases import Found
 from minikits.devices import (
+    doubt_about,
     is_out_of_memory,
     join_processes,
     note_signals,
@@ -82,6 +83,8 @@ def predict(arguments: argparse.Namespace, noted: list[int]) -> list[str]:
     """Predicts every scan that has no mask yet, or this process's share of them; returns a line for
     each that failed. noted: signals that came in. Stopped where one left scans undone."""
     device, precision = set_up(arguments.device, arguments.precision)
+    if doubt_about(device):
+        say(doubt_about(device))
     rank, world = join_processes(torch.device("cpu"))
 
     members, recipe, said = load_networks(arguments.model, arguments.folds)
@@ -227,7 +230,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true", help="predict scans again that have a mask"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..., mps")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto")
     parser.add_argument(
         "--compile",

@@ -33,6 +33,8 @@ from minikits.devices import (
     Stop,
     check_bfloat16,
     claim_memory,
+    doubt_about,
+    draws_on,
     environment,
     exact_float32,
     is_out_of_memory,
@@ -93,7 +95,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", default="paper", help="paper, demo, or a JSON file of Recipe fields to override"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..., mps")
     parser.add_argument(
         "--precision", choices=["auto", "fp32", "bf16"], default="auto", help="paper: fp32"
     )
@@ -187,7 +189,8 @@ def train(arguments: Namespace, noted: list[int]) -> int | None:
 
     # its batches, and the form of the network that is trained
     share = machine.share(recipe.batch_size)
-    draw = partial(draw_batch, train_cases, recipe, run.seed, samples=share, device=machine.device)
+    drawn = partial(draw_batch, train_cases, recipe, run.seed, samples=share)
+    draw = draws_on(machine.device, drawn)
     average = partial(mean_of_processes, device=machine.device)
     steps = recipe.epochs * recipe.batches_per_epoch - progress.iteration
     fast, loss_of = for_training(
@@ -271,6 +274,8 @@ def set_up(arguments: Namespace, recipe: Recipe) -> Machine:
     """The Machine: what computes, in which format, and beside how many."""
     device = pick_device(arguments.device)
     precision = pick_precision(arguments.precision, device)
+    if doubt_about(device):
+        print(doubt_about(device), flush=True)
     torch.backends.cudnn.benchmark = True  # shapes are fixed
     exact_float32()
     if arguments.deterministic:
@@ -460,9 +465,10 @@ def patch_dice(
     began = monotonic()
 
     predictions, targets = [], []
+    draw = draws_on(device, partial(draw_batch, cases, recipe, seed, augmented=False))
     batches = recipe.validation_batches if cases else 0
     for iteration in range(batches):
-        image, target = draw_batch(cases, recipe, seed, iteration, augmented=False, device=device)
+        image, target = draw(iteration)
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             logits = model(image)
         predictions.append(logits.argmax(dim=1).byte())

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -52,7 +53,8 @@ class Machine:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: a GPU if there is one; of several processes on a machine (torchrun), each its own."""
+    """auto: an NVIDIA GPU if there is one; of several processes on a machine (torchrun), each its
+    own. An Apple GPU (mps) is taken where it is named."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name == "cuda" else name
@@ -61,18 +63,34 @@ def pick_device(name: str) -> torch.device:
         return one.device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:1"
+            f"device {name}: {str(error).splitlines()[0]}; use auto, cpu, cuda or cuda:1 "
+            "(mps: untested)"
         ) from None
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of convolutions. auto: bfloat16 where the device computes in it, else float32."""
+    """The dtype of convolutions. auto: bfloat16 where the device computes in it, else float32.
+    ValueError for bfloat16 on an Apple GPU, which nobody has tried."""
+    if device.type == "mps":
+        if name == "bf16":
+            raise ValueError(f"--precision bf16: untried on device {device}; use fp32 there")
+        return torch.float32
     if name == "auto" and device.type == "cuda":
         name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     elif name == "auto":  # without these a CPU only emulates it, far slower than float32
         able = torch.cpu.get_capabilities()
         name = "bf16" if able.get("amx_bf16") or able.get("avx512_bf16") else "fp32"
     return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def doubt_about(device: torch.device) -> str:
+    """A line on a device that this code has never run on; empty for the others."""
+    if device.type != "mps":
+        return ""
+    return (
+        f"warning: device {device} is untested: compare a mask with that of --device cpu; where torch "
+        "lacks an operation, PYTORCH_ENABLE_MPS_FALLBACK=1 computes it on the CPU"
+    )
 
 
 def exact_float32() -> None:
@@ -142,12 +160,10 @@ def claim_memory(device: torch.device, needed: int = 0) -> float:
     With a CPU that has twice as much as is needed, glibc keeps what is freed: pages that the system
     gives anew are cleared first, a quarter of a step. Where nothing is said to be needed, it gives
     back what is freed, as ever."""
-    whole = (
-        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if hasattr(os, "sysconf")
-        else float("inf")
-    )
-    memory = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else whole
+    if device.type == "cuda":
+        memory = torch.cuda.mem_get_info(device)[0]
+    else:
+        memory = _whole_memory()
     if needed > memory:
         raise ValueError(
             f"device {device}: has {memory / 2**30:.1f} GiB of memory, a training step wants about "
@@ -166,15 +182,37 @@ def claim_memory(device: torch.device, needed: int = 0) -> float:
     return memory
 
 
+def _whole_memory():
+    """Bytes of a computer's memory; infinity where the system does not tell, as Windows."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
 def keep_on_device(cases: list, device: torch.device, room: float) -> list:
-    """The prepared cases in a GPU's memory where that has room (bytes); else as they are,
+    """The prepared cases in an NVIDIA GPU's memory where that has room (bytes); else as they are,
     memory-mapped. What is drawn of them is the same."""
     size = sum(case.image.nbytes + case.labels.nbytes for case in cases)
-    if device.type == "cpu" or size > room:
+    if device.type != "cuda" or size > room:
         return cases
     return [
         replace(case, image=case.image.to(device), labels=case.labels.to(device)) for case in cases
     ]
+
+
+def draws_on(device: torch.device, draw: Callable) -> Callable:
+    """draw(i, device=...) gives batch i as tensors; a function of i alone that gives them on `device`.
+    They are drawn there, but those of an Apple GPU on the CPU: it has no float64, in which places in
+    a case are worked out."""
+    if device.type != "mps":
+        return partial(draw, device=device)
+
+    def draw_and_send(iteration: int) -> list[torch.Tensor]:
+        drawn = draw(iteration, device=torch.device("cpu"))
+        return [part.to(device) for part in drawn]
+
+    return draw_and_send
 
 
 def step_bytes(
