@@ -29,7 +29,7 @@ from minikits.devices import (
 )
 from minikits.doubts import doubts
 from minikits.ensemble import Member, load_networks
-from minikits.files import forgiving_output, typed_path
+from minikits.files import forgiving_output, typed_path, write_text
 from minikits.masks import Plan, plan_masks
 from minikits.nifti import read_volume, write_labels
 from minikits.paper import CLASSES
@@ -37,9 +37,11 @@ from minikits.prediction import FLIPS
 from minikits.preprocessing import label_orders
 from minikits.reading import add_reading_options, chosen_reading
 from minikits.ready import Ready, check_size, labels_of, make_ready, set_up
-from minikits.records import Job, keep_stamps, noted_mask, stamp
+from minikits.records import Job, keep_stamps, noted_mask, read_record, stamp
+from minikits.reports import as_csv
 from minikits.resampling import resample
 from minikits.scans import Scan, find_scans
+from minikits.trust import as_entry, entropy, findings_of, rows
 from minikits.volumes import Volume
 
 WINDOWS_OF_THE_MEDIAN = 27  # of a scan of KiTS19's median shape, with the paper's patch
@@ -52,6 +54,7 @@ class Work:
 
     arguments: argparse.Namespace
     ready: Ready
+    ranges: list[dict[str, list[float]]]  # what each network was trained on
     edited: set[str]  # names of masks that stay as they are
     stop: list[int]  # signals that were noted
     device_turn: Lock = field(default_factory=Lock)
@@ -107,7 +110,10 @@ def predict(arguments: argparse.Namespace, noted: list[int]) -> list[str]:
         windows=windows_of(waiting, mirroring=not arguments.no_mirroring),
         say=say,
     )
-    work = Work(arguments, ready, plan.edited, noted)
+    ranges = [member.ranges for member in members]
+    work = Work(arguments, ready, ranges, plan.edited, noted)
+    if rank == 0:
+        keep_table_if_possible(arguments.out)  # less the masks that are gone
 
     stamps = {}
     try:
@@ -116,6 +122,7 @@ def predict(arguments: argparse.Namespace, noted: list[int]) -> list[str]:
     finally:
         if rank == 0:
             keep_stamps_if_possible(arguments.out, plan.record, stamps)
+            keep_table_if_possible(arguments.out)
     if rank != 0:
         return failed
     are_labelled = all(case.labels for case in found.cases)
@@ -160,8 +167,9 @@ def predict_scans(scans: list[Scan], work: Work, stamps: dict[str, dict]) -> lis
 
 def predict_scan(scan: Scan, work: Work) -> tuple[str, dict]:
     """Writes a scan's mask, unless one that was edited stays, and its probabilities if wanted.
-    Returns the volumes, in a line, and the stamps of scan and mask."""
+    Returns what was found, in a line, and what prediction.json is to say of scan and mask."""
     volume, scan_stamp = read_scan(scan, work)
+    own_masks = []
     keep_probabilities = None
     if work.arguments.probabilities:
         keep_probabilities = partial(write_probabilities, scan, volume)
@@ -172,16 +180,23 @@ def predict_scan(scan: Scan, work: Work) -> tuple[str, dict]:
         [work.ready.networks[number] for number in scan.networks],
         mirroring=not work.arguments.no_mirroring,
         on_window=watch(scan.id, work.stop),
+        on_mask=own_masks.append if len(scan.networks) > 1 else None,
         on_probabilities=keep_probabilities,
         device_turn=work.device_turn,  # one scan's probabilities at a time, until they are labels
     )
 
-    stamps = {"scan": scan_stamp}
+    ranges = [work.ranges[number] for number in scan.networks]
+    found = findings_of(volume, labels, own_masks, work.ready.recipe, ranges)
+    if found.unlike_training:
+        say(f"warning: {scan.path}: unlike the training data: {'; '.join(found.unlike_training)}")
+
+    stamps = {"scan": scan_stamp, "findings": as_entry(found)}
     if scan.mask.name not in work.edited:
-        with named_if_not_written(scan.mask), noted_mask(scan.mask, scan_stamp) as built:
+        noted = noted_mask(scan.mask, scan_stamp, as_entry(found))
+        with named_if_not_written(scan.mask), noted as built:
             write_labels(built, labels, volume)
         stamps["mask"] = stamp(scan.mask, contents=True)
-    return volumes_of(labels, volume.voxel_mm3), stamps
+    return found.line(), stamps
 
 
 # --- what the command line says -------------------------------------------------------------------
@@ -222,7 +237,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--probabilities",
         action="store_true",
-        help="of kidney and tumor, into OUT/probabilities",
+        help="of kidney and tumor, and their entropy, into OUT/probabilities",
     )
     parser.add_argument(
         "--cross-validation", action="store_true", help="each case by networks that held it out"
@@ -297,11 +312,16 @@ def read_scan(scan: Scan, work: Work) -> tuple[Volume, dict]:
 
 
 def write_probabilities(scan: Scan, volume: Volume, probabilities: torch.Tensor) -> None:
-    """(K, Z, Y, X), resampled -> a file for each structure on the scan's own grid: bytes, which the
-    header's slope makes 0 to 1."""
-    for structure, path in scan.probabilities.items():
-        coarse = probabilities[CLASSES.index(structure)].cpu().numpy()
-        native = resample(coarse, volume.voxels.shape, label_orders(volume.spacing_mm))
+    """(K, Z, Y, X), resampled -> a file for each structure, and one of the entropy, on the scan's
+    own grid: bytes, which the header's slope makes 0 to 1."""
+    for what, path in scan.probabilities.items():
+        if what == "entropy":
+            coarse = entropy(probabilities)
+        else:
+            coarse = probabilities[CLASSES.index(what)]
+        native = resample(
+            coarse.cpu().numpy(), volume.voxels.shape, label_orders(volume.spacing_mm)
+        )
         with named_if_not_written(path):
             write_labels(path, np.rint(255 * native), volume, slope=1 / 255)
 
@@ -313,13 +333,6 @@ def named_if_not_written(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error}); is the disk full?") from None
-
-
-def volumes_of(labels: np.ndarray, voxel_mm3: float) -> str:
-    """Kidney and tumor in ml, in a line."""
-    kidney_ml = np.count_nonzero(labels == 1) * voxel_mm3 / 1000
-    tumor_ml = np.count_nonzero(labels == 2) * voxel_mm3 / 1000
-    return f"kidney {kidney_ml:.0f} ml, tumor {tumor_ml:.0f} ml"
 
 
 def failure(scan: Scan, error: Exception) -> str:
@@ -425,6 +438,20 @@ def keep_stamps_if_possible(out: Path, record: dict, stamps: dict[str, dict]) ->
         keep_stamps(out, record, stamps)
     except OSError as error:
         print(f"warning: {out}: prediction.json does not say how the masks look ({error})")
+
+
+def keep_table_if_possible(out: Path) -> None:
+    """prediction.csv says in a row a mask what prediction.json says; that it cannot be written is a
+    warning. Where there is no mask yet, there is none."""
+    path = out / "prediction.csv"
+    of_masks = rows(read_record(out)["scans"])
+    try:
+        if of_masks:
+            write_text(path, as_csv(of_masks))
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        print(f"warning: {path}: not written ({error}); prediction.json says the same")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The networks of one run or several that are averaged: who they are, and that they see alike."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from minikits.checkpoints import (
     load_network,
     sum_of_weights,
 )
+from minikits.familiar import ranges_in
 from minikits.recipe import Recipe
 
 SHARED = ("spacing_mm", "window_hu", "mean_hu", "sd_hu", "patch")  # what averaged networks share
@@ -31,6 +33,7 @@ class Member:
     weights: str  # a sum of them
     trained_on: frozenset[str]  # ids of cases, those of ancestors (train.py --init) too
     held_out: frozenset[str]  # ids of cases that it did not see, by name
+    ranges: dict[str, list[float]]  # of the cases it was trained on: minikits.familiar
 
     def as_record(self) -> dict:
         """What prediction.json says of it."""
@@ -47,7 +50,7 @@ class Member:
 
 
 def load_networks(
-    runs: list[Path], folds: list[str] | None = None
+    runs: Sequence[Path], folds: Sequence[int | str] | None = None
 ) -> tuple[list[Member], Recipe, list[str]]:
     """The networks of these run folders, the recipe that they share, and lines on them. They stay
     in the computer's memory, and go to the device in turn. ValueError for networks that see images
@@ -108,6 +111,7 @@ def _as_member(checkpoint: dict, path: Path) -> Member:
         weights=sum_of_weights(network.state_dict()),
         trained_on=trained_on,
         held_out=frozenset(id for id in held_out if isinstance(id, str)) - trained_on,
+        ranges=ranges_in(checkpoint),
     )
 
 

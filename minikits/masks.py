@@ -110,6 +110,7 @@ def _decide(scan: Scan, job: Job, earlier: dict | None, overwrite: bool) -> Deci
         outdated = not (same_scan and _is_read_so(earlier, job))
         if scan.mask.exists() and not outdated:  # it stays until the new one is there
             entry["mask"] = earlier["mask"]
+            entry["findings"] = earlier.get("findings")
         return Decision(scan, entry, outdated=outdated)
 
     problem = _problem_of_mask(scan, earlier, same_scan)
@@ -129,6 +130,7 @@ def _entry_before(scan: Scan, job: Job) -> dict:
         "assume_spacing": job.assume_spacing,
         "scan": stamp(scan.path),
         "mask": None,
+        "findings": None,
     }
 
 

@@ -25,6 +25,7 @@ from minikits.volumes import (
     orientation,
 )
 
+ARRAY = Path("array")  # what stands for the path of an image that lies in no file
 MAX_VOXELS = 2_000_000_000
 LONGEST_AXIS = (1 << 15) - 1  # more does not fit into a mask's header
 LAST_OFFSET = 1 << 28  # of the first voxel's byte
@@ -53,14 +54,42 @@ def read_volume(
     dropped).
     """
     volume = _read_framed(Path(path), affine, assume_spacing, max_voxels)
+    _check_magnitude(volume)
+    return volume
 
+
+def volume_of_array(voxels: np.ndarray, affine: np.ndarray) -> Volume:
+    """An image that lies in no file: an array of three axes in whatever order, and the affine from
+    its voxel (i, j, k) to mm R A S, as nibabel gives them. It is read and refused as a file of
+    these is; its path, for messages, is "array"."""
+    voxels, affine = np.asarray(voxels), np.asarray(affine, dtype=np.float64)
+    if voxels.ndim != 3 or voxels.dtype.kind not in "iuf" or voxels.size == 0:
+        raise ValueError(
+            f"{ARRAY}: shape {voxels.shape} of {voxels.dtype} found, wanted three axes of real numbers"
+        )
+    if affine.shape != (4, 4) or max(voxels.shape) > LONGEST_AXIS:
+        raise ValueError(
+            f"{ARRAY}: shape {voxels.shape} with an affine of shape {affine.shape} found, wanted "
+            f"(4, 4) and at most {LONGEST_AXIS} voxels along an axis"
+        )
+
+    header = nib.Nifti1Header()
+    header.set_data_shape(voxels.shape)
+    header.set_sform(affine, "aligned")
+    header["pixdim"][1:4] = nib.affines.voxel_sizes(affine)
+    volume = _framed(ARRAY, voxels, header, None, None)
+    _check_magnitude(volume)
+    return volume
+
+
+def _check_magnitude(volume):
+    """Refuses an image with values that no CT has."""
     low, high = volume.voxels.min(), volume.voxels.max()
     if low < -MAX_MAGNITUDE or high > MAX_MAGNITUDE:
         raise ValueError(
-            f"{path}: values from {low:g} to {high:g} found, wanted HU, none beyond "
+            f"{volume.path}: values from {low:g} to {high:g} found, wanted HU, none beyond "
             f"{MAX_MAGNITUDE}; are these fill values? set them to -1024 (air)"
         )
-    return volume
 
 
 def read_labels(
@@ -111,10 +140,15 @@ def _no_labels(voxels):
     return ", ".join(shown)
 
 
-@np.errstate(all="ignore")  # an overflow is found among the voxels or in the affine
 def _read_framed(path, affine, assume_spacing, max_voxels):
     """A Volume of finite real numbers, scaled as the header says, turned to the canonical axes."""
     stored, header = _read(path, max_voxels)
+    return _framed(path, stored, header, affine, assume_spacing)
+
+
+@np.errstate(all="ignore")  # an overflow is found among the voxels or in the affine
+def _framed(path, stored, header, affine, assume_spacing):
+    """The Volume of stored voxels and their header, which may be changed."""
     try:
         slope, intercept = _slope_and_intercept(header)
         frame = choose_frame(header, affine, assume_spacing)
@@ -168,8 +202,13 @@ def write_labels(path: str | Path, labels: np.ndarray, like: Volume, *, slope: f
             f"{path}: labels of shape {labels.shape}, wanted {like.voxels.shape}, "
             f"that of {like.path}"
         )
+    _write(path, in_stored_axes(labels, like), like.header, slope)
+
+
+def in_stored_axes(labels: np.ndarray, like: Volume) -> np.ndarray:
+    """(Z, Y, X) labels -> the same in the axes, (i, j, k), of the file or array that `like` is of."""
     back = ornt_transform(CANONICAL, orientation(like.affine))
-    _write(path, apply_orientation(labels, back), like.header, slope)
+    return apply_orientation(labels, back)
 
 
 def write_image(path: str | Path, voxels: np.ndarray, spacing_mm: Sequence[float]) -> None:

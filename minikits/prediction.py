@@ -17,6 +17,7 @@ from torch import nn
 from minikits.paper import CLASSES, WINDOW_SD, WINDOW_STEP
 from minikits.preprocessing import labels_on_native_grid, prepare_image
 from minikits.recipe import Recipe
+from minikits.resampling import largest
 from minikits.volumes import Volume
 
 FLIPS = [(), (2,), (1,), (1, 2), (0,), (0, 2), (0, 1), (0, 1, 2)]  # axes of the 8 mirror images
@@ -47,14 +48,15 @@ def segment_volume(
     precision: torch.dtype = torch.float32,
     at_once: int = AT_ONCE,
     on_window: Callable | None = None,
+    on_mask: Callable | None = None,
     on_probabilities: Callable | None = None,
     device_turn: AbstractContextManager | None = None,
 ) -> np.ndarray:
     """(Z, Y, X) uint8 labels of a scan in HU, on its own grid: 0 background, 1 kidney, 2 tumor.
 
-    The networks, in eval mode, are of this recipe; device, precision, at_once and on_window are
-    those of `predict_probabilities`. on_probabilities is given what that returned, before it is
-    gone.
+    The networks, in eval mode, are of this recipe; device, precision, at_once, on_window and
+    on_mask are those of `predict_probabilities`. on_probabilities is given what that returned,
+    before it is gone.
     device_turn: a lock, held while the device works, for threads with a scan each. ValueError where
     probabilities come out as NaN or infinite."""
     image = prepare_image(volume, recipe)
@@ -69,6 +71,7 @@ def segment_volume(
             precision=precision,
             at_once=at_once,
             on_window=on_window,
+            on_mask=on_mask,
         )
         labels = labels_on_native_grid(probabilities, volume)
         if on_probabilities:
@@ -89,13 +92,16 @@ def predict_probabilities(
     precision: torch.dtype = torch.float32,
     at_once: int = AT_ONCE,
     on_window: Callable | None = None,
+    on_mask: Callable | None = None,
 ) -> torch.Tensor:
     """(Z, Y, X) normalised image -> (K, Z, Y, X) float32 on `device` (default: the networks'): the
     mean softmax of all networks. One network's own are those of a list that holds it alone.
 
     An image smaller than the patch is padded with 0 on both sides. precision: the convolutions'
     dtype. at_once: how many windows a network sees together. on_window(done, of) is told the
-    windows done, in fractions where they are mirrored; what it raises ends the prediction. A
+    windows done, in fractions where they are mirrored; what it raises ends the prediction.
+    on_mask(mask) is given each network's own mask, (Z, Y, X) uint8, to rounding; the result is the
+    same to the bit with it or without. A
     network on another device comes for its turn and goes back, also when its turn fails; one in
     training mode gives its finest head."""
     device = device or _device_of(networks[0])
@@ -111,12 +117,16 @@ def predict_probabilities(
     total = torch.zeros((len(CLASSES), *padded.shape), device=device)
     done = 0
     for network in networks:
+        before = total.clone() if on_mask else None
         with _lent(network, device):
             for group in _groups(looks, at_once):
                 _add_looks(total, network, padded, group, weight, precision)
                 done += len(group)
                 if on_window:
                     on_window(done / len(flips), len(networks) * len(windows))
+        if on_mask and before is not None:
+            on_mask(_own_mask(total, before, sides))
+        del before  # it takes as much memory as the result will
 
     total /= _weight_of_looks(looks, weight, padded.shape) * len(networks)
     return F.pad(total, [-side for side in sides])
@@ -184,6 +194,17 @@ def _padding(shape: Sequence[int], patch: Sequence[int]) -> list[int]:
 
 
 # --- one network ----------------------------------------------------------------------------------
+
+
+def _own_mask(total: torch.Tensor, before: torch.Tensor, sides: list[int]) -> np.ndarray:
+    """(Z, Y, X) uint8: the classes by what one network added to `total` (K, Z, Y, X), less the
+    padding; a tie goes to any of them, as the differences are rounded. Slice by slice, since of all
+    at once they would take much memory."""
+    slices = []
+    for now, then in zip(total.unbind(dim=1), before.unbind(dim=1)):
+        slices.append(largest(now - then))
+    mask = F.pad(torch.stack(slices), [-side for side in sides])
+    return mask.cpu().numpy()
 
 
 def _groups(looks: list[Look], at_once: int) -> list[list[Look]]:
@@ -284,7 +305,7 @@ def window_bytes(
 def scan_bytes(shape: Sequence[int], recipe: Recipe) -> int:
     """The memory that `predict_probabilities` takes for an image of this shape, beside the network:
     float32 image, the same padded, weights, and K probabilities, twice while the padding is cut
-    off."""
+    off, and while a network adds to those of others."""
     padded = [max(size, side) for size, side in zip(shape, recipe.patch)]
     arrays = 1 + 1 + 1 + 2 * len(CLASSES)
     return int(4 * arrays * np.prod(padded, dtype=float))

@@ -1,7 +1,8 @@
 """prediction.json: of which scans and networks the masks beside it are.
 
 For each mask it keeps the case, the numbers of the networks behind it, how its scan was read, and
-what scan and mask looked like (bytes, time of change, a sum of the contents). While a run goes on a
+what scan and mask looked like (bytes, time of change, a sum of the contents), and what was found of
+it. While a run goes on a
 hidden note beside each of its masks says so; the next run takes those of one that was killed."""
 
 import hashlib
@@ -74,7 +75,10 @@ def _is_entry(entry: object, count: int) -> bool:
     for number in networks:
         if type(number) is not int or not 0 <= number < count:
             return False
-    return isinstance(entry.get("scan"), dict) and (mask is None or isinstance(mask, dict))
+    for told in (mask, entry.get("findings")):
+        if told is not None and not isinstance(told, dict):
+            return False
+    return isinstance(entry.get("scan"), dict)
 
 
 def as_record(job: Job, entries: dict[str, dict]) -> dict:
@@ -98,8 +102,8 @@ def write_record(out: Path, record: dict) -> None:
 
 
 def keep_stamps(out: Path, record: dict, stamps: dict[str, dict]) -> None:
-    """Adds to prediction.json what masks and scans look like: {mask's name: {"scan", "mask"}}, or
-    the notes of processes that gave no such."""
+    """Adds to prediction.json what masks and scans look like, and what was found: {mask's name:
+    {"scan", "mask", "findings"}}, or the notes of processes that gave no such."""
     noted = with_notes(out, record)["scans"]
     entries = {name: {**entry, **stamps.get(name, {})} for name, entry in noted.items()}
     write_record(out, {**record, "scans": entries})
@@ -111,14 +115,16 @@ def keep_stamps(out: Path, record: dict, stamps: dict[str, dict]) -> None:
 
 
 @contextmanager
-def noted_mask(mask: Path, scan_stamp: dict) -> Iterator[Path]:
-    """Where to write a mask, which is then put in its place. What it looks like is noted before it
-    is there: whenever the run is killed, it is known which masks are its own."""
+def noted_mask(mask: Path, scan_stamp: dict, findings: dict | None = None) -> Iterator[Path]:
+    """Where to write a mask, which is then put in its place. What it looks like, and what was found
+    of it, is noted before it is there: whenever the run is killed, it is known which masks are its
+    own."""
     folder = place_beside(mask)
     built = folder / mask.name
     try:
         yield built
-        note = {"scan": scan_stamp, "mask": stamp(built, contents=True)}
+        looks = stamp(built, contents=True)
+        note = {"scan": scan_stamp, "mask": looks, "findings": findings}
         write_text(_note_of(mask), json.dumps(note))
         os.replace(built, mask)
     finally:
@@ -138,7 +144,8 @@ def with_notes(out: Path, record: dict) -> dict:
 
 
 def _read_note(mask: Path) -> dict:
-    """{"scan", "mask"}: what they look like; {} where nothing, or of another file, is noted."""
+    """{"scan", "mask"}: what they look like, and "findings"; {} where nothing, or of another file,
+    is noted."""
     try:
         note = read_json(_note_of(mask))
     except ValueError:
@@ -152,7 +159,10 @@ def _read_note(mask: Path) -> dict:
 
 def _is_note(note: object) -> bool:
     """Whether a value has the form of a note."""
-    if not isinstance(note, dict) or note.keys() != {"scan", "mask"}:
+    if not isinstance(note, dict) or note.keys() | {"findings"} != {"scan", "mask", "findings"}:
+        return False
+    findings = note.get("findings")  # an earlier version noted none
+    if findings is not None and not isinstance(findings, dict):
         return False
     return isinstance(note["scan"], dict) and isinstance(note["mask"], dict)
 

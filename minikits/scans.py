@@ -10,7 +10,7 @@ from minikits.layouts import FOLDERS
 from minikits.paper import CLASSES
 from minikits.recipe import Recipe
 
-LONGEST_NAME = 230  # bytes of a mask's name, less .nii.gz and _kidney; file systems take 255
+LONGEST_NAME = 230  # bytes of a mask's name, less .nii.gz and _entropy; file systems take 255
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Scan:
 
     @property
     def probabilities(self) -> dict[str, Path]:
-        """Where those of each structure go."""
+        """Where those of each structure go, and how much they are in doubt."""
         return probabilities_beside(self.mask)
 
 
 def probabilities_beside(mask: Path) -> dict[str, Path]:
-    """{structure: its probabilities} of a mask OUT/NAME.nii.gz: OUT/probabilities/
+    """{structure, or "entropy": its file} of a mask OUT/NAME.nii.gz: OUT/probabilities/
     NAME_kidney.nii.gz."""
     stem = mask.name.removesuffix(".nii.gz")
     folder = mask.parent / "probabilities"
-    return {structure: folder / f"{stem}_{structure}.nii.gz" for structure in CLASSES[1:]}
+    return {what: folder / f"{stem}_{what}.nii.gz" for what in (*CLASSES[1:], "entropy")}
 
 
 def find_scans(

@@ -3,6 +3,7 @@ it is stopped."""
 
 import argparse
 import contextlib
+import csv
 import dataclasses
 import io
 import json
@@ -352,7 +353,7 @@ def test_probabilities_go_with_the_mask_that_was_deleted(run, tmp_path, here):
     here(*arguments)  # is not refused for files of its own
 
     left = {path.name for path in (tmp_path / "masks" / "probabilities").iterdir()}
-    assert left == {"b_kidney.nii.gz", "b_tumor.nii.gz"}
+    assert left == {"b_entropy.nii.gz", "b_kidney.nii.gz", "b_tumor.nii.gz"}
 
 
 @pytest.mark.parametrize("numbers", [[5], [-1], [True], "0"])
@@ -415,7 +416,7 @@ def test_the_keys_of_prediction_json_stay(scans, run, tmp_path, here):
         *("arch", "fold", "seed", "epoch", "epochs", "weights", "trained_on", "held_out")
     ]
     assert set(next(iter(told["scans"].values()))) == {
-        *("scan", "case", "mask", "networks", "affine", "assume_spacing")
+        *("scan", "case", "mask", "networks", "affine", "assume_spacing", "findings")
     }
 
 
@@ -664,6 +665,23 @@ def bytes_of(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.rglob("*.nii.gz"))}
 
 
+def test_the_entropy_is_that_of_the_averaged_probabilities(runs, small, tmp_path, here):
+    out, networks, _ = runs
+    scan = small / "phantom_2" / "imaging.nii.gz"
+    here(*quick(scan, tmp_path, out / "plain"), "--probabilities", "--folds", 1, 2)
+    volume = read_volume(scan)
+    both = [networks["plain", fold] for fold in (1, 2)]
+    p = predict_probabilities(both, prepare_image(volume, TINY), TINY, False).numpy()
+    coarse = -(p * np.log(p)).sum(axis=0) / np.log(3)
+
+    image = nib.load(next((tmp_path / "probabilities").glob("*_entropy.nii.gz")))
+
+    native = resample(coarse, volume.voxels.shape, label_orders(volume.spacing_mm))
+    assert np.abs(read_volume(image.get_filename()).voxels - native).max() < 0.5 / 255 + 1e-5
+    assert image.get_data_dtype() == np.uint8
+    assert 0.3 < native.max() <= 1
+
+
 def test_probabilities_that_lack_are_made_later(scans, run, tmp_path, here):
     given = ("--in", scans, "--model", run[0], *QUICK, "--out")
     here(*given, tmp_path / "at once", "--probabilities")
@@ -858,7 +876,7 @@ def test_probabilities_of_a_scan_that_wanted_an_option_are_not_made_without(run,
     assert "odd.nii.gz: has no probabilities yet, and was made with --affine sform" in said
     assert bytes_of(out) == before
     here(*given, "--probabilities", "--affine", "sform")
-    assert len(bytes_of(out)) == 3
+    assert len(bytes_of(out)) == 4
 
 
 @pytest.mark.parametrize(
@@ -1077,6 +1095,124 @@ def test_convolutions_of_a_gpu_in_bfloat16_are_checked(monkeypatch, device, prec
     assert torch.backends.cudnn.benchmark
 
 
+# --- what it says of a mask -----------------------------------------------------------------------
+
+
+def table_of(out):
+    with open(out / "prediction.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_is_found_of_each_mask_is_in_its_line_in_json_and_in_a_table(scans, tmp_path, here):
+    """Of two networks; the masks are what they are without any of it."""
+    networks = put_folds(tmp_path / "run", {"0": ((), ()), "1": ((), ())})
+    os.rename(scans / "b.nii.gz", scans / "b, of two.nii.gz")
+
+    said = here(*quick(scans, tmp_path / "masks", tmp_path / "run"))
+
+    found = table_of(tmp_path / "masks")
+    assert [row["mask"] for row in found] == ["a.nii.gz", "b, of two.nii.gz", "c.nii.gz"]
+    assert found[1]["case"] == "b, of two"
+    scan = scans / "b, of two.nii.gz"
+    mask = wanted_mask(list(networks.values()), scan)
+    own = [wanted_mask(network, scan) for network in networks.values()]  # on the networks' own grid
+    kidney, tumor = kits_dice(*own)
+    assert np.array_equal(voxels_of(tmp_path / "masks" / scan.name), mask)
+    assert float(found[1]["kidney_ml"]) == pytest.approx((mask == 1).sum() * 0.288)
+    assert float(found[1]["tumor_ml"]) == pytest.approx((mask == 2).sum() * 0.288)
+    assert float(found[1]["kidney_agreement"]) == pytest.approx(kidney, abs=1e-4)
+    assert float(found[1]["tumor_agreement"]) == pytest.approx(tumor, abs=1e-4)
+    assert found[1]["networks"] == "2"
+    assert found[1]["unlike_training"] == "not known"  # as checkpoints of earlier versions
+    assert f"; Dice between networks {100 * kidney:.1f} and {100 * tumor:.1f} (" in said
+    told = json.loads((tmp_path / "masks" / "prediction.json").read_text())["scans"]
+    assert told[scan.name]["findings"]["kidney_ml"] == float(found[1]["kidney_ml"])
+
+
+def test_one_network_agrees_with_nobody(scans, run, tmp_path, here):
+    said = here(*quick(scans / "a.nii.gz", tmp_path / "masks", run[0]))
+
+    (row,) = table_of(tmp_path / "masks")
+    assert (row["networks"], row["kidney_agreement"], row["tumor_agreement"]) == ("1", "", "")
+    assert "Dice between networks" not in said
+
+
+def test_rows_of_earlier_runs_stay_and_those_of_masks_that_are_gone_go(
+    scans, run, tmp_path, here, monkeypatch
+):
+    masks = tmp_path / "masks"
+    here(*quick(scans / "a.nii.gz", masks, run[0]))
+    (first,) = table_of(masks)
+    here(*quick(scans, masks, run[0]))
+    assert [row["mask"] for row in table_of(masks)] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert table_of(masks)[0] == first
+
+    here(*quick(scans, masks, run[0]))  # nothing is left to do
+    assert len(table_of(masks)) == 3
+
+    (masks / "b.nii.gz").unlink()
+    here(*quick(scans / "a.nii.gz", masks, run[0]))
+    assert [row["mask"] for row in table_of(masks)] == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_a_table_of_other_networks_masks_is_gone_before_the_first_of_the_new_ones(
+    scans, tmp_path, here, monkeypatch
+):
+    put_folds(tmp_path / "run", {"0": ((), ()), "1": ((), ())})
+    given = quick(scans, tmp_path / "masks", tmp_path / "run")
+    here(*given, "--folds", 0)
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("predict.predict_scan", killed)
+    monkeypatch.setattr("predict.keep_stamps_if_possible", killed)
+    with pytest.raises(KeyboardInterrupt):
+        here(*given, "--folds", 1, "--overwrite")
+
+    assert not (tmp_path / "masks" / "prediction.csv").exists()
+
+
+def test_a_scan_unlike_the_training_data_is_named_and_predicted(scans, tmp_path, here):
+    """Trained on thinner slices; a fold that saw scan b's kind too makes it familiar."""
+    thin, thick = {"spacing_z_mm": [1.0, 5.0]}, {"spacing_z_mm": [1.0, 8.0]}
+    for fold, ranges in enumerate((thin, thick)):
+        path = tmp_path / "run" / f"fold{fold}" / "checkpoint.pt"
+        put(path, fold=str(fold), seed=fold, training_ranges=ranges)
+    given = quick(scans / "b.nii.gz", tmp_path / "one", tmp_path / "run")
+
+    said = here(*given, "--folds", 0)
+    of_both = here(*quick(scans / "b.nii.gz", tmp_path / "both", tmp_path / "run"))
+
+    words = "spacing along Z, mm: 8, but 1 to 5 in training"
+    assert f"warning: {scans / 'b.nii.gz'}: unlike the training data: {words}\n" in said
+    assert [row["unlike_training"] for row in table_of(tmp_path / "one")] == [words]
+    assert "unlike the training data" not in of_both
+    assert [row["unlike_training"] for row in table_of(tmp_path / "both")] == [""]
+
+
+def test_masks_of_an_earlier_version_have_a_row_without_figures(scans, run, tmp_path, here):
+    masks = tmp_path / "masks"
+    here(*quick(scans / "a.nii.gz", masks, run[0]))
+    record = json.loads((masks / "prediction.json").read_text())
+    del record["scans"]["a.nii.gz"]["findings"]
+    (masks / "prediction.json").write_text(json.dumps(record))
+
+    said = here(*quick(scans / "a.nii.gz", masks, run[0]))
+
+    assert "1 of 1 scans has a mask already" in said
+    assert [(row["mask"], row["kidney_ml"]) for row in table_of(masks)] == [("a.nii.gz", "")]
+
+
+def test_a_table_that_cannot_be_written_costs_no_mask(scans, run, tmp_path, here):
+    (tmp_path / "masks" / "prediction.csv").mkdir(parents=True)
+
+    said = here(*quick(scans, tmp_path / "masks", run[0]))
+
+    assert f"warning: {tmp_path / 'masks' / 'prediction.csv'}: not written (" in said
+    assert len(bytes_of(tmp_path / "masks")) == 3
+
+
 # --- whose masks stay -----------------------------------------------------------------------------
 
 
@@ -1116,7 +1252,7 @@ def test_stale_masks_are_gone_before_prediction_json_names_other_networks(
         "--probabilities",
     )
     here(*given, "--folds", 0)
-    assert len(bytes_of(tmp_path / "masks")) == 9
+    assert len(bytes_of(tmp_path / "masks")) == 12
     there = []
 
     def killed(*arguments, **options):
@@ -1303,6 +1439,8 @@ def test_the_masks_of_a_killed_run_are_known_as_its_own(scans, run, tmp_path, he
 
     said = here(*given)
 
+    assert [row["mask"] for row in table_of(masks)] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert all(float(row["kidney_ml"]) > 0 for row in table_of(masks))
     assert "1 of 3 scans has a mask already" in said
     assert bytes_of(masks)["a.nii.gz"] == made
     assert len(bytes_of(masks)) == 3
@@ -1586,6 +1724,7 @@ def test_a_signal_ends_it_between_windows_with_nothing_half_written(
         said.splitlines()[-1] == "predict.py: stopped; run it again for the masks that are missing"
     )
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["prediction.json"]
+    assert not (tmp_path / "masks" / "prediction.csv").exists()
     monkeypatch.setattr("predict.watch", watch)
     assert "have a mask" not in here(*given)
 
@@ -1637,6 +1776,8 @@ def test_processes_share_the_scans_and_a_failure_stops_no_other(scans, run, tmp_
     assert printed.count("4 cases found") == 1
     assert len(bytes_of(tmp_path / "two")) == 3
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    assert len(table_of(tmp_path / "one")) == 3
+    assert table_of(tmp_path / "one") == table_of(tmp_path / "two")
     told = [
         json.loads((tmp_path / name / "prediction.json").read_text())["scans"]
         for name in ("one", "two")

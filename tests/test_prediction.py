@@ -567,3 +567,24 @@ def test_no_window_waits_for_a_gpu(networks):
         torch.cuda.set_sync_debug_mode("default")
 
     assert windows[-1] == 8
+
+
+@pytest.mark.parametrize("shape", [(20, 40, 33), (9, 17, 32)], ids=["windows", "padded"])
+def test_each_networks_own_mask_is_told_and_the_result_stays_to_the_bit(shape):
+    """As of each network alone, but where rounding decides; padding is left out. (Of residual
+    networks that are not trained many voxels are ties.)"""
+    torch.manual_seed(0)
+    networks = [build_unet("plain", TINY).eval() for _ in range(3)]
+    image = torch.randn(shape)
+    masks = []
+
+    without = predict_probabilities(networks, image, TINY, False)
+    told = predict_probabilities(networks, image, TINY, False, on_mask=masks.append)
+
+    assert torch.equal(told, without)
+    assert len(masks) == 3
+    for network, mask in zip(networks, masks):
+        alone = predict_probabilities([network], image, TINY, False).argmax(dim=0).numpy()
+        assert mask.dtype == np.uint8 and mask.shape == shape
+        assert (mask != alone).mean() < 1e-4
+    assert (masks[0] != masks[1]).mean() > 0.1
