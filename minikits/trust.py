@@ -59,8 +59,8 @@ def findings_of(
     voxel_ml = volume.voxel_mm3 / 1000
     kidney_agreement, tumor_agreement = agreement(own_masks)
     return Findings(
-        kidney_ml=round(np.count_nonzero(labels == 1) * voxel_ml, ML_DECIMALS),
-        tumor_ml=round(np.count_nonzero(labels == 2) * voxel_ml, ML_DECIMALS),
+        kidney_ml=round(float(np.count_nonzero(labels == 1) * voxel_ml), ML_DECIMALS),
+        tumor_ml=round(float(np.count_nonzero(labels == 2) * voxel_ml), ML_DECIMALS),
         kidney_components=count_components(labels > 0),
         tumor_components=count_components(labels == 2),
         networks=len(ranges),

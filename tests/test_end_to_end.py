@@ -163,6 +163,7 @@ def test_bad_scans_do_not_stop_the_good_ones(trained, phantoms, tmp_path):
     assert {path.name for path in (tmp_path / "masks").iterdir()} == {
         "good.nii.gz",
         "prediction.json",
+        "prediction.csv",
     }
     (scans / "bad.nii.gz").unlink()
     (scans / "good_0000.nii.gz").rename(scans / "good.nii.gz")
@@ -187,6 +188,7 @@ def test_kits19_names(trained, phantoms, tmp_path):
     assert {path.name for path in (tmp_path / "masks").iterdir()} == {
         "prediction_00210.nii.gz",
         "prediction.json",
+        "prediction.csv",
     }
     assert "case_00210" in run_script(
         "evaluate.py", "--pred", tmp_path / "masks", "--ref", tmp_path / "kits"

@@ -191,7 +191,7 @@ def test_odd_names_and_places(model, phantoms, tmp_path):
     assert {path: after[path] for path in before} == before
     assert after.keys() - before.keys() == {
         tmp_path / "masks" / name
-        for name in ("prediction.json", *(f"{name}.nii.gz" for name in names))
+        for name in ("prediction.json", "prediction.csv", *(f"{name}.nii.gz" for name in names))
     }
     for inside in (scans, scans / ".." / scans.name):
         said = run_script("predict.py", "--in", scans, "--out", inside, "--model", model, expect=2)
