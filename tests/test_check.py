@@ -10,6 +10,7 @@ import pytest
 from nibabel.affines import voxel_sizes
 
 from minikits import check
+from minikits.check import Checked
 from minikits.facts import (
     LOWEST_HU,
     CaseFacts,
@@ -24,7 +25,7 @@ from minikits.facts import (
     pooled,
     regions_of,
 )
-from minikits.findings import findings_of, kidneys_of, stored_otherwise
+from minikits.findings import Finding, findings_of, kidneys_of, stored_otherwise
 from minikits.nifti import read_labels, write_image
 from minikits.reading import Reading
 
@@ -292,6 +293,17 @@ def test_label_files_that_are_stored_otherwise_are_named():
     assert stored_otherwise([case_of()]) is None
 
 
+def test_the_worst_cases_are_those_of_most_findings():
+    cases = [case_of("usual"), case_of("once"), case_of("twice")]
+    finding = Finding("hu", "mean of kidney and tumor 20 HU")
+
+    checked = Checked(
+        Path("data"), cases, {"once": [finding], "twice": [finding, finding]}, [], 1.0
+    )
+
+    assert [facts.id for facts in checked.worst] == ["twice", "once"]
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -442,7 +454,7 @@ def test_the_worst_are_drawn_and_no_others(run, data):
 
     page = Path("report/index.html").read_text()
     assert re.findall(r'<img src="([^"]+)" alt="([^"]+)"', page) == [
-        ("worst_01.png", "case_00001")  # two reasons, and the first of those that have two
+        ("worst_01.png", "case_00001")  # two reasons, as the others, and it comes first
     ]
 
 
