@@ -11,6 +11,7 @@ from minikits.folds import excluded_ids, five_folds, read_folds
 from minikits.layouts import (
     CaseFile,
     Seen,
+    check_description,
     id_of_labels,
     kits19_kind,
     look_into,
@@ -176,8 +177,10 @@ def training_cases(folder: str | Path, recipe: Recipe) -> list[Case]:
 
 def look_for_training_cases(folder: str | Path, recipe: Recipe) -> Found:
     """The labelled cases of a folder less those the recipe leaves out. ValueError where labels have
-    no image, since without such a case the folds are others, and where nothing is labelled."""
+    no image, since without such a case the folds are others, where nothing is labelled, and where
+    nnU-Net's dataset.json says that labels are others than here."""
     found = look_for_cases(folder)
+    check_description(Path(folder))
     excluded = excluded_ids(recipe)
     cases, by_number, unlabelled, missing = [], [], [], []
     for case in found.cases:

@@ -1,9 +1,9 @@
 """What lies in a folder of scans, and which of it is a file of which case.
 
 Two layouts: KiTS19's (`case_00000/imaging.nii.gz`, `segmentation.nii.gz`) and a flat pair of
-folders (`images/NAME.nii.gz`, `labels/NAME.nii.gz`; a trailing `_0000` of an image's name is the
-channel that nnU-Net writes, and dropped). Hidden files and folders belong to neither. All else that
-looks like a case is named, with why it is left out."""
+folders (`images/NAME.nii.gz`, `labels/NAME.nii.gz`, or nnU-Net's `imagesTr/` and `labelsTr/`; a
+trailing `_0000` of an image's name is the channel that nnU-Net writes, and dropped). Hidden files
+and folders belong to neither. All else that looks like a case is named, with why it is left out."""
 
 import os
 import re
@@ -12,8 +12,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from minikits.files import read_json
+
 KITS19 = {"imaging": "image", "segmentation": "labels"}  # the files of a case's folder
-FOLDERS = {"images": "image", "labels": "labels"}  # of the other layout
+FOLDERS = {  # of the other layout; the latter two are nnU-Net's
+    "images": "image",
+    "labels": "labels",
+    "imagestr": "image",
+    "labelstr": "labels",
+}
 OTHER_FORMATS = (".hdr", ".img", ".mgz", ".mha", ".mhd", ".nrrd")  # of volumes too
 NAMED_AT_MOST = 20  # of what is left out, in one line
 LEVELS_DOWN = 3  # how far down a folder without cases is searched for NIfTI files
@@ -247,3 +254,59 @@ def some(names: Sequence[str]) -> str:
     if others > 0:
         shown += f" and {others} more"
     return shown
+
+
+# --- nnU-Net's dataset.json -----------------------------------------------------------------------
+
+
+def check_description(folder: Path) -> None:
+    """ValueError where the dataset.json of nnU-Net in a folder, if there is one, says that kidney is
+    not 1 or tumor not 2, that there is a third structure, or that a case has several images."""
+    path = folder / "dataset.json"
+    if not path.is_file():
+        return
+    description = read_json(path)
+    if not isinstance(description, dict):
+        return
+
+    channels = description.get("channel_names", description.get("modality", {}))
+    if len(channels) > 1:
+        raise ValueError(f"{path}: {len(channels)} images of a case, wanted one, a CT")
+
+    for name, values in _described_labels(path, description.get("labels", {})):
+        wanted = _wanted_value(name)
+        is_another = wanted is not None and values[0] != wanted
+        if is_another or values[-1] > 2:
+            shown = ", ".join(map(str, values))
+            raise ValueError(
+                f"{path}: {name} has label {shown}, wanted 0 (background), 1 (kidney), 2 (tumor) "
+                "and no others; write the label maps anew"
+            )
+
+
+def _described_labels(path: Path, labels: dict) -> list[tuple[str, list[int]]]:
+    """(name, values in ascending order) of each label: nnU-Net v2 has {name: value}, or of a region
+    {name: [values]}, nnU-Net v1 {"value": name}."""
+    described = []
+    try:
+        for name, value in labels.items():
+            if name.isdigit():
+                name, value = value, int(name)
+            values = value if isinstance(value, list) else [value]
+            described.append((str(name), sorted(map(int, values))))
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"{path}: labels {labels}, wanted {{name: value}}") from None
+    return [(name, values) for name, values in described if values]
+
+
+def _wanted_value(name: str) -> int | None:
+    """The value that a label of this name has here, the lowest of a region (a kidney with its tumor
+    is 1 and 2); None for a name that says nothing."""
+    name = name.lower()
+    if "tumor" in name or "tumour" in name:
+        return 2
+    if "kidney" in name:
+        return 1
+    if name == "background":
+        return 0
+    return None

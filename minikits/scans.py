@@ -96,7 +96,9 @@ def _check_apart(source: Path, out: Path, found: Found) -> None:
                 places.add(path.resolve().parent)  # where it is a link, where it leads
 
     above = out.resolve().parent
-    beside_images = out.name.lower() in FOLDERS and source.resolve() in (above, above / "images")
+    given = source.resolve()
+    whole_or_images = given == above or (given.parent == above and given.name.lower() in FOLDERS)
+    beside_images = out.name.lower() in FOLDERS and whole_or_images
     if out.resolve() in places or beside_images:
         raise ValueError(
             f"{out}: scans or labels lie there; choose another folder for the masks with --out"

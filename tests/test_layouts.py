@@ -1,13 +1,16 @@
 """Which files belong to a case, and what else looks like one: all of it is used or named."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 from conftest import link_to_nothing, touch
 
-from minikits.cases import find_cases, look_for_cases
+from minikits.cases import find_cases, look_for_cases, training_cases
+from minikits.paper import PAPER
+from minikits.scans import find_scans as find_scans_and_masks
 
 
 def find_scans(folder):
@@ -275,3 +278,101 @@ def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch, name):
     monkeypatch.setattr(Path, "iterdir", iterdir)
 
     assert lines(tmp_path) == [f"{name} (cannot be listed: {os.strerror(errno.EACCES)})"]
+
+
+# nnU-Net's raw folder: imagesTr/, labelsTr/, dataset.json
+
+
+def raw_folder(folder, **description):
+    """One of two cases, and a test scan beside them."""
+    touch(folder, "imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii.gz", "imagesTs/c_0000.nii.gz")
+    touch(folder, "labelsTr/a.nii.gz", "labelsTr/b.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+V2 = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "kidney": 1, "tumor": 2},
+    "numTraining": 2,
+    "file_ending": ".nii.gz",
+}
+V1 = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "Kidney", "2": "Tumor"}}
+
+
+def test_nnunets_raw_folder_is_a_pair_too(tmp_path):
+    found = look_for_cases(raw_folder(tmp_path, **V2))
+
+    assert names(found.cases) == [
+        ("a", "a_0000.nii.gz", "a.nii.gz"),
+        ("b", "b_0000.nii.gz", "b.nii.gz"),
+    ]
+    assert found.left_out == [f"imagesTs/c_0000.nii.gz ({STRANGE_NAME})"]
+    assert find_scans(tmp_path / "imagesTs") == ["c"]
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        V2,
+        V1,
+        {"labels": {"background": 0, "kidney": 1, "kidney tumour": 2}},
+        {"labels": {"background": 0, "whole kidney": [1, 2], "kidney_tumor": [2]}},
+        {"labels": {"background": 0, "organ": 1, "lesion": 2}},
+        {"name": "of another program"},
+    ],
+)
+def test_a_dataset_json_with_the_labels_of_here_is_believed(tmp_path, description):
+    raw_folder(tmp_path, **description)
+
+    assert [case.id for case in training_cases(tmp_path, PAPER)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "complaint"),
+    [
+        ({"background": 0, "tumor": 1, "kidney": 2}, "tumor has label 1, wanted 0"),
+        ({"0": "background", "1": "Tumor", "2": "Kidney"}, "Tumor has label 1, wanted 0"),
+        ({"kidney": 1, "tumor": 2, "cyst": 3}, "cyst has label 3, wanted 0"),
+        (
+            {"background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2},
+            "kidney has label 1, 2, 3, wanted 0",
+        ),
+    ],
+)
+def test_labels_that_dataset_json_says_are_others_are_refused(tmp_path, labels, complaint):
+    raw_folder(tmp_path, labels=labels)
+
+    with pytest.raises(ValueError, match=rf"dataset\.json: {complaint}") as refused:
+        training_cases(tmp_path, PAPER)
+
+    assert "0 (background), 1 (kidney), 2 (tumor) and no others" in str(refused.value)
+
+
+def test_several_images_of_a_case_are_refused(tmp_path):
+    raw_folder(tmp_path, channel_names={"0": "CT", "1": "PET"})
+
+    with pytest.raises(ValueError, match=r"dataset\.json: 2 images of a case, wanted one"):
+        training_cases(tmp_path, PAPER)
+
+
+def test_labels_of_no_known_form_are_refused(tmp_path):
+    raw_folder(tmp_path, labels={"kidney": "one"})
+
+    with pytest.raises(ValueError, match=r"labels .*one.*, wanted \{name: value\}"):
+        training_cases(tmp_path, PAPER)
+
+
+def test_a_dataset_json_that_is_no_object_is_of_another_program(tmp_path):
+    raw_folder(tmp_path)
+    (tmp_path / "dataset.json").write_text("[1, 2]")
+
+    assert len(training_cases(tmp_path, PAPER)) == 2
+
+
+@pytest.mark.parametrize("source", [".", "imagesTr"])
+def test_nnunets_labels_are_no_place_for_masks(tmp_path, source):
+    raw_folder(tmp_path, **V2)
+
+    with pytest.raises(ValueError, match="scans or labels lie there"):
+        find_scans_and_masks(tmp_path / source, tmp_path / "labelsTr", [], PAPER)
