@@ -39,6 +39,8 @@ class Commands:
         self.gpus = {}
         self.status = {}  # of those that fail
         self.at_once = self.most_at_once = 0
+        self.busy = []  # GPUs, at this moment
+        self.shared_gpu = False
         self.lock = threading.Lock()
         self.seconds = 0.0
 
@@ -49,12 +51,15 @@ class Commands:
             self.words[name], self.gpus[name] = words, gpu
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
+            self.shared_gpu |= gpu in self.busy
+            self.busy.append(gpu)
         time.sleep(self.seconds)
         status = self.status.get(name, 0)
         if status == 0:
             self.leave(name)
         with self.lock:
             self.at_once -= 1
+            self.busy.remove(gpu)
         return status
 
     def name_of(self, words):
@@ -231,6 +236,7 @@ def test_several_gpus_each_have_a_training(reproduce, commands):
     assert sorted(commands.names[1:16]) == sorted(TRAININGS)
     assert {commands.gpus[name] for name in TRAININGS} == {"0", "3"}
     assert commands.most_at_once == 2
+    assert not commands.shared_gpu
 
 
 def test_a_training_that_fails_is_named_when_the_others_are_done(reproduce, commands):
