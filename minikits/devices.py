@@ -194,7 +194,7 @@ def keep_on_device(cases: list, device: torch.device, room: float) -> list:
     """The prepared cases in an NVIDIA GPU's memory where that has room (bytes); else as they are,
     memory-mapped. What is drawn of them is the same."""
     size = sum(case.image.nbytes + case.labels.nbytes for case in cases)
-    if device.type != "cuda" or size > room:
+    if device.type in ("cpu", "mps") or size > room:  # an Apple GPU's batches are drawn on the CPU
         return cases
     return [
         replace(case, image=case.image.to(device), labels=case.labels.to(device)) for case in cases
