@@ -1,9 +1,8 @@
-# A CPU image: docker build -t minikits . (docs/using.md); for a GPU, another index of PyTorch's wheels
+# docker build -t minikits . (docs/using.md); TORCH_INDEX: where pip finds torch, if not where it looks of itself
 FROM python:3.12-slim
+ARG TORCH_INDEX
 WORKDIR /minikits
-COPY constraints.txt ./
-RUN pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu "$(grep '^torch==' constraints.txt)"
 COPY . .
-RUN pip install --no-cache-dir --constraint constraints.txt --editable '.[figures]'
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url $TORCH_INDEX} --constraint constraints.txt --editable '.[figures]'
 ENTRYPOINT ["python"]
 CMD ["predict.py", "--help"]

@@ -54,14 +54,13 @@ from minikits.fast import for_training
 from minikits.files import (
     claim,
     forgiving_output,
-    read_json,
     typed_path,
     write_text,
 )
 from minikits.nifti import read_spacing
-from minikits.paper import ARCHITECTURES, DEMO, PAPER, code_departures, recipe_from, run_departures
+from minikits.paper import ARCHITECTURES, code_departures, run_departures
 from minikits.paper import departures as recipe_departures
-from minikits.reading import add_frame_options
+from minikits.reading import add_frame_options, chosen_recipe
 from minikits.recipe import Recipe
 from minikits.reports import draw_curve, write_log
 from minikits.sampling import PreparedCase, draw_batch
@@ -274,8 +273,9 @@ def set_up(arguments: Namespace, recipe: Recipe) -> Machine:
     """The Machine: what computes, in which format, and beside how many."""
     device = pick_device(arguments.device)
     precision = pick_precision(arguments.precision, device)
-    if doubt_about(device):
-        print(doubt_about(device), flush=True)
+    doubt = doubt_about(device)
+    if doubt:
+        print(doubt, flush=True)
     torch.backends.cudnn.benchmark = True  # shapes are fixed
     exact_float32()
     if arguments.deterministic:
@@ -301,15 +301,6 @@ def memory_beside_a_step(run: Run, machine: Machine) -> Room:
 
 def silent(*_: object, **__: object) -> None:
     """Takes what other processes than the first would print."""
-
-
-def chosen_recipe(name: str) -> Recipe:
-    """The paper's, the demo's, or the one in a JSON file."""
-    if name == "paper":
-        return PAPER
-    if name == "demo":
-        return DEMO
-    return recipe_from(read_json(typed_path(name)), source=name)
 
 
 def claim_run(run: Path) -> None:

@@ -29,8 +29,9 @@ from minikits.cases import prepare
 from minikits.checkpoints import load_checkpoint
 from minikits.devices import note_signals
 from minikits.evaluation import SCORES
-from minikits.files import forgiving_output, read_json, typed_path, write_text
-from minikits.paper import ARCHITECTURES, DEMO, FOLDS, PAPER, TABLE_1, recipe_from
+from minikits.files import forgiving_output, typed_path, write_text
+from minikits.paper import ARCHITECTURES, FOLDS, TABLE_1
+from minikits.reading import chosen_recipe
 from minikits.recipe import Recipe
 from minikits.reports import as_csv
 
@@ -117,15 +118,6 @@ def reproduce(arguments: argparse.Namespace, noted: list[int]) -> None:
 
 
 # --- the parts ------------------------------------------------------------------------------------
-
-
-def chosen_recipe(name: str) -> Recipe:
-    """The paper's, the demo's, or the one in a JSON file."""
-    if name == "paper":
-        return PAPER
-    if name == "demo":
-        return DEMO
-    return recipe_from(read_json(typed_path(name)), source=name)
 
 
 def run_folder(arguments: argparse.Namespace, arch: str, fold: int) -> Path:

@@ -1,12 +1,15 @@
-"""How files are read that `read_volume` would refuse: the options of the command line for it, the
-same for every script."""
+"""What scripts take alike from the command line: how files are read that `read_volume` would refuse,
+and which recipe."""
 
 import argparse
 import re
 from dataclasses import dataclass
 
+from minikits.files import read_json, typed_path
 from minikits.frames import SPACING_RANGE_MM
 from minikits.nifti import MAX_VOXELS
+from minikits.paper import DEMO, PAPER, recipe_from
+from minikits.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,12 @@ def voxel_count(text: str) -> int:
     if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: wanted a number of voxels, 1 or more")
     return int(text)
+
+
+def chosen_recipe(name: str) -> Recipe:
+    """The paper's, the demo's, or the one in a JSON file."""
+    if name == "paper":
+        return PAPER
+    if name == "demo":
+        return DEMO
+    return recipe_from(read_json(typed_path(name)), source=name)

@@ -1,6 +1,7 @@
 """What several tests share: small recipes, phantoms on disk, and the real data beside the checkout, if it is there."""
 
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -46,6 +47,15 @@ def with_probabilities(recipe, probability, **others):
         assert f"{name}_probability" in changes
         changes[f"{name}_probability"] = another
     return dataclasses.replace(recipe, **changes)
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """train.py as a module; a run folder may be taken again within this process."""
+    monkeypatch.syspath_prepend(ROOT)
+    module = importlib.import_module("train")
+    monkeypatch.setattr(module, "claim", lambda folder: None)
+    return module
 
 
 @pytest.fixture

@@ -23,15 +23,6 @@ SMALL = replace(TINY, patch=(8, 16, 16), epochs=1, batches_per_epoch=1)
 GOLDEN = ROOT / "tests" / "golden"
 
 
-@pytest.fixture
-def train(monkeypatch):
-    """train.py as a module; a run folder may be taken again within this process."""
-    monkeypatch.syspath_prepend(ROOT)
-    module = importlib.import_module("train")
-    monkeypatch.setattr(module, "claim", lambda folder: None)
-    return module
-
-
 @pytest.fixture(scope="module")
 def prepared(phantoms, tmp_path_factory):
     """A folder for runs that has the prepared cases already."""

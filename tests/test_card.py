@@ -1,13 +1,11 @@
 """The card beside a checkpoint, and how the software is cited."""
 
-import importlib
 import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 from conftest import ROOT, TINY
 
 import minikits
@@ -121,15 +119,6 @@ def test_a_card_names_the_network_that_it_began_with():
 
 
 # --- train.py writes it ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def train(monkeypatch):
-    """train.py as a module; a run folder may be taken again within this process."""
-    monkeypatch.syspath_prepend(ROOT)
-    module = importlib.import_module("train")
-    monkeypatch.setattr(module, "claim", lambda folder: None)
-    return module
 
 
 def run_training(train, data, out, *more, fold="0"):

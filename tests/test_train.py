@@ -36,15 +36,6 @@ SMALL = replace(
 ONE_BATCH = replace(SMALL, epochs=1, batches_per_epoch=1)
 
 
-@pytest.fixture
-def train(monkeypatch):
-    """train.py as a module; a run folder may be taken again within this process."""
-    monkeypatch.syspath_prepend(ROOT)
-    module = importlib.import_module("train")
-    monkeypatch.setattr(module, "claim", lambda folder: None)
-    return module
-
-
 @pytest.fixture(scope="module")
 def prepared(phantoms, tmp_path_factory):
     """A cache in which every case is prepared for SMALL."""

@@ -5,12 +5,15 @@ import doctest
 import importlib
 import importlib.util
 import inspect
+import math
 import re
 from textwrap import dedent
 
 import pytest
 import torch
 from conftest import ROOT
+
+from minikits.augmentation import change_geometry
 
 PAGE = ROOT / "docs" / "walkthrough.md"
 SCRIPT = ROOT / "docs" / "make_figures.py"
@@ -156,3 +159,28 @@ def test_the_layers_of_a_block_are_named_in_their_order(script):
 
     assert script.layers_of(block.body) == ["conv 3x3x3", "IN", "ReLU", "conv 3x3x3", "IN"]
     assert script.layers_of(block.skip) == ["conv 1x1x1", "IN"]
+
+
+def test_what_becomes_of_a_small_tumor_is_as_told():
+    """Of one voxel turned, and zoomed in and out; chapter 6 has the counts."""
+    generator = torch.Generator().manual_seed(0)
+    gone = {}
+
+    def draw(low, high):
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    for what, (least, most) in {"turned": (1, 1), "in": (0.7, 1), "out": (1, 1.4)}.items():
+        gone[what] = 0
+        for _ in range(200):
+            labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
+            labels[tuple(int(draw(14, 23)) for _ in range(3))] = 2
+            angles = (0.0, 0.0, 0.0)
+            if what == "turned":
+                angles = tuple(draw(-math.pi / 6, math.pi / 6) for _ in range(3))
+            scale = draw(least, most) if least < most else 1.0
+            _, moved = change_geometry(torch.zeros(40, 40, 40), labels, angles, scale)
+            gone[what] += not (moved == 2).any()
+
+    page = " ".join(PAGE.read_text().split())
+    assert f"in {gone['turned']} of 200 rotations it is gone" in page
+    assert f"of 200 zooms out in {gone['out']}, of 200 zooms in in {gone['in']};" in page
