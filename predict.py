@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -31,7 +31,7 @@ from minikits.doubts import doubts
 from minikits.ensemble import Member, load_networks
 from minikits.files import forgiving_output, typed_path, write_text
 from minikits.masks import Plan, plan_masks
-from minikits.nifti import read_volume, write_labels
+from minikits.nifti import MAX_VOXELS, read_volume, write_labels
 from minikits.paper import CLASSES
 from minikits.prediction import FLIPS
 from minikits.preprocessing import label_orders
@@ -41,7 +41,7 @@ from minikits.records import Job, keep_stamps, noted_mask, read_record, stamp
 from minikits.reports import as_csv
 from minikits.resampling import resample
 from minikits.scans import Scan, find_scans
-from minikits.trust import as_entry, entropy, findings_of, rows
+from minikits.trust import entropy, findings_of, rows
 from minikits.volumes import Volume
 
 WINDOWS_OF_THE_MEDIAN = 27  # of a scan of KiTS19's median shape, with the paper's patch
@@ -190,9 +190,10 @@ def predict_scan(scan: Scan, work: Work) -> tuple[str, dict]:
     if found.unlike_training:
         say(f"warning: {scan.path}: unlike the training data: {'; '.join(found.unlike_training)}")
 
-    stamps = {"scan": scan_stamp, "findings": as_entry(found)}
+    findings = asdict(found)
+    stamps = {"scan": scan_stamp, "findings": findings}
     if scan.mask.name not in work.edited:
-        noted = noted_mask(scan.mask, scan_stamp, as_entry(found))
+        noted = noted_mask(scan.mask, scan_stamp, findings)
         with named_if_not_written(scan.mask), noted as built:
             write_labels(built, labels, volume)
         stamps["mask"] = stamp(scan.mask, contents=True)
@@ -267,6 +268,8 @@ def scoring_command(arguments: argparse.Namespace, found: Found) -> str:
         words += ["--affine", arguments.affine]
     if arguments.assume_spacing:
         words += ["--assume-spacing", *arguments.assume_spacing]
+    if arguments.max_voxels != MAX_VOXELS:
+        words += ["--max-voxels", arguments.max_voxels]
     return shlex.join([str(word) for word in words])
 
 

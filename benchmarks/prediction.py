@@ -331,7 +331,7 @@ def measure_evaluate(tool, masks, references):
 
         scoring = partial(evaluate, masks, references, Reading(), allow_missing=True)
         (cases, _), figures = measure(scoring)
-        scores = [(scored.kidney, scored.tumor) for scored in cases]
+        scores = [(one.dice.kidney, one.dice.tumor) for one in cases.values()]
     else:
         scores, figures = measure(lambda: [kits19_dice(*map(voxels, pair)) for pair in pairs])
     for arrays in (list(map(voxels, pair)) for pair in pairs):

@@ -5,7 +5,7 @@ agree; in what the scan is unlike those they were trained on; and where they are
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -22,7 +22,7 @@ ML_DECIMALS, DICE_DECIMALS = 3, 4  # that are kept
 
 @dataclass(frozen=True)
 class Findings:
-    """What is said of a mask, as plain data; None: there is no such figure."""
+    """What is said of a mask, as prediction.json keeps it; None: there is no such figure."""
 
     kidney_ml: float  # without tumors
     tumor_ml: float
@@ -163,11 +163,6 @@ def _as_cell(unlike):
     if unlike is None:
         return "not known"
     return "; ".join(unlike)
-
-
-def as_entry(findings: Findings) -> dict:
-    """The findings as prediction.json keeps them."""
-    return asdict(findings)
 
 
 def _rounded(dice):

@@ -435,13 +435,14 @@ def test_a_cross_validation_ends_with_the_command_that_scores_its_masks(labelled
     put_folds(tmp_path / "run", {"0": (["c1"], ["c0"]), "1": (["c0"], ["c1"])})
     given = quick(labelled, tmp_path / "my masks", tmp_path / "run")
 
-    said = here(*given, "--cross-validation", *SFORM_AND_SPACING)
+    options = [*SFORM_AND_SPACING, "--max-voxels", "1000000"]
+    said = here(*given, "--cross-validation", *options)
 
     told, _, command = said.splitlines()[-1].partition(": ")
     assert told == "what they score, worst cases first"
     words = shlex.split(command)
     assert words[:2] == ["python", "evaluate.py"]
-    assert words[-7:] == ["--allow-missing", *SFORM_AND_SPACING]
+    assert words[-9:] == ["--allow-missing", *options]
     printed = run_script(ROOT / "evaluate.py", *words[2:], cwd=tmp_path)
     assert "2 cases found, 3 left out: c2 (no mask)" in printed
     assert (tmp_path / "report" / "index.html").exists()

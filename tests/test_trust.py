@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +17,6 @@ from minikits.reports import as_csv
 from minikits.trust import (
     Findings,
     agreement,
-    as_entry,
     count_components,
     entropy,
     findings_of,
@@ -119,7 +119,7 @@ def test_the_findings_of_one_network_that_tells_nothing_of_its_training():
 
     found = findings_of(volume, labels, [], PAPER, [{}])
 
-    assert as_entry(found) == {
+    assert asdict(found) == {
         "kidney_ml": 0.0,
         "tumor_ml": 0.0,
         "kidney_components": 0,
@@ -167,7 +167,7 @@ def test_a_row_of_prediction_csv_for_each_mask_that_is_finished():
     )
     entries = {
         "b.nii.gz": entry_with(None, case="of an earlier version"),
-        "a, b.nii.gz": entry_with(as_entry(findings), case="a, b"),
+        "a, b.nii.gz": entry_with(asdict(findings), case="a, b"),
         "failed.nii.gz": entry_with(None, mask=False),
     }
 
