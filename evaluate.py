@@ -10,11 +10,10 @@ from math import nan
 from pathlib import Path
 
 from minikits.cases import Case, Found, find_masks, look_for_cases
-from minikits.comparisons import Apart, draw_apart, draw_comparison, most_apart
+from minikits.comparisons import draw_apart, draw_comparison, most_apart
 from minikits.evaluation import (
     BOTH_EMPTY,
     CaseScores,
-    Comparison,
     compare,
     score_case,
     some,
@@ -31,6 +30,8 @@ from minikits.frames import check_same_grid
 from minikits.layouts import nifti_name
 from minikits.measures import (
     DICE_ALONE,
+    CaseLesions,
+    Measures,
     Wanted,
     add_measure_options,
     chosen_measures,
@@ -92,20 +93,15 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class System:
-    """A folder of masks that was scored, by case."""
+class Scored:
+    """A pair and what was found of it: Dice, what is wrong where that is low, and where they are
+    wanted surfaces and lesions."""
 
-    pairs: dict[str, Pair]
-    scores: dict[str, CaseScores]
-
-
-@dataclass(frozen=True, eq=False)
-class Labels:
-    """What a pair's files hold; or errors, a line each, for which it cannot be scored."""
-
-    mask: Volume | None
-    reference: Volume | None
-    errors: list[str]
+    pair: Pair
+    dice: CaseScores
+    mistakes: list[Mistake]
+    surfaces: Measures | None
+    lesions: CaseLesions | None
 
 
 def main() -> None:
@@ -133,6 +129,7 @@ def argument_parser() -> argparse.ArgumentParser:
         "--pred",
         type=typed_path,
         nargs="+",
+        action="extend",
         required=True,
         help="folders of masks; several are compared",
     )
@@ -188,7 +185,7 @@ def evaluate_all(arguments: argparse.Namespace) -> list[str]:
         if out and len(folders) > 1:
             out = out / name
         try:
-            system, lines = evaluate(
+            scored, lines = evaluate(
                 folder,
                 arguments.ref,
                 reading,
@@ -201,8 +198,8 @@ def evaluate_all(arguments: argparse.Namespace) -> list[str]:
             failed.append(str(error))
             continue
         failed += lines
-        if system.scores:
-            systems[name] = system
+        if scored:
+            systems[name] = scored
 
     if len(systems) > 1:
         try:
@@ -221,47 +218,39 @@ def evaluate(
     allow_missing: bool = False,
     below: float = BELOW,
     wanted: Wanted = DICE_ALONE,
-) -> tuple[System, list[str]]:
-    """Scores one folder of masks, and prints the table; then, if `out` is given, what is wrong in
-    the cases below a Dice, and writes it all there, with a picture per case. Returns the scores,
-    and a line for each mask or reference that cannot be used. ValueError or OSError where there is
-    nothing to score, or where masks or references are missing and may not be."""
+) -> tuple[dict[str, Scored], list[str]]:
+    """Scores one folder of masks, and prints the tables; then, if `out` is given, what is wrong in
+    the cases below a Dice, and writes it all there, with a picture per case. Returns {case: what was
+    found}, and a line for each mask or reference that cannot be used. ValueError or OSError where
+    there is nothing to score, or where masks or references are missing and may not be."""
     references = find_references(reference_folder)
     masks = find_mask_files(folder, references.labels)
     pairs, left_out = match(folder, masks, references, allow_missing)
 
     bound = below if out else 0.0  # what is wrong takes a moment to find
-    scores_by_case, mistakes, failed = score(pairs, reading, bound, wanted.protocol)
-    scores = list(scores_by_case.values())
-    left_out += [f"{pair.id} (cannot be scored)" for pair in pairs if pair.id not in scores_by_case]
+    scored, failed = score(pairs, reading, wanted, bound)
+    left_out += [f"{pair.id} (cannot be scored)" for pair in pairs if pair.id not in scored]
 
-    found = Found([Case(id) for id in scores_by_case], left_out)
+    found = Found([Case(id) for id in scored], left_out)
     print(f"{folder} against {reference_folder}, {found.summary()}")
     if wanted.protocol == "kits23":
         print("Protocol of KiTS23: a structure in neither mask nor reference scores 100")
-    if scores:
-        print(table(scores), flush=True)
+    if scored:
+        print(table(dice_of(scored)), flush=True)
     for doubt in doubts_about(folder, pairs):
         print(f"warning: {doubt}")
 
-    system = System({pair.id: pair for pair in pairs}, scores_by_case)
-    if out and scores:
-        worst = worst_first(scores)
-        print(list_of_worst(worst, mistakes, below), flush=True)
-        write_if_possible(out / "cases.csv", cases_csv(scores))
-        write_if_possible(out / "summary.json", summary_json(summarise(scores), wanted.protocol))
-        pictures = draw_pictures(out, worst, system, reading)
-        page = page_of_cases(folder.name, ScoredCases(worst, mistakes, pictures, below))
-        write_if_possible(out / "index.html", page)
-    if scores and (wanted.surface or wanted.lesions):
-        score_further([pair for pair in pairs if pair.id in scores_by_case], reading, wanted, out)
-    return system, failed
+    if scored:
+        report(folder.resolve().name, scored, reading, out=out, below=below, wanted=wanted)
+    return scored, failed
 
 
-def compare_systems(systems: dict[str, System], out: Path | None, reading: Reading) -> None:
-    """Prints how the systems compare and on which cases they differ most, and writes it, with
-    pictures; ValueError where they share no case."""
-    scores = {name: list(system.scores.values()) for name, system in systems.items()}
+def compare_systems(
+    systems: dict[str, dict[str, Scored]], out: Path | None, reading: Reading
+) -> None:
+    """Prints how the systems, {name: {case: what was found}}, compare and on which cases they differ
+    most, and writes it, with pictures; ValueError where they share no case."""
+    scores = {name: dice_of(scored) for name, scored in systems.items()}
     comparison = compare(scores)
     apart = most_apart(scores, comparison.cases)
 
@@ -270,10 +259,17 @@ def compare_systems(systems: dict[str, System], out: Path | None, reading: Readi
     print(f"\nThe {count} {cases} that all have, best first; p: sign flips, paired, Holm")
     print(comparison_table(comparison))
     print(list_of_apart(apart), flush=True)
-    if out:
-        write_if_possible(out / "comparison.json", comparison_json(comparison))
-        drawn = draw_comparisons(out, systems, scores, comparison, apart, reading)
-        write_if_possible(out / "index.html", page_of_comparison(comparison, apart, drawn))
+    if not out:
+        return
+
+    write_if_possible(out / "comparison.json", comparison_json(comparison))
+    drawings = {FIGURE: partial(draw_comparison, out / FIGURE, scores, comparison)}
+    for one in apart:
+        pairs = {name: systems[name][one.case].pair for name in one.scores}
+        picture = picture_of(one)
+        drawings[picture] = partial(draw_difference, out / picture, pairs, reading)
+    drawn = draw_each(drawings)
+    write_if_possible(out / "index.html", page_of_comparison(comparison, apart, drawn))
 
 
 # --- which masks, which references ----------------------------------------------------------------
@@ -354,51 +350,43 @@ def match(
 
 
 def score(
-    pairs: list[Pair], reading: Reading, bound: float, protocol: str
-) -> tuple[dict[str, CaseScores], dict[str, list[Mistake]], list[str]]:
-    """{case: scores} of the pairs that can be scored; {case: what is wrong} of those below the
-    bound; a line for each reason why others cannot be scored."""
-    scores, mistakes, failed = {}, {}, []
-    both_empty = BOTH_EMPTY[protocol]
+    pairs: list[Pair], reading: Reading, wanted: Wanted, bound: float
+) -> tuple[dict[str, Scored], list[str]]:
+    """{case: what was found} of the pairs that can be scored; a line for each reason why others
+    cannot be."""
+    scored, failed = {}, []
     ahead = fetch_ahead(lambda pair: read_pair(pair, reading), pairs)  # a thread reads the next one
-    for pair, labels in zip(pairs, ahead):
-        if labels.errors:
-            failed += labels.errors
+    for pair, (volumes, errors) in zip(pairs, ahead):
+        if errors:
+            failed += errors
             continue
-        mask, reference = labels.mask.voxels, labels.reference.voxels
-        scores[pair.id] = score_case(pair.id, mask, reference, both_empty=both_empty)
-        if is_below(scores[pair.id], bound):
-            voxel_mm3 = labels.reference.voxel_mm3
-            mistakes[pair.id] = find_mistakes(mask, reference, voxel_mm3, bound)
-    return scores, mistakes, failed
+        mask, reference = volumes
+        try:
+            scored[pair.id] = score_pair(pair, mask, reference, wanted, bound)
+        except MemoryError:
+            failed.append(f"{pair.mask}: not enough memory to score it")
+    return scored, failed
 
 
-def score_further(pairs: list[Pair], reading: Reading, wanted: Wanted, out: Path | None) -> None:
-    """Prints what is wanted besides Dice of pairs that can be scored, and writes it."""
-    measures, lesions = [], []
-    ahead = fetch_ahead(lambda pair: read_pair(pair, reading), pairs)
-    for pair, labels in zip(pairs, ahead):
-        if labels.errors:
-            raise ValueError(labels.errors[0])  # it could be read a moment ago
-        assert labels.mask is not None and labels.reference is not None
-        if wanted.surface:
-            measures.append(measure(pair.id, labels.mask, labels.reference, wanted))
-        if wanted.lesions:
-            lesions.append(lesions_of_case(pair.id, labels.mask, labels.reference))
+def score_pair(pair: Pair, mask: Volume, reference: Volume, wanted: Wanted, bound: float) -> Scored:
+    """What was found of two label maps on one grid; what is wrong where a Dice is below the
+    bound."""
+    both_empty = BOTH_EMPTY[wanted.protocol]
+    dice = score_case(pair.id, mask.voxels, reference.voxels, both_empty=both_empty)
 
-    if measures:
-        print(surface_tables(measures, wanted), flush=True)
-    if lesions:
-        print(lesion_table(lesions, wanted), flush=True)
-    if out and measures:
-        write_if_possible(out / "surfaces.csv", surfaces_csv(measures, wanted))
-        write_if_possible(out / "surfaces.json", surfaces_json(measures, wanted))
-    if out and lesions:
-        write_if_possible(out / "lesions.csv", lesions_csv(lesions))
+    mistakes, surfaces, lesions = [], None, None
+    if is_below(dice, bound):
+        mistakes = find_mistakes(mask.voxels, reference.voxels, reference.voxel_mm3, bound)
+    if wanted.surface:
+        surfaces = measure(pair.id, mask, reference, wanted)
+    if wanted.lesions:
+        lesions = lesions_of_case(pair.id, mask, reference)
+    return Scored(pair, dice, mistakes, surfaces, lesions)
 
 
-def read_pair(pair: Pair, reading: Reading) -> Labels:
-    """Mask and reference. Errors where one of them cannot be read, or they lie on two grids."""
+def read_pair(pair: Pair, reading: Reading) -> tuple[list[Volume], list[str]]:
+    """Mask and reference; or lines on why it cannot be scored: one of them cannot be read, or they
+    lie on two grids."""
     volumes, errors = [], []
     for path in (pair.mask, pair.reference):
         try:
@@ -407,15 +395,18 @@ def read_pair(pair: Pair, reading: Reading) -> Labels:
             errors.append(str(error))
         except MemoryError:
             errors.append(f"{path}: not enough memory to read it")
-    if errors:
-        return Labels(None, None, errors)
 
-    mask, reference = volumes
-    try:
-        check_same_grid(mask, reference)
-    except ValueError as error:
-        errors.append(str(error))
-    return Labels(mask, reference, errors)
+    if not errors:
+        try:
+            check_same_grid(*volumes)
+        except ValueError as error:
+            errors.append(str(error))
+    return volumes, errors
+
+
+def dice_of(scored: dict[str, Scored]) -> list[CaseScores]:
+    """The Dice of each case."""
+    return [one.dice for one in scored.values()]
 
 
 # --- what prediction.json says of the masks beside it ---------------------------------------------
@@ -436,16 +427,23 @@ def doubts_about(folder: Path, pairs: list[Pair]) -> list[str]:
         return [f"{path}: not as predict.py writes it; {UNKNOWN}"]
 
     doubts = []
-    seen = seen_in_training(pairs, about["trained_on"])
+    seen = []
+    for pair in pairs:
+        if pair.id in about["trained_on"] or nifti_name(pair.mask) in about["trained_on"]:
+            seen.append(pair.id)
     if seen:
         doubts.append(
             f"{folder}: its networks were trained on {len(seen)} of these cases ({some(seen)})"
         )
-    strange = unknown_masks(pairs, about)
+
+    strange = []
+    if isinstance(about.get("scans"), dict):
+        strange = [pair.mask.name for pair in pairs if pair.mask.name not in about["scans"]]
     if strange:
         doubts.append(
             f"{path}: says nothing of {len(strange)} of these masks ({some(strange)}); {UNKNOWN}"
         )
+
     unfinished = unfinished_networks(about)
     if unfinished:
         were = "was" if len(unfinished) == 1 else "were"
@@ -460,23 +458,6 @@ def names_training_cases(about: object) -> bool:
     """Whether it lists, as predict.py does, the ids that the networks were trained on."""
     trained_on = about.get("trained_on") if isinstance(about, dict) else None
     return isinstance(trained_on, list) and all(isinstance(id, str) for id in trained_on)
-
-
-def seen_in_training(pairs: list[Pair], trained_on: list[str]) -> list[str]:
-    """The cases that a network was trained on, by their own names or their masks'."""
-    seen = []
-    for pair in pairs:
-        if pair.id in trained_on or nifti_name(pair.mask) in trained_on:
-            seen.append(pair.id)
-    return seen
-
-
-def unknown_masks(pairs: list[Pair], about: dict) -> list[str]:
-    """The masks that are not among those that predict.py wrote."""
-    scans = about.get("scans")
-    if not isinstance(scans, dict):
-        return []
-    return [pair.mask.name for pair in pairs if pair.mask.name not in scans]
 
 
 def unfinished_networks(about: dict) -> list[str]:
@@ -500,6 +481,45 @@ def unfinished_networks(about: dict) -> list[str]:
 # --- reports: the scores are printed already, so that what fails here is a warning ----------------
 
 
+def report(
+    title: str,
+    scored: dict[str, Scored],
+    reading: Reading,
+    *,
+    out: Path | None,
+    below: float,
+    wanted: Wanted,
+) -> None:
+    """Prints what is wanted besides Dice; if `out` is given, also what is wrong in the cases below a
+    Dice, and writes it all there, the page and its pictures last."""
+    dice = dice_of(scored)
+    worst = worst_first(dice)
+    mistakes = {id: one.mistakes for id, one in scored.items()}
+    surfaces = [one.surfaces for one in scored.values() if one.surfaces]
+    lesions = [one.lesions for one in scored.values() if one.lesions]
+
+    if out:
+        print(list_of_worst(worst, mistakes, below), flush=True)
+    if surfaces:
+        print(surface_tables(surfaces, wanted), flush=True)
+    if lesions:
+        print(lesion_table(lesions, wanted), flush=True)
+    if not out:
+        return
+
+    write_if_possible(out / "cases.csv", cases_csv(dice))
+    write_if_possible(out / "summary.json", summary_json(summarise(dice), wanted.protocol))
+    if surfaces:
+        write_if_possible(out / "surfaces.csv", surfaces_csv(surfaces, wanted))
+        write_if_possible(out / "surfaces.json", surfaces_json(surfaces, wanted))
+    if lesions:
+        write_if_possible(out / "lesions.csv", lesions_csv(lesions))
+
+    pictures = draw_pictures(out, worst, scored, reading)
+    page = page_of_cases(title, ScoredCases(worst, mistakes, pictures, below))
+    write_if_possible(out / "index.html", page)
+
+
 def write_if_possible(path: Path, text: str) -> None:
     """A file that cannot be written is a warning: the scores have been printed."""
     try:
@@ -509,32 +529,14 @@ def write_if_possible(path: Path, text: str) -> None:
 
 
 def draw_pictures(
-    out: Path, cases: list[CaseScores], system: System, reading: Reading
+    out: Path, cases: list[CaseScores], scored: dict[str, Scored], reading: Reading
 ) -> dict[str, str]:
     """A picture for each case, in this order; returns {case: file in `out`} of those drawn."""
     drawings = {}
     for scores in cases:
         path = out / "overlays" / f"{scores.case}.png"
-        pair = system.pairs[scores.case]
-        drawings[scores.case] = partial(draw_picture, path, pair, scores, reading)
+        drawings[scores.case] = partial(draw_picture, path, scored[scores.case], reading)
     return {case: f"overlays/{case}.png" for case in draw_each(drawings)}
-
-
-def draw_comparisons(
-    out: Path,
-    systems: dict[str, System],
-    scores: dict[str, list[CaseScores]],
-    comparison: Comparison,
-    apart: list[Apart],
-    reading: Reading,
-) -> list[str]:
-    """The figure, and a picture for each case on which systems differ; returns the files in `out`
-    that were drawn."""
-    drawings = {FIGURE: partial(draw_comparison, out / FIGURE, scores, comparison)}
-    for one in apart:
-        name = picture_of(one)
-        drawings[name] = partial(draw_difference, out / name, one, systems, reading)
-    return draw_each(drawings)
 
 
 def draw_each(drawings: dict[str, Callable[[], None]]) -> list[str]:
@@ -566,24 +568,24 @@ def draw_each(drawings: dict[str, Callable[[], None]]) -> list[str]:
     return drawn
 
 
-def draw_picture(path: Path, pair: Pair, scores: CaseScores, reading: Reading) -> None:
+def draw_picture(path: Path, one: Scored, reading: Reading) -> None:
     """Of one case: its mask and its reference."""
-    labels = read_pair(pair, reading)
-    assert labels.mask is not None and labels.reference is not None  # it has been scored
-    image = read_image(pair, labels.reference, reading)
-    draw_overlay(path, scores, image, labels.mask.voxels, labels.reference.voxels)
+    mask = read_labels(one.pair.mask, **vars(reading))
+    reference = read_labels(one.pair.reference, **vars(reading))
+    image = read_image(one.pair, reference, reading)
+    draw_overlay(path, one.dice, image, mask.voxels, reference.voxels)
 
 
-def draw_difference(path: Path, one: Apart, systems: dict[str, System], reading: Reading) -> None:
-    """Of one case: its reference, and beside it the mask of each system."""
+def draw_difference(path: Path, pairs: dict[str, Pair], reading: Reading) -> None:
+    """Of one case: its reference, and beside it the mask of each system, {name: pair}."""
     masks = {}
-    for name in one.scores:
-        pair = systems[name].pairs[one.case]
-        labels = read_pair(pair, reading)
-        assert labels.mask is not None and labels.reference is not None  # it has been scored
-        masks[name] = labels.mask.voxels
-    image = read_image(pair, labels.reference, reading)
-    draw_apart(path, image, labels.reference.voxels, masks)
+    for name, pair in pairs.items():
+        masks[name] = read_labels(pair.mask, **vars(reading)).voxels
+
+    some_pair = next(iter(pairs.values()))  # the reference and the image are those of all
+    reference = read_labels(some_pair.reference, **vars(reading))
+    image = read_image(some_pair, reference, reading)
+    draw_apart(path, image, reference.voxels, masks)
 
 
 def read_image(pair: Pair, reference: Volume, reading: Reading) -> Volume:

@@ -295,6 +295,22 @@ def test_a_mask_that_memory_does_not_take_is_named_and_the_others_are_scored(
     assert scores(said).keys() == {"b", "c", "mean"}
 
 
+def test_a_pair_that_memory_does_not_take_to_be_scored_is_named_too(
+    run, evaluate, three, monkeypatch
+):
+    masks, data = three
+
+    def short_of_memory(mask, *_):
+        raise MemoryError
+
+    monkeypatch.setattr(evaluate, "find_mistakes", short_of_memory)  # of b alone
+
+    said = run(masks, data, out=masks.parent / "report", expect=2)
+
+    assert f"evaluate.py: {masks / 'b.nii.gz'}: not enough memory to score it\n" in said
+    assert scores(said).keys() == {"a", "c", "mean"}
+
+
 def test_damaged_references_are_named_once_for_all_systems(run, three, tmp_path):
     masks, data = three
     for id in "abc":
@@ -1048,6 +1064,24 @@ def test_systems_without_a_common_case_are_an_error_without_a_number(run, tmp_pa
     assert scores(said)["a"] == ["100.00"] * 3
     assert not (tmp_path / "report" / "comparison.json").exists()
     assert (tmp_path / "report" / "masks_b" / "cases.csv").exists()
+
+
+def test_folders_may_be_given_one_by_one(command, three, tmp_path):
+    masks, data = three
+    shutil.copytree(masks, tmp_path / "copy")
+
+    printed = command("--pred", masks, "--pred", tmp_path / "copy", "--ref", data)
+
+    assert "The 3 cases that all have" in printed
+
+
+def test_the_page_of_the_working_folder_bears_its_name(run, three, tmp_path, monkeypatch):
+    masks, data = three
+    monkeypatch.chdir(masks)
+
+    run(".", data, out=tmp_path / "report")
+
+    assert "<h1>masks</h1>" in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_folders_of_one_name_are_refused(run, three, tmp_path):
