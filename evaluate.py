@@ -35,6 +35,7 @@ from minikits.measures import (
     Wanted,
     add_measure_options,
     chosen_measures,
+    further_columns,
     lesion_table,
     lesions_csv,
     lesions_of_case,
@@ -516,7 +517,8 @@ def report(
         write_if_possible(out / "lesions.csv", lesions_csv(lesions))
 
     pictures = draw_pictures(out, worst, scored, reading)
-    page = page_of_cases(title, ScoredCases(worst, mistakes, pictures, below))
+    columns = further_columns(surfaces, lesions, wanted)
+    page = page_of_cases(title, ScoredCases(worst, mistakes, pictures, below, columns))
     write_if_possible(out / "index.html", page)
 
 

@@ -2,7 +2,7 @@
 each case, as text and as files."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import nan
 
@@ -31,6 +31,17 @@ class Wanted:
 
 DICE_ALONE = Wanted()
 
+HEADINGS = {  # of the fields of Measures, on a page
+    "kidney_surface_dice": "kidney surface Dice",
+    "tumor_surface_dice": "tumor surface Dice",
+    "kidney_ml": "kidney ml",
+    "kidney_off_ml": "kidney off ml",
+    "tumor_ml": "tumor ml",
+    "tumor_off_ml": "tumor off ml",
+    "kidney_hd95_mm": "kidney HD95 mm",
+    "tumor_hd95_mm": "tumor HD95 mm",
+}
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -56,6 +67,15 @@ class CaseLesions:
     mask: list[Lesion]
     reference: list[Lesion]
     scores: LesionScores
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of each case, {case: number}, and how it is shown."""
+
+    heading: str
+    values: dict[str, float]
+    shown: Callable[[float], str]
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -183,9 +203,13 @@ def _columns(corner, heading, rows):
     width = max(len(corner), *(len(name) for name, _ in rows))
     lines = [corner.ljust(width) + "".join(name.rjust(16) for name in heading)]
     for name, numbers in rows:
-        cells = ["-" if np.isnan(number) else f"{number:.1f}" for number in numbers]
-        lines.append(name.ljust(width) + "".join(cell.rjust(16) for cell in cells))
+        cells = [_one_decimal(number).rjust(16) for number in numbers]
+        lines.append(name.ljust(width) + "".join(cells))
     return lines
+
+
+def _one_decimal(number):
+    return "-" if np.isnan(number) else f"{number:.1f}"
 
 
 def lesion_table(cases: Sequence[CaseLesions], wanted: Wanted) -> str:
@@ -214,6 +238,29 @@ def total_of(cases: Sequence[CaseLesions]) -> LesionScores:
     missed = sum(one.scores.missed for one in cases)
     false = sum(one.scores.false for one in cases)
     return LesionScores(found, missed, false)
+
+
+# --- columns of a page ----------------------------------------------------------------------------
+
+
+def further_columns(
+    surfaces: Sequence[Measures], lesions: Sequence[CaseLesions], wanted: Wanted
+) -> list[Column]:
+    """What stands beside the Dice of each case: what is wanted of surfaces and volumes, then how
+    many lesions are found, missed and false."""
+    columns = []
+    for name, heading in HEADINGS.items():
+        values = {one.case: getattr(one, name) for one in surfaces}
+        is_wanted = wanted.hd95 if name.endswith("hd95_mm") else wanted.surface
+        if is_wanted:
+            shown = in_percent if name.endswith("dice") else _one_decimal
+            columns.append(Column(heading, values, shown))
+
+    if wanted.lesions:
+        for name in ("found", "missed", "false"):
+            values = {one.case: getattr(one.scores, name) for one in lesions}
+            columns.append(Column(f"tumors {name}", values, str))
+    return columns
 
 
 # --- files ----------------------------------------------------------------------------------------

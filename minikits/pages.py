@@ -11,6 +11,7 @@ import numpy as np
 
 from minikits.comparisons import Apart
 from minikits.evaluation import SCORES, CaseScores, Comparison, MeanScore, summarise
+from minikits.measures import Column
 from minikits.mistakes import KINDS, Mistake, is_below, worst_first
 from minikits.reports import difference_in_words, in_percent
 
@@ -25,6 +26,7 @@ img { max-width: 100%; margin-top: 1em; }
 
 STYLE_OF_SCORES = """
 thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
+thead th.number { white-space: normal; }
 thead button { font: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
 th[aria-sort] button { font-weight: bold; }
 th[aria-sort="ascending"] button::after { content: " \\2191"; }
@@ -105,12 +107,13 @@ def as_link(path: str) -> str:
 @dataclass(frozen=True)
 class ScoredCases:
     """What the page of an evaluation shows: scores of cases, {case: what is wrong} of those below
-    the bound, {case: its picture's file beside the page}."""
+    the bound, {case: its picture's file beside the page}, and columns besides Dice."""
 
     cases: Sequence[CaseScores]
     mistakes: Mapping[str, Sequence[Mistake]]
     pictures: Mapping[str, str]
     bound: float
+    columns: Sequence[Column] = ()
 
 
 def page_of_cases(title: str, scored: ScoredCases) -> str:
@@ -142,8 +145,9 @@ def page_of_cases(title: str, scored: ScoredCases) -> str:
 def _table(cases, scored):
     """The table, a row for each case; below, their mean."""
     parts = ['<table class="sorted">', "<thead><tr>"]
-    for heading in ("case", *SCORES, "what is wrong"):
-        kind = ' class="number"' if heading in SCORES else ""
+    of_numbers = [*SCORES, *(column.heading for column in scored.columns)]
+    for heading in ("case", *of_numbers, "what is wrong"):
+        kind = ' class="number"' if heading in of_numbers else ""
         parts.append(f'<th{kind}><button type="button">{heading}</button></th>')
     parts.append("</tr></thead>\n<tbody>")
 
@@ -154,7 +158,12 @@ def _table(cases, scored):
             name = f'<a href="#case-{number}">{name}</a>'
         parts.append(f'<td data-value="{as_html(scores.case)}">{name}</td>')
         for score in SCORES:
-            parts.append(_cell(score, getattr(scores, score), scored.bound))
+            value = getattr(scores, score)
+            low = score != "composite" and value < scored.bound  # by which cases are chosen
+            parts.append(_cell(value, in_percent(value), low=low))
+        for column in scored.columns:
+            value = column.values[scores.case]
+            parts.append(_cell(value, column.shown(value)))
         wrong = as_html(_in_words(scored.mistakes.get(scores.case, [])))
         parts.append(f'<td data-value="{wrong}">{wrong}</td></tr>')
 
@@ -162,15 +171,20 @@ def _table(cases, scored):
     summary = summarise(cases)
     for score in SCORES:
         parts.append(f'<td class="number">{in_percent(summary[score].mean)}</td>')
+    parts.append("<td></td>" * len(scored.columns))
     parts.append("<td></td></tr></tfoot>\n</table>")
     return parts
 
 
-def _cell(score, value, bound):
-    """A score; marked where it is below the bound, by which cases are chosen."""
-    low = " low" if score != "composite" and value < bound else ""
-    sorted_by = "" if np.isnan(value) else f"{value:.6f}"
-    return f'<td class="number{low}" data-value="{sorted_by}">{in_percent(value)}</td>'
+def _cell(value, shown, *, low=False):
+    """A number; marked where it is low."""
+    kind = "number low" if low else "number"
+    sorted_by = f"{value:.6f}"
+    if np.isnan(value):
+        sorted_by = ""
+    elif np.isinf(value):
+        sorted_by = "Infinity"  # as the script reads it
+    return f'<td class="{kind}" data-value="{sorted_by}">{shown}</td>'
 
 
 def _in_words(mistakes):

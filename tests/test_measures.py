@@ -7,6 +7,7 @@ from math import isnan
 import numpy as np
 import pytest
 from test_evaluate import FULL, PLAIN, SPACING, command, evaluate, run, scores, write_mask
+from test_pages import Page
 
 from minikits.evaluation import kits_dice
 from minikits.measures import Wanted, lesion_table, lesions_of_case, measure, surface_tables
@@ -160,6 +161,24 @@ def test_files_of_surfaces_and_lesions(run, two, tmp_path):
         ("a", "mask", "True"),
     ]
     assert lesions[0]["overlap"] == "0.5"
+
+
+def test_the_page_has_a_column_for_each_further_number_of_a_case(run, two, tmp_path):
+    """Of a: 48 and 2 voxels of 4.5 mm3, the tumor 1 mm off. b has no tumor."""
+    run(*two, "--hd95", "--lesions", out=tmp_path / "report")
+
+    page = Page((tmp_path / "report" / "index.html").read_text())
+
+    rows = {row[0]: row[4:-1] for row in page.rows}
+    assert rows["case"] == [
+        *("kidney surface Dice", "tumor surface Dice", "kidney ml", "kidney off ml"),
+        *("tumor ml", "tumor off ml", "kidney HD95 mm", "tumor HD95 mm"),
+        *("tumors found", "tumors missed", "tumors false"),
+    ]
+    assert rows["a"] == ["100.00", "100.00", "0.2", "0.0", "0.0", "0.0", "0.0", "1.0", *"100"]
+    assert rows["b"] == ["100.00", "-", "0.0", "0.0", "0.0", "0.0", "0.0", "-", *"000"]
+    run(*two, "--surface", out=tmp_path / "surface")
+    assert "HD95" not in (tmp_path / "surface" / "index.html").read_text()
 
 
 def test_hd95_asks_for_surfaces(run, two, tmp_path):

@@ -5,13 +5,14 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
-from math import nan
+from math import inf, nan
 
 import pytest
 from test_evaluation import cases_of
 
 from minikits.comparisons import most_apart
 from minikits.evaluation import CaseScores, compare
+from minikits.measures import Column
 from minikits.mistakes import KINDS, Mistake
 from minikits.pages import SORTING, ScoredCases, as_link, page_of_cases, page_of_comparison
 
@@ -79,6 +80,22 @@ def test_cases_stand_worst_first_with_what_is_wrong():
     assert page.links == ["#case-0", "#case-2"]  # none to a picture that is not there
 
 
+def test_further_columns_stand_between_dice_and_what_is_wrong():
+    lengths = Column("length mm", {"good": 1.25, "bad": inf, "none": nan}, "{:.1f}".format)
+
+    page = Page(page_of_cases("masks", replace(SCORED, columns=[lengths])))
+
+    assert [row[3:5] for row in page.rows[:4]] == [
+        ["composite", "length mm"],
+        ["25.00", "inf"],
+        ["-", "nan"],
+        ["92.50", "1.2"],
+    ]
+    assert [values[4] for values in page.values[1:4]] == ["Infinity", "", "1.250000"]
+    assert [len(row) for row in page.rows] == [6] * 5
+    assert page.low == 2  # still the kidney and the tumor of the bad one
+
+
 def test_the_page_says_its_bound_and_what_its_words_mean():
     text = page_of_cases("masks", SCORED)
 
@@ -118,7 +135,7 @@ def test_links_are_to_files_of_any_name():
     assert as_link("overlays/\udcfc.png") == "overlays/%FC.png"  # no UTF-8
 
 
-ROWS = [["a10", "0.5", ""], ["a2", "", "x"], ["a1", "0.25", "y"], ["a3", "0.1", ""]]
+ROWS = [["a10", "Infinity", ""], ["a2", "", "x"], ["a1", "10.5", "y"], ["a3", "9.1", ""]]
 
 
 @pytest.mark.parametrize(
