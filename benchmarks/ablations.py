@@ -4,8 +4,9 @@
 
 Trains fold 0 of the demo's phantoms for each variant and seed (one thread each, so many at a time),
 and scores six other phantoms, each window seen once. The networks of the full recipe predict them
-in other ways too. What is in FOLDER already is not done again. Two minutes of a quiet core for each
-network; it shows what can be seen at this size, and nothing about patients or the paper's networks.
+in other ways too, and averaged, as do those of five folds. What is in FOLDER already is not done
+again. Two minutes of a quiet core for each network; it shows what can be seen at this size, and
+nothing about patients or the paper's networks.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from minikits.unet import ResidualBlock, UNet, build_unet, residual_encoder
 
 CASES, SCANS = 40, 6  # the demo's
 FULL = "full recipe"
+FOLDS = "another fold for each seed"
 AIR_BELOW_HU = -500
 STUDENTS_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
@@ -98,9 +100,10 @@ def without_shortcuts(recipe: Recipe) -> UNet:
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the demo's residual network."""
+    """What differs from the demo's residual network on fold 0."""
 
     recipe: Recipe = DEMO
+    fold_of: Callable[[int], int] = lambda seed: 0
     loss_of: Callable = segmentation_loss
     network_of: Callable[[Recipe], UNet] = residual_network
 
@@ -125,6 +128,7 @@ VARIANTS = {
     "cross-entropy alone": Variant(loss_of=partial(over_heads, cross_entropy)),
     "Dice alone": Variant(loss_of=partial(over_heads, soft_dice_loss)),
     "without the shortcuts": Variant(network_of=without_shortcuts),
+    FOLDS: Variant(fold_of=lambda seed: seed % 5),
 }
 
 
@@ -143,7 +147,7 @@ def train(folder: Path, name: str, seed: int) -> torch.nn.Module:
         return network.eval()
 
     cases = prepare(folder / "data", folder / "prepared", recipe) or []
-    train_ids, _ = five_folds([case.id for case in cases])[0]
+    train_ids, _ = five_folds([case.id for case in cases])[variant.fold_of(seed)]
     cases = [case for case in cases if case.id in train_ids]
     freeze_coarsest_head(network)
     optimizer, progress = sgd(network, recipe), Progress()
@@ -213,9 +217,9 @@ def predict_unweighted(network, volume, recipe: Recipe) -> np.ndarray:
         prediction.importance_map = weighted
 
 
-def score_ensemble(folder: Path, seeds: range) -> list:
-    """[[kidney, tumor] of each scan] by all networks of the full recipe, averaged."""
-    networks = [train(folder, FULL, seed) for seed in seeds]
+def score_ensemble(folder: Path, name: str, seeds: range) -> list:
+    """[[kidney, tumor] of each scan] by all networks of a variant, averaged."""
+    networks = [train(folder, name, seed) for seed in seeds]
     scores = []
     for case in sorted((folder / "scans").iterdir()):
         volume = read_volume(case / "imaging.nii.gz")
@@ -243,11 +247,27 @@ def row(what: str, means: np.ndarray, full: np.ndarray) -> str:
         if not any(differences):
             cells.append("")
             continue
-        half = (
-            STUDENTS_T[len(differences)] * statistics.stdev(differences) / len(differences) ** 0.5
-        )
-        cells.append(f"{statistics.mean(differences):+.1f} ± {half:.1f}")
+        cells.append(f"{statistics.mean(differences):+.1f} ± {half_interval(differences):.1f}")
     return f"| {' | '.join(cells)} |"
+
+
+def ensemble_row(name: str, scores: list, singles: list[dict]) -> str:
+    """A line of the table: the networks of a variant averaged, and the difference from one of them
+    alone (the mean over them), paired by scan, with its 95% interval."""
+    ensemble = 100 * np.array(scores, dtype=float)
+    alone = 100 * np.mean([each["scores"][""] for each in singles], axis=0)
+    cells = [f"{name}: {len(singles)} networks averaged, less one alone"]
+    for structure in (0, 1):
+        differences = (ensemble - alone)[:, structure]
+        differences = differences[~np.isnan(differences)].tolist()
+        cells.append(f"{np.nanmean(ensemble[:, structure]):.1f}")
+        cells.append(f"{statistics.mean(differences):+.1f} ± {half_interval(differences):.1f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def half_interval(values: list[float]) -> float:
+    """Half the width of the 95% interval of their mean (Student's t)."""
+    return STUDENTS_T[len(values)] * statistics.stdev(values) / len(values) ** 0.5
 
 
 def main() -> None:
@@ -284,8 +304,9 @@ def main() -> None:
         for way in results[0]["scores"]:
             means = mean_of_seeds([each["scores"][way] for each in results])
             print(row(way or name, means, full))
-    kidney, tumor = mean_of_seeds([score_ensemble(folder, seeds)])[0]
-    print(f"| {len(seeds)} networks averaged | {kidney:.1f} | | {tumor:.1f} | |")
+    for name in (FULL, FOLDS):
+        if name in found:
+            print(ensemble_row(name, score_ensemble(folder, name, seeds), found[name]))
     in_air = [each["voxels in air"] for each in found[FULL]]
     print(f"\nmarked in air (below {AIR_BELOW_HU} HU), voxels of all scans, each seed: {in_air}")
 

@@ -16,6 +16,7 @@ Point = Sequence[float] | np.ndarray  # z, y, x in mm
 AIR_HU = -1000
 LUNG_HU = -850
 GAS_HU = -900
+BUBBLES_HU = -350
 FAT_HU = -104
 STRAND_HU = -55  # sheets of fascia in the fat
 WATER_HU = 12
@@ -186,6 +187,7 @@ class Body:
     perirenal: list[Part]  # the fat around the kidneys, in which no bowel lies
     organs: list[Part]
     bowel: list[Part]
+    stool: list[Part]  # and food, with bubbles in it
     muscles: list[Part]
     vessels: list[Part]
 
@@ -204,6 +206,8 @@ def draw_body(
     depth_mm, width_mm = map(float, size_mm)
     vessel_hu = cortex_hu + random.uniform(-30, 50)
     liver_hu = random.uniform(80, 140)
+    stomach, meal = _draw_stomach(random)
+    bowel, stool = _draw_bowel(random, cortex_hu, depth_mm, width_mm)
     return Body(
         depth_mm=depth_mm,
         width_mm=width_mm,
@@ -219,9 +223,10 @@ def draw_body(
         twigs=[draw_field(random, axes, 15) for _ in range(2)],
         grain=draw_field(random, axes, 5),
         liver=_draw_liver(random),
-        organs=_draw_organs(random, cortex_hu, width_mm),
+        organs=stomach + _draw_organs(random, cortex_hu, width_mm),
         perirenal=_draw_perirenal(random, kidneys),
-        bowel=_draw_bowel(random, cortex_hu, depth_mm, width_mm),
+        bowel=bowel,
+        stool=stool + meal,
         muscles=_draw_muscles(random),
         vessels=_draw_vessels(random, vessel_hu, kidneys),
     )
@@ -229,9 +234,10 @@ def draw_body(
 
 def _draw_liver(random):
     lower = random.uniform(15, 60)  # the end of the right lobe
-    right = Part((lower - 150, -28, -100), (150, 100, 92), 1)
-    left = Part((lower - 140, -75, -15), (95, 48, 82), 1)
-    return [right, left]
+    right = Part((lower - 150, -22, -100), (150, 104, 92), 1)
+    left = Part((lower - 150, -78, -12), random.uniform((90, 40, 70), (115, 56, 95)), 1)
+    caudate = Part((lower - 105, -18, -6), (50, 20, 18), 1)
+    return [right, left, caudate]
 
 
 def _draw_perirenal(random, kidneys):
@@ -244,47 +250,70 @@ def _draw_perirenal(random, kidneys):
 
 def _draw_organs(random, cortex_hu, width_mm):
     spleen_hu = cortex_hu - random.uniform(0, 45)
-    spleen = Part((-72, 12, width_mm - 50), (62, 50, 38), spleen_hu)
+    spleen = Part((-72, 22, width_mm - 42), random.uniform((50, 46, 30), (66, 58, 44)), spleen_hu)
     gallbladder = Part((5, -62, -62), random.uniform((16, 10, 10), (28, 16, 15)), WATER_HU)
 
-    stomach_mm = random.uniform((48, 32, 38), (62, 44, 52))
-    stomach = Part((-70, -62, 62), stomach_mm, random.uniform(70, 105))
     pancreas_hu = random.uniform(85, 125)
     pancreas = chain(random, ((0, -42, -35), (-32, -22, 72)), 10, pancreas_hu, wander=8)
-    return [spleen, gallbladder, *pancreas, stomach, *_lumens(random, [stomach], cortex_hu)]
+    adrenals = []
+    for side in (-1, 1):
+        for foot in (24, 40):
+            limb = ((-62, -2, 30 * side), (-44, 14, foot * side))
+            adrenals += chain(random, limb, 3.5, 75, links=9)
+
+    return [*adrenals, *pancreas, spleen, gallbladder]
+
+
+def _draw_stomach(random):
+    """Its wall with what is in it, and where that is food: from beneath the left dome, where it is
+    wide, forward and down to the middle."""
+    way = ((-105, 4, 62), (-15, -78, 18))
+    balls = chain(random, way, 1, random.uniform(70, 105), wander=14, links=14)
+    widths = np.linspace(random.uniform(36, 50), random.uniform(20, 28), len(balls))
+    walls = []
+    for ball, width in zip(balls, widths):
+        walls.append(ball._replace(radii=width * np.array(ball.radii)))
+    lumens = _lumens(walls, random.uniform(WATER_HU, 70), random.uniform(-75, -30))
+    eaten = random.random() < 0.4
+    return walls + lumens, lumens if eaten else []
 
 
 def _draw_bowel(random, cortex_hu, depth_mm, width_mm):
-    """Loops of small bowel and the colon around them."""
+    """Loops of small bowel and the colon around them, and where that holds stool."""
     front = MIDDLE_Y_MM - depth_mm
     side = width_mm - 52
-    loops = []
+    small = []
     for _ in range(60):
-        start = random.uniform((-25, front + 40, -side), (190, -30, side))
-        stop = start + random.uniform((-35, -25, -70), (35, 25, 70))
-        loops.append(((start, stop), random.uniform(8, 13), 22))
+        start = random.uniform((-10, front + 30, -side), (200, -22, side))
+        stop = start + random.uniform((-40, -30, -80), (40, 30, 80))
+        walls, lumens = _draw_loop(random, cortex_hu, (start, stop), random.uniform(9, 15), 26)
+        small += walls + lumens
 
     width = random.uniform(0.8, 1.15)
-    loops += [
-        (((25, -8, -side - 8), (220, -25, -side)), 20 * width, 14),  # ascending
-        (((-25, 8, side + 10), (220, 0, side)), 16 * width, 14),  # descending
-        (((28, front + 42, 15 - side), (-35, front + 60, side - 6)), 19 * width, 14),  # transverse
-    ]
+    ascending = ((25, -8, -side - 8), (220, -25, -side)), 20 * width
+    descending = ((-25, 8, side + 10), (220, 0, side)), 16 * width
+    transverse = ((28, front + 42, 15 - side), (-35, front + 60, side - 6)), 19 * width
+    colon, stool = [], []
+    for way, radius in (ascending, descending, transverse):
+        walls, lumens = _draw_loop(random, cortex_hu, way, radius, 14)
+        colon += walls + lumens
+        if random.random() < 0.7:
+            stool += lumens
+    return small + colon, stool
 
-    parts = []
-    for way, radius, wander in loops:
-        walls = chain(random, way, radius, random.uniform(55, 115), wander=wander)
-        parts += walls + _lumens(random, walls, cortex_hu)
-    return parts
 
-
-def _lumens(random, walls, cortex_hu):
-    """What is inside parts of a loop, their walls 3 mm thick: fluid or contrast, and gas on it."""
+def _draw_loop(random, cortex_hu, way, radius, wander):
+    """The walls of a loop, and its lumens: fluid or contrast, and gas on it."""
+    walls = chain(random, way, radius, random.uniform(55, 115), wander=wander)
     filling = random.choice([WATER_HU, 40, cortex_hu, 260], p=[0.4, 0.25, 0.2, 0.15])
     filling += random.uniform(-8, 15)
     middle = walls[len(walls) // 2]
     gas_y = middle.centre[1] + random.uniform(-1.6, 0.6) * middle.radii[1]
+    return walls, _lumens(walls, filling, gas_y)
 
+
+def _lumens(walls, filling, gas_y):
+    """What is inside parts whose walls are 3 mm thick: fluid, food or contrast, and gas on it."""
     lumens = []
     for wall in walls:
         radii = np.maximum(np.array(wall.radii) - 3, 2)
@@ -340,10 +369,11 @@ def paint_body(body: Body, axes: Sequence[np.ndarray]) -> np.ndarray:
     hu = np.full(radius.shape, FAT_HU, dtype=np.float32)
     cavity = _paint_layers(hu, body, places, radius, uneven, grain)
     hu[cavity] += 9 * grain[cavity]
-    hu[cavity & (np.abs(uneven) < 0.05)] = STRAND_HU
+    hu[cavity & (np.abs(uneven) < 0.07)] = STRAND_HU
     hu[cavity & twigs] = 0.6 * body.vessel_hu
     paint(hu, places, body.bowel, where=cavity & (places.y < 14))
     paint(hu, places, body.organs, where=cavity)
+    _paint_stool(hu, body, places, cavity, grain)
     _paint_liver(hu, body, places, cavity, twigs)
     paint(hu, places, body.perirenal, where=cavity & ~twigs)
     paint(hu, places, body.muscles, where=cavity)
@@ -360,8 +390,9 @@ def _skin(body, z, y, x):
     swell = 1 + 0.03 * np.sin(z / 70 + body.rib_phase_mm)
     along_y = ((y - MIDDLE_Y_MM) / body.depth_mm) ** 2
     along_x = (x / body.width_mm) ** 2
-    corners = 0.25 * along_y * along_x  # of an ellipse there are none
-    return np.sqrt(along_y + along_x - corners) / swell
+    corners = 0.45 * along_y * along_x  # of an ellipse there are none
+    furrow = 0.16 * np.exp(-((x / 20) ** 2)) * (y > 0)  # along the spine
+    return np.sqrt(along_y * (1 + furrow) + along_x - corners) / swell
 
 
 def _paint_layers(hu, body, places, radius, uneven, grain):
@@ -376,19 +407,20 @@ def _paint_layers(hu, body, places, radius, uneven, grain):
     back = np.clip(y / 60, 0, 1)
     flank = np.abs(x) / body.width_mm
     fat_mm = body.fat_mm * (0.6 + 0.5 * flank + 0.5 * back + 0.12 * uneven)
-    wall_mm = body.wall_mm * (0.75 + 0.45 * flank + 0.1 * uneven) + 6 * back
+    tendon = np.exp(-(((np.abs(x) - 66) / 13) ** 2)) * (y < 0)  # beside the straight muscles
+    wall_mm = body.wall_mm * (0.75 + 0.45 * flank + 0.1 * uneven - 0.4 * tendon) + 6 * back
     through = (beneath_mm - fat_mm) / wall_mm  # the wall: 0 at its outside, 1 at its inside
 
-    values[beneath_mm < 2] = SKIN_HU
+    values[beneath_mm < 3] = SKIN_HU
     muscle = (through > 0) & (through < 1)
     values[muscle] = MUSCLE_HU + 8 * grain[muscle]
     seams = (np.abs(through - 0.36) < 0.035) | (np.abs(through - 0.7) < 0.035)
     values[seams & (flank > 0.45) & (y < 35)] = -40  # between its three layers
     values[muscle & (np.abs(x) < 5) & (y < 0)] = 10  # the white line
 
-    erector = ((np.abs(x) - 38) / 42) ** 2 + ((y - 72) / 31) ** 2 < 1  # beside the spine
+    erector = ((np.abs(x) - 35) / 36) ** 2 + ((y - 72) / 30) ** 2 < 1  # beside the spine
     erector &= beneath_mm > 0.6 * fat_mm
-    values[erector] = np.where(grain[erector] > 1.9, -30, MUSCLE_HU + 6 * grain[erector])
+    values[erector] = np.where(grain[erector] > 1.7, -30, MUSCLE_HU + 9 * grain[erector])
 
     along_mm = np.mod(z + 0.42 * y + body.rib_phase_mm, RIB_MM) - RIB_MM / 2
     across_mm = (through - 0.62) * wall_mm
@@ -409,9 +441,19 @@ def _paint_liver(hu, body, places, cavity, twigs):
     hu[liver & twigs] = (body.liver_hu + body.vessel_hu) / 2 + 15
 
 
+def _paint_stool(hu, body, places, cavity, grain):
+    """Crumbs and bubbles in what bowel and stomach hold, but for their gas, in place."""
+    stool = np.zeros(hu.shape, dtype=bool)
+    paint(stool, places, body.stool, where=cavity & (hu > GAS_HU))
+    hu[stool] = np.minimum(hu[stool], 60) + 14 * grain[stool]
+    hu[stool & (grain > 1.9)] = BUBBLES_HU
+
+
 def _paint_lungs(hu, body, places, cavity, twigs):
     """What lies above the dome of the diaphragm, which reaches lower at the back and the sides."""
-    from_middle = np.hypot((places.y - MIDDLE_Y_MM) / body.depth_mm, places.x / body.width_mm)
+    behind = (places.y - MIDDLE_Y_MM) / body.depth_mm
+    behind = np.where(behind > 0, behind, 0.7 * behind)
+    from_middle = np.hypot(behind, places.x / body.width_mm)
     dome = body.lungs_end_mm + 100 * np.clip(from_middle / 0.8, 0, 1) ** 5
     lungs = cavity & (places.z < dome)
     lungs &= np.hypot(places.y + 10, places.x) > 38
@@ -426,17 +468,18 @@ def _paint_spine(hu, body, places, grain):
     z, y, x, grain = z[near], y[near], np.abs(x[near]), grain[near]
     values = hu[near]
 
-    level = np.abs(np.mod(z + body.spine_phase_mm, VERTEBRA_MM) - VERTEBRA_MM / 2)  # 0 mid-body
+    tilted = z + 0.22 * (y - 27) + body.spine_phase_mm  # no slice shows an endplate whole
+    level = np.abs(np.mod(tilted, VERTEBRA_MM) - VERTEBRA_MM / 2)  # 0 mid-body
     disc = level > (VERTEBRA_MM - DISC_MM) / 2
     waist = 1 - 0.1 * np.clip(1 - level / 12, 0, 1)
     column = np.hypot(x / 23, (y - 27) / 17) / waist
-    endplate = np.abs(level - (VERTEBRA_MM - DISC_MM) / 2) < 2
+    endplate = np.abs(level - (VERTEBRA_MM - DISC_MM) / 2) < 1.2
 
     ring = np.hypot(x / 17, (y - 54) / 15)
-    arch = (ring < 1) & (level < 9)
+    arch = (ring < 1) & (level < 12)
     spinous = (x < 4) & (y > 60) & (y < 92) & (level < 8)
     transverse = (np.abs(y - 50 - 0.15 * x) < 4.5) & (x > 12) & (x < 42) & (level < 5)
-    facets = np.hypot((x - 19) / 5, (y - 55) / 7) < 1
+    facets = np.hypot((x - 17) / 5, (y - 58) / 6) < 1
     values[arch | spinous | transverse | (facets & (level > 6))] = BONE_HU
     values[(facets & (level <= 6)) | (spinous & (x < 2))] = MARROW_HU
 

@@ -82,7 +82,7 @@ def make_case(
 
     cortex_hu = random.uniform(165, 215)  # blood, spleen and bowel come close to it
     body = draw_body(random, axes, bends, size_mm, _middles_of(labels, axes), cortex_hu)
-    noise_sd = random.uniform(10, 24)
+    noise_sd = random.uniform(10, 20)
 
     image = np.empty(shape, dtype=np.int16)
     slabs = [slice(start, start + SLAB) for start in range(0, len(image), SLAB)]

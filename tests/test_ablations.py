@@ -141,6 +141,31 @@ def test_a_row_has_mean_range_and_the_paired_difference_with_its_interval():
     assert line == "| other | 93.0 (91.0 to 95.0) | +2.0 ± 2.5 | 60.0 (50.0 to 70.0) |  |"
 
 
+def test_each_seed_has_a_fold_of_its_own_where_folds_are_averaged():
+    folds = ablations.VARIANTS[ablations.FOLDS]
+    full = ablations.VARIANTS[ablations.FULL]
+
+    assert [folds.fold_of(seed) for seed in range(5)] == [0, 1, 2, 3, 4]
+    assert [full.fold_of(seed) for seed in range(5)] == [0] * 5
+    assert replace(folds, fold_of=full.fold_of) == full
+
+
+def test_an_average_of_networks_is_set_against_one_alone_scan_by_scan():
+    """Tumor: alone 0.30 and 0.40 on average over two networks, averaged 0.40 and 0.60: 10 and 20
+    points, mean 15, sd 7.07, so 12.71 * 7.07 / sqrt(2) = 63.55 to both sides. A scan has none."""
+    singles = [
+        {"scores": {"": [[0.6, 0.2], [0.4, float("nan")], [0.5, 0.4]]}},
+        {"scores": {"": [[0.8, 0.4], [0.6, float("nan")], [0.5, 0.4]]}},
+    ]
+    averaged = [[0.72, 0.4], [0.56, float("nan")], [0.5, 0.6]]
+
+    line = ablations.ensemble_row("folds", averaged, singles)
+
+    assert line == (
+        "| folds: 2 networks averaged, less one alone | 59.3 | +2.7 ± 7.6 | 50.0 | +15.0 ± 63.6 |"
+    )
+
+
 def test_the_full_recipe_is_predicted_in_all_ways_and_kept(tmp_path, monkeypatch):
     monkeypatch.setitem(ablations.VARIANTS, ablations.FULL, ablations.Variant(TINY))
     for kind, count in (("data", 5), ("scans", 1)):

@@ -1,11 +1,14 @@
 """The synthetic abdomen: smooth fields, parts, and a body whose layers lie where they should."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from minikits.anatomy import (
     AIR_HU,
     BEND_MOST_MM,
+    BUBBLES_HU,
     FAT_HU,
     GAS_HU,
     VERTEBRA_MM,
@@ -225,3 +228,20 @@ def test_vessels_lead_to_both_kidneys():
     for z, y, x in KIDNEYS:
         hilum = (z, y - 4, x - 14 * np.sign(x))
         assert np.linalg.norm(ends - hilum, axis=1).min() < 1e-6
+
+
+def test_food_has_crumbs_and_bubbles_and_what_is_gas_stays_gas(body):
+    ball = Part((-60, -40, 40), (30, 30, 30), 40, gas_y=-50)
+    alone = replace(body, organs=[], bowel=[], liver=[], perirenal=[], vessels=[], muscles=[])
+
+    fluid = paint_body(replace(alone, bowel=[ball], stool=[]), AXES)
+    food = paint_body(replace(alone, bowel=[ball], stool=[ball]), AXES)
+
+    assert np.count_nonzero(fluid == 40) > 1000
+    assert np.array_equal(food == GAS_HU, fluid == GAS_HU)
+    assert np.array_equal(food[fluid != 40], fluid[fluid != 40])
+    inside = food[fluid == 40]
+    bubbles = inside == BUBBLES_HU
+    assert 0 < bubbles.mean() < 0.1
+    assert inside[~bubbles].mean() == pytest.approx(40, abs=3)
+    assert inside[~bubbles].std() > 5

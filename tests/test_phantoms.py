@@ -113,10 +113,15 @@ def test_best_threshold_is_found_where_there_is_one():
 
 def test_real_labels_are_kept_and_the_body_is_built_around_them(kits19):
     like = read_labels(kits19 / "case_00061" / "segmentation.nii.gz")
-    image, labels, spacing = make_case(5, labels=like.voxels, spacing_mm=like.spacing_mm)
-    assert labels is like.voxels and image.shape == labels.shape and spacing == like.spacing_mm
-    inside = image[labels == 1]
-    assert 60 < inside.mean() < 230 and max(best_threshold_dice(image, labels)) < 0.6
+    dice = []
+    for seed in (5, 6):
+        image, labels, spacing = make_case(seed, labels=like.voxels, spacing_mm=like.spacing_mm)
+        dice.append(best_threshold_dice(image, labels))
+
+        assert labels is like.voxels and image.shape == labels.shape and spacing == like.spacing_mm
+        assert 60 < image[labels == 1].mean() < 230
+
+    assert max(np.mean(dice, axis=0)) < 0.6  # 29 slices: little but kidneys is in sight
 
 
 def test_labels_without_foreground_give_a_body():
