@@ -284,7 +284,7 @@ def _draw_bowel(random, cortex_hu, depth_mm, width_mm):
     side = width_mm - 52
     small = []
     for _ in range(60):
-        start = random.uniform((-10, front + 30, -side), (200, -22, side))
+        start = random.uniform((-50, front + 30, -side), (200, -22, side))
         stop = start + random.uniform((-40, -30, -80), (40, 30, 80))
         walls, lumens = _draw_loop(random, cortex_hu, (start, stop), random.uniform(9, 15), 26)
         small += walls + lumens
@@ -325,11 +325,11 @@ def _draw_muscles(random):
     """Psoas, which grows downwards, quadratus lumborum, and the crura of the diaphragm."""
     parts = []
     for side in (-1, 1):
-        way = ((-25, 24, 26 * side), (210, 2, 58 * side))
+        way = ((-25, 34, 24 * side), (210, 18, 44 * side))
         balls = chain(random, way, 10, MUSCLE_HU, links=24)
         for ball, size in zip(balls, np.linspace(0.35, 1.3, 24)):
-            parts.append(ball._replace(radii=(14, 20 * size, 19 * size)))
-        parts.append(Part((95, 46, 66 * side), (85, 12, 21), MUSCLE_HU))
+            parts.append(ball._replace(radii=(14, 23 * size, 18 * size)))
+        parts.append(Part((95, 50, 68 * side), (85, 11, 26), MUSCLE_HU))
         parts.append(Part((-60, 6, 15 * side), (75, 17, 5), MUSCLE_HU))
     return parts
 
@@ -338,8 +338,10 @@ def _draw_vessels(random, hu, kidneys):
     """Aorta and vena cava along the spine, an artery and a vein to each kidney, and two more."""
     aorta, cava = ((-400, -4, 8), (400, -4, 4)), ((-400, -14, -24), (400, -4, -18))
     mesenteric, splenic = ((-20, -16, 6), (160, -40, 0)), ((-30, -30, -8), (-20, -30, 70))
-    vessels = chain(random, cava, 11, hu, wander=10, links=130)
-    vessels += chain(random, aorta, 10.5, hu, wander=8, links=130)
+    vessels = []
+    for ball in chain(random, cava, 11, hu - random.uniform(10, 60), wander=10, links=130):
+        vessels.append(ball._replace(radii=ball.radii * (1, 0.75, 1.2)))
+    vessels += chain(random, aorta, 9.5, hu, wander=8, links=130)
     vessels += chain(random, mesenteric, 4, hu, wander=8, links=50)
     vessels += chain(random, splenic, 4.5, hu, wander=8, links=40)
 
@@ -418,14 +420,14 @@ def _paint_layers(hu, body, places, radius, uneven, grain):
     values[seams & (flank > 0.45) & (y < 35)] = -40  # between its three layers
     values[muscle & (np.abs(x) < 5) & (y < 0)] = 10  # the white line
 
-    erector = ((np.abs(x) - 35) / 36) ** 2 + ((y - 72) / 30) ** 2 < 1  # beside the spine
+    erector = ((np.abs(x) - 36) / 42) ** 2 + ((y - 70) / 27) ** 2 < 1  # beside the spine
     erector &= beneath_mm > 0.6 * fat_mm
     values[erector] = np.where(grain[erector] > 1.7, -30, MUSCLE_HU + 9 * grain[erector])
 
     along_mm = np.mod(z + 0.42 * y + body.rib_phase_mm, RIB_MM) - RIB_MM / 2
     across_mm = (through - 0.62) * wall_mm
     rib = (along_mm / 6) ** 2 + (across_mm / 3.8) ** 2
-    rib[(z > 35 + 0.5 * y) | (np.abs(x) < 45)] = np.inf  # none lower, none at the front and back
+    rib[(z > 10 + 0.6 * y) | (np.abs(x) < 45)] = np.inf  # none lower, none at the front and back
     values[rib < 1] = BONE_HU
     values[rib < 0.4] = MARROW_HU
 
@@ -497,6 +499,6 @@ def _paint_table(hu, body, axes):
     """The board that the body lies on."""
     _, y, x = axes
     back = MIDDLE_Y_MM + body.depth_mm
-    surface = back + 9 - x**2 / 900
+    surface = back + 5 - x**2 / 900
     board = np.abs(y[:, None] - surface) < 2
     hu[:, board & (np.abs(x) < 210)] = np.maximum(hu[:, board & (np.abs(x) < 210)], TABLE_HU)

@@ -186,7 +186,7 @@ def _kidney(random, centre, radii):
 
 def _tumor(random, centre, radii):
     """Ellipsoids (centre, radii, 2) about a spot in or near the kidney."""
-    spot = centre + radii * random.uniform((-1.5, -0.7, 0.3), (1.5, 0.7, 1))
+    spot = centre + radii * random.uniform((-1.5, -0.7, 0.2), (1.5, 0.6, 0.8))
     size = random.uniform(12, 25)
     parts = []
     for _ in range(5):
