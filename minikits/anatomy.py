@@ -272,7 +272,7 @@ def _draw_stomach(random):
     widths = np.linspace(random.uniform(36, 50), random.uniform(20, 28), len(balls))
     walls = []
     for ball, width in zip(balls, widths):
-        walls.append(ball._replace(radii=width * np.array(ball.radii)))
+        walls.append(ball._replace(radii=np.multiply(ball.radii, width)))
     lumens = _lumens(walls, random.uniform(WATER_HU, 70), random.uniform(-75, -30))
     eaten = random.random() < 0.4
     return walls + lumens, lumens if eaten else []
@@ -340,7 +340,7 @@ def _draw_vessels(random, hu, kidneys):
     mesenteric, splenic = ((-20, -16, 6), (160, -40, 0)), ((-30, -30, -8), (-20, -30, 70))
     vessels = []
     for ball in chain(random, cava, 11, hu - random.uniform(10, 60), wander=10, links=130):
-        vessels.append(ball._replace(radii=ball.radii * (1, 0.75, 1.2)))
+        vessels.append(ball._replace(radii=np.multiply(ball.radii, (1, 0.75, 1.2))))
     vessels += chain(random, aorta, 9.5, hu, wander=8, links=130)
     vessels += chain(random, mesenteric, 4, hu, wander=8, links=50)
     vessels += chain(random, splenic, 4.5, hu, wander=8, links=40)
