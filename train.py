@@ -60,7 +60,8 @@ from minikits.files import (
 from minikits.nifti import read_spacing
 from minikits.paper import ARCHITECTURES, code_departures, run_departures
 from minikits.paper import departures as recipe_departures
-from minikits.reading import add_frame_options, chosen_recipe
+from minikits.processes import cores
+from minikits.reading import a_number, add_frame_options, chosen_recipe
 from minikits.recipe import Recipe
 from minikits.reports import draw_curve, write_log
 from minikits.sampling import PreparedCase, draw_batch
@@ -111,6 +112,13 @@ def command_line() -> argparse.ArgumentParser:
         "longer (a sixth on an H200)",
     )
     add_frame_options(parser)
+    parser.add_argument(
+        "--jobs",
+        type=a_number,
+        default=cores(),
+        help="processes that prepare cases, at most (default: the cores, %(default)s); fewer of small "
+        "scans, or where memory is short",
+    )
     parser.add_argument(
         "--seed", type=seed, default=0, help="of the initial weights and of all that is drawn"
     )
@@ -322,6 +330,7 @@ def prepare_once(
             recipe,
             affine=arguments.affine,
             assume_spacing=arguments.assume_spacing,
+            jobs=arguments.jobs,
             stop=stop.told,
             say=partial(print, flush=True),
         )

@@ -31,6 +31,7 @@ from minikits.devices import note_signals
 from minikits.evaluation import SCORES
 from minikits.files import forgiving_output, typed_path, write_text
 from minikits.paper import ARCHITECTURES, FOLDS, TABLE_1
+from minikits.processes import cores
 from minikits.reading import chosen_recipe
 from minikits.recipe import Recipe
 from minikits.reports import as_csv
@@ -143,7 +144,7 @@ def check_of(arguments: argparse.Namespace) -> Step:
 def prepare_cases(arguments: argparse.Namespace, recipe: Recipe, noted: list[int]) -> None:
     """Prepares the cases once, before several trainings would do it at the same time."""
     folder = arguments.out / "prepared"
-    prepare(arguments.data, folder, recipe, stop=lambda: bool(noted), say=print)
+    prepare(arguments.data, folder, recipe, jobs=cores(), stop=lambda: bool(noted), say=print)
     stop_if(noted)
 
 

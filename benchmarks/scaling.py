@@ -343,7 +343,7 @@ def page(found: dict, gpu: Path = RESULTS / "gpu.md") -> str:
             "",
             f"Phantoms of {'x'.join(map(str, SMALL_CASE['shape']))} voxels. Seconds where each "
             "process has a core: the CPU time of the slower one, on one thread. Two have half of the "
-            "cases each; minikits itself prepares in one process.",
+            "cases each; such small ones minikits itself prepares in one process.",
             "",
             *rows_of_preparing(found["preparing"]),
             "",

@@ -9,16 +9,12 @@ and, where matplotlib is installed, a page with pictures of the cases that stand
 
 import argparse
 import json
-import os
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import repeat
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +35,8 @@ from minikits.pictures import (
     draw_panels,
     panel_of,
 )
-from minikits.reading import Reading, add_reading_options, chosen_reading
+from minikits.processes import cores, map_of_processes
+from minikits.reading import Reading, a_number, add_reading_options, chosen_reading
 from minikits.reports import as_csv, as_json, first_line, why_no_figures
 
 PLANES = (AXIAL, CORONAL, SAGITTAL)
@@ -91,21 +88,6 @@ def check(arguments: argparse.Namespace, say: Callable[[str], None]) -> bool:
         write_text(page, page_of(checked, pictures))
     say(f"{page}, with check.csv and check.json beside it")
     return not any(facts.refused for facts in cases)
-
-
-@contextmanager
-def map_of_processes(jobs: int) -> Iterator[Callable]:
-    """A function like `map` whose calls are shared out to processes, in order; `map` itself for one
-    job. Processes are started anew: so Windows and macOS do it, and none inherits threads."""
-    if jobs == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        try:
-            yield pool.map
-        except BaseException:  # what was not begun is not begun
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def measured(
@@ -418,20 +400,6 @@ def command_line() -> argparse.ArgumentParser:
     add("--jobs", type=a_number, default=cores(), help="processes (default %(default)s, the cores)")
     add_reading_options(parser, of="a volume")
     return parser
-
-
-def a_number(text: str) -> int:
-    """A whole number of the command line, 1 or more."""
-    if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: wanted a whole number, 1 or more")
-    return int(text)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # on Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 if __name__ == "__main__":

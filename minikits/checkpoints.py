@@ -31,7 +31,7 @@ from minikits.files import written_whole
 from minikits.paper import ARCHITECTURES, recipe_from
 from minikits.recipe import Recipe
 from minikits.training import Progress, freeze_coarsest_head, sgd
-from minikits.unet import build_unet
+from minikits.unet import build_unet, unet_of
 
 FORMAT = 1
 KEYS = {
@@ -201,8 +201,9 @@ def _check_archive(path, calls):
 def load_network(checkpoint: Mapping[str, Any], path: Path | str) -> torch.nn.Module:
     """The network of a checkpoint, on the CPU. ValueError, naming `path`, for weights whose names,
     shapes or values are not those of a network of its recipe."""
-    with torch.device("meta"):  # takes no memory, whatever the recipe says
-        network = build_unet(checkpoint["arch"], checkpoint["recipe"])
+    # takes no memory, whatever the recipe says; to draw weights there, torch would load its compiler
+    with torch.device("meta"):
+        network = unet_of(checkpoint["arch"], checkpoint["recipe"])
 
     wanted = _shapes(network.state_dict())
     found = _shapes(checkpoint["network"])

@@ -59,6 +59,16 @@ class Made:
     warnings: list[str]
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case that was to be prepared: the shape that is kept, lines on doubts; or why
+    it was refused."""
+
+    shape: tuple[int, ...] = ()
+    warnings: Sequence[str] = ()
+    refused: str = ""
+
+
 # --- under which name -----------------------------------------------------------------------------
 
 
@@ -175,8 +185,18 @@ def _checksum_of(scan: Volume, reference: Volume, numbers: dict) -> str:
 # --- kept, and loaded -----------------------------------------------------------------------------
 
 
-def keep(entry: Entry, made: Made) -> PreparedCase:
-    """Writes an entry to the cache; the case as it is loaded from there."""
+def make_and_keep(entry: Entry, recipe: Recipe) -> Outcome:
+    """Makes a case and writes it to the cache, in whatever process: what it tells is small."""
+    try:
+        made = make(entry, recipe)
+    except (ValueError, OSError) as error:
+        return Outcome(refused=str(error))
+    keep(entry, made)
+    return Outcome(made.arrays["image"].shape, made.warnings)
+
+
+def keep(entry: Entry, made: Made) -> None:
+    """Writes an entry to the cache."""
     about = {
         "format": CACHE_FORMAT,
         "id": entry.id,
@@ -186,7 +206,6 @@ def keep(entry: Entry, made: Made) -> PreparedCase:
         "affine": entry.affine,
     }
     save_entry(entry.place, made.arrays, about, made.checksum)
-    return _load(entry)
 
 
 def load_kept(entry: Entry, say: Callable[[str], None]) -> PreparedCase | None:
@@ -195,7 +214,7 @@ def load_kept(entry: Entry, say: Callable[[str], None]) -> PreparedCase | None:
     if not entry.place.exists():
         return None
     try:
-        return _load(entry)
+        return load(entry)
     except (ValueError, OSError) as error:
         say(f"warning: {error}; {entry.id} is prepared again")
 
@@ -205,8 +224,8 @@ def load_kept(entry: Entry, say: Callable[[str], None]) -> PreparedCase | None:
     return None
 
 
-def _load(entry: Entry) -> PreparedCase:
-    """Memory-mapped. ValueError or OSError where an entry is not as it was written."""
+def load(entry: Entry) -> PreparedCase:
+    """The case of an entry, memory-mapped. ValueError or OSError where an entry is not as it was written."""
     arrays, checksum = load_entry(entry.place, KEPT)
     foreground = tuple(arrays[structure].numpy().copy() for structure in CLASSES[1:])  # small
     return PreparedCase(entry.id, arrays["image"], arrays["labels"], foreground, checksum)

@@ -83,3 +83,10 @@ def chosen_recipe(name: str) -> Recipe:
     if name == "demo":
         return DEMO
     return recipe_from(read_json(typed_path(name)), source=name)
+
+
+def a_number(text: str) -> int:
+    """A whole number of the command line, 1 or more."""
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: wanted a whole number, 1 or more")
+    return int(text)

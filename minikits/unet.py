@@ -182,6 +182,13 @@ def build_unet(arch: str, recipe: Recipe) -> UNet:
     """A freshly initialised network of the paper: arch "plain", "residual" or "preactivation".
 
     torch's global generator draws its weights. ValueError for any other arch."""
+    network = unet_of(arch, recipe)
+    initialise(network)
+    return network
+
+
+def unet_of(arch: str, recipe: Recipe) -> UNet:
+    """The network of `build_unet`, for weights that are still to be given to it."""
     builders = {
         "plain": plain_unet,
         "residual": residual_unet,
@@ -190,9 +197,7 @@ def build_unet(arch: str, recipe: Recipe) -> UNet:
     if arch not in builders:
         raise ValueError(f"architecture {arch!r}; wanted {', '.join(ARCHITECTURES)}")
 
-    network = builders[arch](recipe)
-    initialise(network)
-    return network
+    return builders[arch](recipe)
 
 
 def plain_unet(recipe: Recipe) -> UNet:

@@ -6,6 +6,7 @@ import errno
 import functools
 import gzip
 import json
+import math
 import os
 import platform
 import re
@@ -13,6 +14,9 @@ import resource
 import shutil
 import subprocess
 import sys
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +26,7 @@ from conftest import ROOT, TINY
 
 import minikits.cases
 import minikits.prepared
+from minikits.cases import BYTES_OF_A_PROCESS, BYTES_THAT_PAY, processes_that_pay
 from minikits.files import place_beside
 from minikits.nifti import read_labels, read_volume, write_image
 from minikits.paper import PAPER
@@ -257,6 +262,92 @@ def test_preparing_stops_between_cases_when_told(phantoms, tmp_path, capsys):
 
     assert len(prepare(phantoms, tmp_path, TINY, stop=lambda: False)) == 6
     assert prepare(phantoms, tmp_path, TINY, stop=lambda: True) is None
+
+
+# In several processes.
+
+
+def without_seconds(lines):
+    return [re.sub(r", \d+ s left", "", line) for line in lines]
+
+
+def test_in_two_processes_the_same_is_prepared_said_and_refused(data, tmp_path, monkeypatch):
+    small_case(tmp_path / "data", "bad")
+    (tmp_path / "data" / "bad" / "imaging.nii.gz").write_bytes(b"no scan")
+    monkeypatch.setattr("minikits.cases.BYTES_THAT_PAY", 1)
+    monkeypatch.setattr("minikits.cases.BYTES_OF_A_PROCESS", 1)
+
+    told, kept, refused = [], [], []
+    for jobs in (1, 2):
+        cache, lines = tmp_path / f"cache{jobs}", []
+        with pytest.raises(ValueError) as refusal:
+            minikits.cases.prepare(data, cache, TINY, jobs=jobs, say=lines.append)
+        told.append(without_seconds(lines))
+        refused.append(str(refusal.value))
+        files = sorted(path for path in cache.rglob("*") if path.is_file())
+        kept.append({str(path.relative_to(cache)): path.read_bytes() for path in files})
+
+    assert [line.split()[1] for line in told[0] if line.startswith("prepared")] == ["a", "b", "c"]
+    assert "1 of 4 cases cannot be used" in refused[0]
+    assert len(kept[0]) == 3 * 5  # of each case four arrays and what it is
+    assert (told[1], refused[1], kept[1]) == (told[0], refused[0], kept[0])
+
+
+def waiting_of(*sizes):
+    """Entries of scans of so many bytes."""
+    return [SimpleNamespace(files=[[size, 0, ""], [10, 0, ""]]) for size in sizes]
+
+
+def test_processes_are_as_many_as_work_memory_and_cases_want():
+    scan = BYTES_THAT_PAY
+    much = 100 * BYTES_OF_A_PROCESS
+
+    assert processes_that_pay(waiting_of(*[scan // 50] * 40), memory=much) == 1  # the demo's
+    assert processes_that_pay(waiting_of(*[scan] * 5), memory=much) == 5
+    assert processes_that_pay(waiting_of(*[scan] * 5), memory=3.5 * BYTES_OF_A_PROCESS) == 3
+    assert processes_that_pay(waiting_of(*[scan] * 5), memory=0) == 1
+    assert processes_that_pay(waiting_of(*[9 * scan] * 5), memory=much) == 5
+    assert processes_that_pay([], memory=much) == 1
+    assert processes_that_pay(waiting_of(*[scan] * 5), memory=math.inf) == 5
+
+
+class Processes:
+    """In place of `map_of_processes`: notes how many were asked for; the first call ends them."""
+
+    def __init__(self):
+        self.asked = []
+
+    @contextmanager
+    def __call__(self, jobs, *, begin):
+        self.asked.append(jobs)
+        yield self.mapped
+
+    def mapped(self, *_):
+        raise BrokenExecutor
+        yield
+
+
+@pytest.mark.parametrize(("jobs", "asked"), [(1, 1), (2, 2), (8, 3)])
+def test_a_killed_process_ends_the_preparation_with_a_line(
+    data, tmp_path, monkeypatch, jobs, asked
+):
+    processes = Processes()
+    monkeypatch.setattr("minikits.cases.map_of_processes", processes)
+    monkeypatch.setattr("minikits.cases.BYTES_THAT_PAY", 1)
+
+    with pytest.raises(ValueError, match=r"was killed, for want of memory.*--jobs 1"):
+        minikits.cases.prepare(data, tmp_path / "cache", TINY, jobs=jobs)
+
+    assert processes.asked == [asked]
+
+
+def test_a_signal_that_ends_the_processes_too_is_no_error(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("minikits.cases.map_of_processes", Processes())
+    answers = iter([False] * (3 + 1) + [True])  # three are looked for, one is begun
+
+    stopped = minikits.cases.prepare(data, tmp_path / "cache", TINY, stop=lambda: next(answers))
+
+    assert stopped is None
 
 
 # What a case is known by, and what it holds.
