@@ -368,7 +368,7 @@ def processes_that_pay(waiting: Sequence[Entry], *, memory: float | None = None)
         memory = free_memory()
     bytes_of_scans = sum(entry.files[0][0] for entry in waiting)
     by_work = bytes_of_scans // BYTES_THAT_PAY
-    by_memory = memory // BYTES_OF_A_PROCESS
+    by_memory = memory / BYTES_OF_A_PROCESS
     return int(max(1, min(by_work, by_memory, len(waiting))))
 
 

@@ -215,6 +215,17 @@ def test_weights_of_double_precision_are_loaded_in_float32(tmp_path):
     assert {weight.dtype for weight in network.state_dict().values()} == {torch.float32}
 
 
+def test_no_weights_are_drawn_for_a_network_that_is_loaded(tmp_path, monkeypatch):
+    """To draw some that take no memory, torch would load its compiler, for two seconds."""
+    weights = build_unet("plain", TINY).state_dict()
+    checkpoint = {"arch": "plain", "recipe": TINY, "network": weights}
+    monkeypatch.delattr("minikits.unet.initialise")
+
+    network = load_network(checkpoint, tmp_path / "checkpoint.pt")
+
+    assert network.state_dict().keys() == weights.keys()
+
+
 def test_an_earlier_count_that_is_no_number_is_refused(tmp_path):
     for changes in ({"epoch": 2, "batch": "x"}, {"epoch": "x"}, {}):
         earlier = content(**changes)

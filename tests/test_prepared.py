@@ -276,6 +276,7 @@ def test_in_two_processes_the_same_is_prepared_said_and_refused(data, tmp_path, 
     (tmp_path / "data" / "bad" / "imaging.nii.gz").write_bytes(b"no scan")
     monkeypatch.setattr("minikits.cases.BYTES_THAT_PAY", 1)
     monkeypatch.setattr("minikits.cases.BYTES_OF_A_PROCESS", 1)
+    monkeypatch.setattr("minikits.doubts.LEAST_ACROSS_MM", 200)  # as the other processes have it
 
     told, kept, refused = [], [], []
     for jobs in (1, 2):
@@ -288,6 +289,7 @@ def test_in_two_processes_the_same_is_prepared_said_and_refused(data, tmp_path, 
         kept.append({str(path.relative_to(cache)): path.read_bytes() for path in files})
 
     assert [line.split()[1] for line in told[0] if line.startswith("prepared")] == ["a", "b", "c"]
+    assert sum(line.startswith("warning") for line in told[0]) == 3
     assert "1 of 4 cases cannot be used" in refused[0]
     assert len(kept[0]) == 3 * 5  # of each case four arrays and what it is
     assert (told[1], refused[1], kept[1]) == (told[0], refused[0], kept[0])

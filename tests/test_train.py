@@ -961,6 +961,21 @@ def test_the_paper_recipe_is_the_default(train):
     assert arguments.arch == "residual"
 
 
+def test_cases_are_prepared_by_as_many_processes_as_were_asked_for(
+    train, phantoms, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(train, "prepare", lambda *_, jobs, **__: asked.append(jobs) or [])
+    machine = train.Machine(torch.device("cpu"), torch.float32)
+    stop = train.Stop([], machine.device)
+
+    for words in (["--jobs", "3"], []):
+        arguments = options(train, phantoms, tmp_path / "out", *words)
+        train.prepare_once(arguments, SMALL, stop, machine)
+
+    assert asked == [3, train.cores()]
+
+
 def test_a_run_that_no_lock_protects_says_so(train, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "claim", lambda folder: f"{folder}: its file system has no locks")
 
