@@ -34,9 +34,11 @@ def most_apart(systems: Mapping[str, Sequence[CaseScores]], cases: Sequence[str]
     tumor lie furthest apart; the furthest first. A structure that is in neither mask nor reference
     is right, and counts as a Dice of 1 here: another system may have found one. Cases in which all
     are equal are none."""
+    by_case = {name: _by_case(scored) for name, scored in systems.items()}
     found = []
     for case in cases:
-        apart = [_apart_in(systems, case, structure) for structure in CLASSES[1:]]
+        of_case = {name: scored[case] for name, scored in by_case.items()}
+        apart = [_apart_in(case, structure, of_case) for structure in CLASSES[1:]]
         widest = max(apart, key=lambda one: one.difference)
         if widest.difference > 0:
             found.append(widest)
@@ -45,10 +47,13 @@ def most_apart(systems: Mapping[str, Sequence[CaseScores]], cases: Sequence[str]
     return found[:APART_AT_MOST]
 
 
-def _apart_in(systems, case, structure):
-    """How far systems are apart in one structure of a case."""
-    values = _values_of_cases(systems, structure, [case])
-    scores = {name: float(value) for name, (value,) in values.items()}
+def _by_case(scored):
+    return {scores.case: scores for scores in scored}
+
+
+def _apart_in(case, structure, of_case):
+    """How far systems, {name: scores}, are apart in one structure of a case."""
+    scores = {name: getattr(one, structure) for name, one in of_case.items()}
     counted = {name: 1.0 if np.isnan(score) else score for name, score in scores.items()}
     highest_first = sorted(scores, key=lambda name: -counted[name])
     difference = counted[highest_first[0]] - counted[highest_first[-1]]
@@ -82,7 +87,7 @@ def _values_of_cases(systems, score, cases):
     """{name: (N,) scores of these cases, in their order}."""
     values = {}
     for name, scored in systems.items():
-        by_case = {scores.case: scores for scores in scored}
+        by_case = _by_case(scored)
         values[name] = values_of([by_case[case] for case in cases], score)
     return values
 
