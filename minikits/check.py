@@ -28,18 +28,17 @@ from minikits.nifti import read_labels, read_volume
 from minikits.pages import as_html, whole_page
 from minikits.paper import PAPER
 from minikits.pictures import (
-    AXIAL,
     BLACK_AND_WHITE_HU,
     CORONAL,
-    SAGITTAL,
+    PLANES,
     draw_panels,
     panel_of,
+    panels_of,
 )
 from minikits.processes import cores, map_of_processes
 from minikits.reading import Reading, a_number, add_reading_options, chosen_reading
 from minikits.reports import as_csv, as_json, first_line, why_no_figures
 
-PLANES = (AXIAL, CORONAL, SAGITTAL)
 # A mean of all cases this many sd from the paper's is another contrast: with the paper's numbers the
 # networks would not see values about 0.
 OTHER_MEAN_SDS = 0.25
@@ -354,11 +353,9 @@ def draw_case(facts: CaseFacts, place: tuple[int, ...], path: Path, reading: Rea
         if facts.image:
             shown, values = BLACK_AND_WHITE_HU, read_volume(facts.image, **vars(reading)).voxels
 
-        panels = []
-        for plane in PLANES:
-            panels.append(
-                panel_of(plane, values, labels.spacing_mm, place, shown=shown, labels=labels.voxels)
-            )
+        panels = panels_of(
+            PLANES, values, labels.spacing_mm, place, shown=shown, labels=labels.voxels
+        )
         whole = panel_of(CORONAL, labels.voxels, labels.spacing_mm, place, shown=(0.0, 2.0))
         from_front = labels.voxels.max(axis=CORONAL.axis)
         panels.append(replace(whole, values=from_front, title="all labels, from the front"))

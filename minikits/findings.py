@@ -4,7 +4,7 @@ looks at what is named and decides.
 Every bound has a reason beside it. They were chosen so that few of KiTS19's 210 training cases are
 named: a check that names every case is read by nobody."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -188,9 +188,12 @@ def alone_in(cases: Sequence[CaseFacts]) -> dict[str, list[Finding]]:
 
 def twice_in(cases: Sequence[CaseFacts]) -> dict[str, list[Finding]]:
     """{case id: findings} of cases whose image, or whose labels, are those of another."""
+    images = {facts.id: facts.image_digest for facts in cases}
+    labels = {facts.id: facts.of_labels.digest for facts in cases if facts.of_labels}
+
     found = {}
-    for kind, digest_of_case in (("image", _image_digest), ("labels", _labels_digest)):
-        for ids in _same(cases, digest_of_case):
+    for kind, digests in (("image", images), ("labels", labels)):
+        for ids in _same(digests):
             for id in ids:
                 others = [other for other in ids if other != id]
                 told = f"the same {kind} as {some(others)}"
@@ -198,22 +201,13 @@ def twice_in(cases: Sequence[CaseFacts]) -> dict[str, list[Finding]]:
     return found
 
 
-def _same(cases: Sequence[CaseFacts], digest_of_case: Callable) -> list[list[str]]:
-    """The ids of cases with the same digest, each group that has two or more."""
+def _same(digests: dict[str, str | None]) -> list[list[str]]:
+    """The ids of {case id: digest} that have the same, each group of two or more."""
     ids_by_digest = {}
-    for facts in cases:
-        digest = digest_of_case(facts)
+    for id, digest in digests.items():
         if digest:
-            ids_by_digest.setdefault(digest, []).append(facts.id)
+            ids_by_digest.setdefault(digest, []).append(id)
     return [ids for ids in ids_by_digest.values() if len(ids) > 1]
-
-
-def _image_digest(facts):
-    return facts.image_digest
-
-
-def _labels_digest(facts):
-    return facts.of_labels.digest if facts.of_labels else None
 
 
 def stored_otherwise(cases: Sequence[CaseFacts]) -> tuple[str, str, list[str]] | None:

@@ -36,6 +36,7 @@ class Plane:
 AXIAL = Plane("axial", 0, top="A", bottom="P", left="R", right="L")
 CORONAL = Plane("coronal", 1, top="S", bottom="I", left="R", right="L")
 SAGITTAL = Plane("sagittal", 2, top="S", bottom="I", left="A", right="P")
+PLANES = (AXIAL, CORONAL, SAGITTAL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,24 @@ def panel_of(
         labels=outlined,
         plane=plane,
     )
+
+
+def panels_of(
+    planes: Sequence[Plane],
+    voxels: np.ndarray,
+    spacing_mm: Sequence[float],
+    place: Sequence[int],
+    *,
+    shown: tuple[float, float],
+    labels: np.ndarray | None = None,
+    title: str = "",
+) -> list[Panel]:
+    """`panel_of` each of these planes."""
+    panels = []
+    for plane in planes:
+        panel = panel_of(plane, voxels, spacing_mm, place, shown=shown, labels=labels, title=title)
+        panels.append(panel)
+    return panels
 
 
 def projected(panel: Panel, plane: Plane, voxels: np.ndarray) -> Panel:

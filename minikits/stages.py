@@ -36,12 +36,12 @@ from minikits.pictures import (
     AXIAL,
     BLACK_AND_WHITE_HU,
     CORONAL,
-    SAGITTAL,
+    PLANES,
     Panel,
     draw_histograms,
     draw_panels,
     in_plane,
-    panel_of,
+    panels_of,
     projected,
 )
 from minikits.prediction import FLIPS, importance_map, segment_volume, window_starts
@@ -57,6 +57,7 @@ from minikits.volumes import CANONICAL, Volume, canonical_axes_and_flips, orient
 
 PATCHES_DRAWN = 100  # of each kind, in the picture of where patches lie
 BATCHES_DRAWN = 3
+TWO_PLANES = (AXIAL, CORONAL)
 ORDERS = {0: "nearest", 1: "linear", 3: "cubic"}
 
 
@@ -77,6 +78,22 @@ class Subject:
         if self.reference is None:
             return middle_of_most(np.zeros(self.scan.voxels.shape, dtype=np.uint8))
         return middle_of_most(self.reference.voxels)
+
+    @property
+    def outlines(self) -> np.ndarray | None:
+        """Its labels on the scan's own grid."""
+        return None if self.reference is None else self.reference.voxels
+
+    @property
+    def image(self) -> np.ndarray:
+        """The scan on the networks' grid, in their units."""
+        return self.prepared.image.float().numpy()
+
+    @property
+    def pixel_mm(self) -> tuple[float, float]:
+        """Height and width of a pixel of an axial slice on the networks' grid."""
+        _, y_mm, x_mm = self.recipe.spacing_mm
+        return y_mm, x_mm
 
     @property
     def prepared_place(self) -> tuple[int, ...]:
@@ -164,19 +181,14 @@ def describe_reading(subject: Subject, folder: Path) -> Stage:
     for doubt in doubts(scan) or ["none"]:
         numbers.append(("doubt", doubt.removeprefix(f"{scan.path}: ")))
 
-    outlines = None if reference is None else reference.voxels
-    panels = []
-    for plane in (AXIAL, CORONAL, SAGITTAL):
-        panels.append(
-            panel_of(
-                plane,
-                scan.voxels,
-                scan.spacing_mm,
-                subject.place,
-                shown=BLACK_AND_WHITE_HU,
-                labels=outlines,
-            )
-        )
+    panels = panels_of(
+        PLANES,
+        scan.voxels,
+        scan.spacing_mm,
+        subject.place,
+        shown=BLACK_AND_WHITE_HU,
+        labels=subject.outlines,
+    )
     draw_panels(folder / "scan.png", [panels])
 
     told = (
@@ -236,7 +248,7 @@ def mm_of(scan: Volume, voxel: Sequence[int] | np.ndarray) -> np.ndarray:
 def describe_grid(subject: Subject, folder: Path) -> Stage:
     """Resampled, clipped to the window, normalised."""
     scan, recipe = subject.scan, subject.recipe
-    image = subject.prepared.image.float().numpy()
+    image = subject.image
     below = np.count_nonzero(scan.voxels < recipe.window_hu[0]) / scan.voxels.size
     above = np.count_nonzero(scan.voxels > recipe.window_hu[1]) / scan.voxels.size
     lowest, highest = subject.shown
@@ -256,7 +268,9 @@ def describe_grid(subject: Subject, folder: Path) -> Stage:
         numbers += numbers_there_and_back(subject, subject.reference)
 
     draw_histograms(folder / "histogram.png", scan.voxels, image, recipe.window_hu)
-    draw_panels(folder / "grid.png", [native_panels(subject), prepared_panels(subject)])
+    draw_panels(
+        folder / "grid.png", [native_panels(subject, subject.outlines), prepared_panels(subject)]
+    )
     return Stage(
         "To the networks' grid",
         "All scans get one spacing, so that a kidney has about as many voxels in each. The window "
@@ -286,34 +300,30 @@ def numbers_there_and_back(subject: Subject, reference: Volume) -> list[tuple[st
     return numbers
 
 
-def native_panels(subject: Subject) -> list[Panel]:
-    """The scan's axial and coronal plane, in the window."""
-    labels = None if subject.reference is None else subject.reference.voxels
-    window = subject.recipe.window_hu
-    scan, place = subject.scan, subject.place
-    return two_planes(scan.voxels, scan.spacing_mm, place, labels, shown=window)
+def native_panels(subject: Subject, labels: np.ndarray | None, *, title: str = "") -> list[Panel]:
+    """The scan's axial and coronal plane, in the window, with the outlines of labels."""
+    scan = subject.scan
+    return panels_of(
+        TWO_PLANES,
+        scan.voxels,
+        scan.spacing_mm,
+        subject.place,
+        shown=subject.recipe.window_hu,
+        labels=labels,
+        title=title,
+    )
 
 
 def prepared_panels(subject: Subject) -> list[Panel]:
     """The same planes on the networks' grid."""
-    image, labels = subject.prepared.image.float().numpy(), subject.prepared.labels.numpy()
-    spacing_mm, place = subject.recipe.spacing_mm, subject.prepared_place
-    return two_planes(image, spacing_mm, place, labels, shown=subject.shown)
-
-
-def two_planes(
-    voxels: np.ndarray,
-    spacing_mm: Sequence[float],
-    place: Sequence[int],
-    labels: np.ndarray | None,
-    *,
-    shown: tuple[float, float],
-) -> list[Panel]:
-    """An axial and a coronal plane through a voxel."""
-    panels = []
-    for plane in (AXIAL, CORONAL):
-        panels.append(panel_of(plane, voxels, spacing_mm, place, shown=shown, labels=labels))
-    return panels
+    return panels_of(
+        TWO_PLANES,
+        subject.image,
+        subject.recipe.spacing_mm,
+        subject.prepared_place,
+        shown=subject.shown,
+        labels=subject.prepared.labels.numpy(),
+    )
 
 
 # --- patches --------------------------------------------------------------------------------------
@@ -385,9 +395,9 @@ def shares_of(case: PreparedCase, starts: Sequence[tuple[int, ...]], patch: tupl
 
 def panels_of_centres(subject: Subject, centres: np.ndarray, kind: str) -> list[Panel]:
     """Patches' centres on the mean of all axial planes, and of all coronal ones."""
-    image = subject.prepared.image.float().numpy()
+    image = subject.image
     panels = []
-    for panel, plane in zip(prepared_panels(subject), (AXIAL, CORONAL)):
+    for panel, plane in zip(prepared_panels(subject), TWO_PLANES):
         mean = projected(panel, plane, image)
         points = in_plane(plane, centres)
         panels.append(replace(mean, points=points, title=f"{kind}: {plane.name}"))
@@ -491,18 +501,15 @@ def told_of(image: torch.Tensor, labels: torch.Tensor) -> str:
 
 def patch_panel(subject: Subject, image: torch.Tensor, labels: torch.Tensor, title: str) -> Panel:
     """A slice (Y, X) of a patch."""
-    _, y_mm, x_mm = subject.recipe.spacing_mm
-    return Panel(
-        image.float().numpy(), (y_mm, x_mm), subject.shown, title=title, labels=labels.numpy()
-    )
+    values = image.float().numpy()
+    return Panel(values, subject.pixel_mm, subject.shown, title=title, labels=labels.numpy())
 
 
 def difference_panel(subject: Subject, difference: torch.Tensor) -> Panel:
     """What a transform added to a slice (Y, X): blue is less, red more, white nothing."""
-    _, y_mm, x_mm = subject.recipe.spacing_mm
     most = max(0.1, float(difference.abs().max()))
     title = f"difference, up to {most:.2f}"
-    return Panel(difference.numpy(), (y_mm, x_mm), (-most, most), title=title, colours="bwr")
+    return Panel(difference.numpy(), subject.pixel_mm, (-most, most), title=title, colours="bwr")
 
 
 def batch_panels(subject: Subject) -> list[list[Panel]]:
@@ -596,13 +603,21 @@ def describe_windows(subject: Subject, folder: Path) -> Stage:
 
     panels = prepared_panels(subject)
     margins = [(length - side) // 2 for side, length in zip(subject.prepared.image.shape, size)]
-    for number, plane in enumerate((AXIAL, CORONAL)):
+    for number, plane in enumerate(TWO_PLANES):
         corners = [np.subtract(corner, margins) for corner in product(*starts)]
         places = in_plane(plane, np.array(corners))
         height, width = in_plane(plane, np.array([patch]))[0]
         boxes = [(row, column, height, width) for row, column in np.unique(places, axis=0)]
         panels[number] = replace(panels[number], boxes=boxes)
-    panels.append(weight_panel(subject, weight))
+    panels.append(
+        Panel(
+            weight[len(weight) // 2].numpy(),
+            subject.pixel_mm,
+            (0.0, 1.0),
+            title="weights of a window",
+            colours="viridis",
+        )
+    )
     draw_panels(folder / "windows.png", [panels])
     return Stage(
         "The windows of a prediction",
@@ -611,13 +626,6 @@ def describe_windows(subject: Subject, folder: Path) -> Stage:
         numbers,
         [("windows.png", "The windows, and what the voxels of one weigh.")],
     )
-
-
-def weight_panel(subject: Subject, weight: torch.Tensor) -> Panel:
-    """The middle slice of the weights of a window's voxels."""
-    _, y_mm, x_mm = subject.recipe.spacing_mm
-    middle = weight[len(weight) // 2].numpy()
-    return Panel(middle, (y_mm, x_mm), (0.0, 1.0), title="weights of a window", colours="viridis")
 
 
 # --- prediction -----------------------------------------------------------------------------------
@@ -663,7 +671,7 @@ def describe_prediction(
         [
             probability_panels(subject, probabilities[1], "kidney"),
             probability_panels(subject, probabilities[2], "tumor"),
-            mask_panels(subject, mask),
+            native_panels(subject, mask, title="mask"),
         ],
     )
     return Stage(
@@ -682,22 +690,16 @@ def describe_prediction(
 
 def probability_panels(subject: Subject, probabilities: np.ndarray, name: str) -> list[Panel]:
     """A structure's (Z, Y, X) probabilities in an axial and a coronal plane."""
-    panels = two_planes(
+    panels = panels_of(
+        TWO_PLANES,
         probabilities,
         subject.recipe.spacing_mm,
         subject.prepared_place,
-        subject.prepared.labels.numpy(),
         shown=(0.0, 1.0),
+        labels=subject.prepared.labels.numpy(),
+        title=name,
     )
-    return [replace(panel, colours="viridis", title=name) for panel in panels]
-
-
-def mask_panels(subject: Subject, mask: np.ndarray) -> list[Panel]:
-    """The scan with the mask's outlines, in an axial and a coronal plane."""
-    return [
-        replace(panel, labels=mask.take(subject.place[plane.axis], plane.axis), title="mask")
-        for panel, plane in zip(native_panels(subject), (AXIAL, CORONAL))
-    ]
+    return [replace(panel, colours="viridis") for panel in panels]
 
 
 # --- words and numbers ----------------------------------------------------------------------------
