@@ -312,7 +312,7 @@ def draw_window() -> Figure:
     figure = new_figure(5.6)
     upper, lower = figure.subplots(2, 1)
 
-    bins = np.arange(-1024, 1250, 8)
+    bins = np.arange(-1024, 650, 8)
     parts = (
         ("all voxels", scan.voxels, "0.75"),
         ("kidney", scan.voxels[labels.voxels == 1], KIDNEY),
@@ -320,9 +320,10 @@ def draw_window() -> Figure:
     )
     for name, values, colour in parts:
         upper.hist(np.ravel(values), bins, color=colour, label=name, alpha=0.85)
-    upper.axvspan(low, high, color="gold", alpha=0.25, label=f"window, {low:g} to {high:g} HU")
+    label = f"window, {low:g} to {high:g} HU"
+    upper.axvspan(low, high, color="gold", alpha=0.25, label=label, zorder=0)
     upper.set(yscale="log", xlabel="HU", ylabel="voxels", title="a scan as it comes")
-    upper.legend(loc="upper right")
+    upper.legend(loc="upper center", bbox_to_anchor=(0.37, 1))
 
     bins = (np.arange(-79, 312, 4) - PAPER.mean_hu) / PAPER.sd_hu
     for name, values, colour in parts:
@@ -369,8 +370,15 @@ def _draw_matrix(axes, matrix, title):
     for row in range(rows):
         for column in range(columns):
             if matrix[row, column]:
+                colour = "white" if abs(matrix[row, column]) > 0.8 else "black"
                 axes.text(
-                    column, row, f"{matrix[row, column]:.2f}", ha="center", va="center", size=9
+                    column,
+                    row,
+                    f"{matrix[row, column]:.2f}",
+                    ha="center",
+                    va="center",
+                    size=9,
+                    color=colour,
                 )
     axes.set(xlabel="old voxel", ylabel="new voxel", title=title)
     axes.set(xticks=range(columns), yticks=range(rows))
@@ -902,7 +910,7 @@ def draw_learning_curve(run: Path | None) -> Figure:
     rates = [row["learning_rate"] / first_rate for row in log]
     axes.plot(epochs, rates, ":", color="0.4", label="learning rate / its first")
     axes.set(xlabel="epoch", ylim=(-1, 1.05))
-    axes.legend(loc="lower left")
+    axes.legend(loc="center right", bbox_to_anchor=(1, 0.37))
     axes.grid(alpha=0.4)
     return figure
 
@@ -1042,7 +1050,8 @@ def draw_scores(run: Path | None) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     for place, (name, colour) in enumerate((("kidney", KIDNEY), ("tumor", TUMOR))):
         dice = [getattr(scores, name) for scores in scored.values()]
-        left.plot(np.linspace(place - 0.15, place + 0.15, len(dice)), dice, "o", color=colour)
+        places = np.linspace(place - 0.15, place + 0.15, len(dice))
+        left.plot(places, dice, "o", color=colour)
         found = summary[name]
         left.plot((place + 0.3, place + 0.3), (found.low, found.high), color="black", lw=2)
         left.plot(place + 0.3, found.mean, "D", color="black", markersize=7)
@@ -1050,10 +1059,15 @@ def draw_scores(run: Path | None) -> Figure:
     left.set_title(f"{len(scored)} cases: dots, mean, 95% interval")
     left.grid(axis="y", alpha=0.4)
 
-    with_tumor = [number for number in HELD_OUT if (phantom(number)[1].voxels == 2).any()]
+    with_tumor = []
+    for where, number in zip(places, HELD_OUT):
+        if (phantom(number)[1].voxels == 2).any():
+            with_tumor.append(number)
+        elif scored[number].tumor == 0:
+            left.text(where + 0.06, 0, "none there, one claimed", size=9, ha="right", va="bottom")
     worst = min(with_tumor, key=lambda number: scored[number].tumor)
     _draw_errors(right, worst, run)
-    right.set_title(f"the worst tumor: Dice {scored[worst].tumor:.2f}")
+    right.set_title(f"the tumor found worst: Dice {scored[worst].tumor:.2f}")
     return figure
 
 

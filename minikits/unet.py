@@ -61,8 +61,8 @@ def plain_block(channels: int, features: int, stride: Stride = 1) -> nn.Sequenti
 class ResidualBlock(nn.Module):
     """conv-IN-ReLU-conv-IN-(+)-ReLU; the stride is the first convolution's.
 
-    What is added is the block's input. Where the block changes its shape, so does a 1x1x1
-    convolution with IN on the way."""
+    What is added is the block's input. Where the block changes the shape, a 1x1x1 convolution of the
+    input, with IN, is added instead."""
 
     def __init__(self, channels: int, features: int, stride: tuple[int, int, int] = (1, 1, 1)):
         super().__init__()
@@ -84,8 +84,8 @@ class ResidualBlock(nn.Module):
 class PreactivationBlock(nn.Module):
     """IN-ReLU-conv-IN-ReLU-conv-(+); the stride is the first convolution's.
 
-    What is added is the block's input, as it came. Where the block changes its shape, it is a 1x1x1
-    convolution of the input after its first IN-ReLU."""
+    What is added is the block's input, as it came. Where the block changes the shape, a 1x1x1
+    convolution of what its first IN-ReLU gives is added instead."""
 
     def __init__(self, channels: int, features: int, stride: tuple[int, int, int] = (1, 1, 1)):
         super().__init__()

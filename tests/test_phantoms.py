@@ -105,6 +105,15 @@ def test_the_body_fills_more_than_half_of_the_image(cases):
     assert max(air) < 0.5
 
 
+def test_the_air_is_as_noisy_as_a_scanner_makes_it(cases):
+    """In the corners above the patient, a little less than drawn: no HU is below -1024."""
+    for image, _, _ in cases:
+        corner = image[:, :8, :8]
+
+        assert 7 < corner.std() < 21
+        assert corner.mean() == pytest.approx(-1000, abs=5)
+
+
 def test_best_threshold_is_found_where_there_is_one():
     image = np.array([[[-100, 50, 100, 105, 300, 200]]], dtype=np.int16)
     assert best_threshold_dice(image, np.array([[[0, 0, 1, 1, 2, 0]]])) == (pytest.approx(6 / 7), 1)
