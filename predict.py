@@ -169,6 +169,11 @@ def predict_scan(scan: Scan, work: Work) -> tuple[str, dict]:
     """Writes a scan's mask, unless one that was edited stays, and its probabilities if wanted.
     Returns what was found, in a line, and what prediction.json is to say of scan and mask."""
     volume, scan_stamp = read_scan(scan, work)
+    doubted = doubts(volume)
+    for doubt in doubted:
+        say(f"warning: {doubt}")
+    check_size(volume, work.ready)
+
     own_masks = []
     keep_probabilities = None
     if work.arguments.probabilities:
@@ -186,7 +191,7 @@ def predict_scan(scan: Scan, work: Work) -> tuple[str, dict]:
     )
 
     ranges = [work.ranges[number] for number in scan.networks]
-    found = findings_of(volume, labels, own_masks, work.ready.recipe, ranges)
+    found = findings_of(volume, labels, own_masks, work.ready.recipe, ranges, doubted)
     if found.unlike_training:
         say(f"warning: {scan.path}: unlike the training data: {'; '.join(found.unlike_training)}")
 
@@ -300,17 +305,12 @@ def as_job(arguments: argparse.Namespace, members: list[Member], precision: torc
 
 
 def read_scan(scan: Scan, work: Work) -> tuple[Volume, dict]:
-    """The scan, and what its file looked like. Says what is doubtful of it. ValueError for one that
-    changed meanwhile, and before it is tried for one that is too large."""
+    """The scan, and what its file looked like. ValueError for one that changed meanwhile."""
     before = stamp(scan.path)
     volume = read_volume(scan.path, **vars(chosen_reading(work.arguments)))
     read = stamp(scan.path, contents=True)
     if before != {name: read[name] for name in before}:
         raise ValueError(f"{scan.path}: was changed while it was read; run predict.py again")
-
-    for doubt in doubts(volume):
-        say(f"warning: {doubt}")
-    check_size(volume, work.ready)
     return volume, read
 
 

@@ -72,7 +72,7 @@ def plan_masks(out: Path, job: Job, scans: list[Scan], *, overwrite: bool = Fals
 
     decisions = [_decide(scan, job, known.get(scan.mask.name), overwrite) for scan in scans]
     _check_reading(out, decisions, job)
-    said = _what_is_there(decisions)
+    said = _what_is_there(out, decisions)
     if unprotected:
         said.insert(0, f"warning: {unprotected}")
 
@@ -253,8 +253,15 @@ def _remove_probabilities(mask: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _what_is_there(decisions: list[Decision]) -> list[str]:
-    """Lines on masks that there are already: how many stay, and which do not, and why."""
+def _is_doubted(entry: dict) -> bool:
+    """Whether the scan of a mask was doubted or unlike the training data, when it was predicted."""
+    findings = entry.get("findings") or {}  # an earlier version's masks have none
+    return bool(findings.get("doubts") or findings.get("unlike_training"))
+
+
+def _what_is_there(out: Path, decisions: list[Decision]) -> list[str]:
+    """Lines on masks that there are already: how many stay, how many of these are doubted, and
+    which do not stay, and why."""
     staying = [each for each in decisions if not each.wanted and not each.problem]
     lines = []
     if staying:
@@ -262,6 +269,13 @@ def _what_is_there(decisions: list[Decision]) -> list[str]:
         lines.append(
             f"{len(staying)} of {len(decisions)} scans {have} a mask already; --overwrite "
             "predicts them again"
+        )
+    doubted = [each for each in staying if _is_doubted(each.entry)]
+    if doubted:
+        are = "is" if len(doubted) == 1 else "are"
+        lines.append(
+            f"warning: {len(doubted)} of these {are} doubted or unlike the training data: see the "
+            f"columns doubts and unlike_training of {out / 'prediction.csv'}"
         )
     for each in decisions:
         mask = each.scan.mask

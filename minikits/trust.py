@@ -1,7 +1,8 @@
 """What is said of a mask, so that its reader knows how far to trust it.
 
 How much there is of each structure, and in how many components; how far the networks of an ensemble
-agree; in what the scan is unlike those they were trained on; and where they are in doubt."""
+agree; what is doubted of the scan, and in what it is unlike those they were trained on; and where
+they are in doubt."""
 
 import math
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ class Findings:
     kidney_agreement: float | None  # mean pairwise Dice of the networks' own masks
     tumor_agreement: float | None
     unlike_training: list[str] | None  # None where no network says what it was trained on
+    doubts: list[str]  # of the scan: minikits.doubts
 
     def line(self) -> str:
         """In a line, for the one who waits."""
@@ -51,11 +53,13 @@ def findings_of(
     own_masks: Sequence[np.ndarray],
     recipe: Recipe,
     ranges: Sequence[dict[str, list[float]]],
+    doubted: Sequence[str],
 ) -> Findings:
     """The Findings on a scan's mask, (Z, Y, X) labels on its own grid.
 
     own_masks: each network's, on one grid, whichever; none where there is one network. ranges: what
-    each was trained on (minikits.familiar)."""
+    each was trained on (minikits.familiar). doubted: the lines on the scan that minikits.doubts
+    gives; its path, with which they begin, is left out."""
     voxel_ml = volume.voxel_mm3 / 1000
     kidney_agreement, tumor_agreement = agreement(own_masks)
     return Findings(
@@ -67,6 +71,7 @@ def findings_of(
         kidney_agreement=_rounded(kidney_agreement),
         tumor_agreement=_rounded(tumor_agreement),
         unlike_training=unlike_training(volume, labels, recipe, ranges),
+        doubts=[doubt.removeprefix(f"{volume.path}: ") for doubt in doubted],
     )
 
 
@@ -153,16 +158,17 @@ def rows(entries: dict[str, dict]) -> list[dict]:
         row = {"mask": name, "case": entry["case"]}
         for figure in Findings.__dataclass_fields__:
             row[figure] = figures.get(figure)
-        row["unlike_training"] = _as_cell(figures.get("unlike_training"))
+        for words in ("unlike_training", "doubts"):
+            row[words] = _as_cell(figures.get(words))
         found.append(row)
     return found
 
 
-def _as_cell(unlike):
-    """In words: what is unlike, if anything; "not known"."""
-    if unlike is None:
+def _as_cell(words):
+    """What is said, if anything; "not known" where it was not looked for."""
+    if words is None:
         return "not known"
-    return "; ".join(unlike)
+    return "; ".join(words)
 
 
 def _rounded(dice):

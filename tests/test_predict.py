@@ -1946,11 +1946,51 @@ def test_cross_validation_leaves_out_what_the_networks_recipe_does(phantoms, tmp
     assert [path.name for path in (tmp_path / "masks").glob("*.gz")] == ["prediction_00023.nii.gz"]
 
 
-def test_doubts_about_a_scan_are_said(scans, run, tmp_path, here):
-    said = here(
-        *quick(put_scan(tmp_path / "few.nii.gz", shape=(4, 20, 24)), tmp_path / "masks", run[0])
-    )
-    assert f"warning: {tmp_path / 'few.nii.gz'}: covers 32 mm along Z" in said
+@pytest.fixture
+def doubted(tmp_path, monkeypatch):
+    """Two scans: one of 32 mm along Z, and one in which nothing is doubted."""
+    monkeypatch.setattr("minikits.doubts._not_hu", lambda voxels: None)  # noise is no CT
+    put_scan(tmp_path / "scans" / "few.nii.gz", shape=(4, 20, 24))
+    put_scan(tmp_path / "scans" / "many.nii.gz")
+    return tmp_path / "scans"
+
+
+def test_doubts_about_a_scan_are_said_and_kept(doubted, run, tmp_path, here):
+    masks = tmp_path / "masks"
+
+    said = here(*quick(doubted, masks, run[0]))
+
+    words = "covers 32 mm along Z, wanted 40 or more; is this the whole scan?"
+    assert f"warning: {doubted / 'few.nii.gz'}: {words}\n" in said
+    assert [row["doubts"] for row in table_of(masks)] == [words, ""]
+    told = json.loads((masks / "prediction.json").read_text())["scans"]
+    assert told["few.nii.gz"]["findings"]["doubts"] == [words]
+    assert told["many.nii.gz"]["findings"]["doubts"] == []
+
+
+def test_masks_that_stay_are_counted_where_their_scans_were_doubted(doubted, run, tmp_path, here):
+    masks = tmp_path / "masks"
+    given = quick(doubted, masks, run[0])
+    assert "of these" not in here(*given)
+
+    once_more = here(*given)
+    of_the_other = here(*quick(doubted / "many.nii.gz", masks, run[0]))
+
+    assert (
+        "2 of 2 scans have a mask already; --overwrite predicts them again\n"
+        "warning: 1 of these is doubted or unlike the training data: see the columns doubts and "
+        f"unlike_training of {masks / 'prediction.csv'}\n"
+    ) in once_more
+    assert "1 of 1 scans has a mask already" in of_the_other
+    assert "of these" not in of_the_other
+
+
+def test_masks_of_scans_unlike_the_training_are_counted_too(doubted, tmp_path, here):
+    put(tmp_path / "run" / "fold0" / "checkpoint.pt", training_ranges={"spacing_z_mm": [1.0, 5.0]})
+    given = quick(doubted, tmp_path / "masks", tmp_path / "run")
+    here(*given)
+
+    assert "warning: 2 of these are doubted or unlike the training data" in here(*given)
 
 
 def test_masks_of_a_cross_validation_are_not_mixed_with_others(labelled, tmp_path, here):

@@ -96,7 +96,9 @@ def test_the_findings_on_a_mask_by_hand():
     own_masks = [labels, row(1, 1, 1, 0, 0, 1, 1)]
     ranges = [{"spacing_z_mm": [1.0, 5.0], "kidney_hu": [150.0, 250.0]}, {}]
 
-    found = findings_of(volume, labels, own_masks, PAPER, ranges)
+    found = findings_of(
+        volume, labels, own_masks, PAPER, ranges, ["a.nii.gz: covers 10 mm", "a.nii.gz: tilted"]
+    )
 
     assert found == Findings(
         kidney_ml=0.8,
@@ -107,6 +109,7 @@ def test_the_findings_on_a_mask_by_hand():
         kidney_agreement=1.0,
         tumor_agreement=0.0,
         unlike_training=["spacing along Z, mm: 10, but 1 to 5 in training"],
+        doubts=["covers 10 mm", "tilted"],
     )
     assert found.line() == (
         "kidney 1 ml, tumor 0 ml; in 2 and 1 components; Dice between networks 100.0 and 0.0"
@@ -117,7 +120,7 @@ def test_the_findings_of_one_network_that_tells_nothing_of_its_training():
     labels = row(0, 0)
     volume = volume_of(labels.astype(np.int16), (10.0, 5.0, 4.0))
 
-    found = findings_of(volume, labels, [], PAPER, [{}])
+    found = findings_of(volume, labels, [], PAPER, [{}], [])
 
     assert asdict(found) == {
         "kidney_ml": 0.0,
@@ -128,6 +131,7 @@ def test_the_findings_of_one_network_that_tells_nothing_of_its_training():
         "kidney_agreement": None,
         "tumor_agreement": None,
         "unlike_training": None,
+        "doubts": [],
     }
     assert found.line() == "kidney 0 ml, tumor 0 ml; in 0 and 0 components"
 
@@ -164,6 +168,7 @@ def test_a_row_of_prediction_csv_for_each_mask_that_is_finished():
         kidney_agreement=0.95,
         tumor_agreement=None,
         unlike_training=["spacing along Z, mm: 8, but 1 to 5 in training", "kidneys, ml: 2"],
+        doubts=["covers 32 mm along Z; is this the whole scan?"],
     )
     entries = {
         "b.nii.gz": entry_with(None, case="of an earlier version"),
@@ -184,13 +189,14 @@ def test_a_row_of_prediction_csv_for_each_mask_that_is_finished():
         "kidney_agreement": "0.95",
         "tumor_agreement": "",
         "unlike_training": "spacing along Z, mm: 8, but 1 to 5 in training; kidneys, ml: 2",
+        "doubts": "covers 32 mm along Z; is this the whole scan?",
     }
     assert second["case"] == "of an earlier version"
     assert second["kidney_ml"] == second["networks"] == ""
-    assert second["unlike_training"] == "not known"
+    assert second["unlike_training"] == second["doubts"] == "not known"
 
 
-def test_a_scan_that_is_like_the_training_data_has_an_empty_cell():
-    (found,) = rows({"a.nii.gz": entry_with({"unlike_training": []})})
+def test_a_scan_that_is_like_the_training_data_and_not_doubted_has_empty_cells():
+    (found,) = rows({"a.nii.gz": entry_with({"unlike_training": [], "doubts": []})})
 
-    assert found["unlike_training"] == ""
+    assert found["unlike_training"] == found["doubts"] == ""
