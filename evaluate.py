@@ -27,7 +27,7 @@ from minikits.files import (
 )
 from minikits.folds import excluded_ids
 from minikits.frames import check_same_grid
-from minikits.layouts import nifti_name
+from minikits.layouts import image_beside, nifti_name
 from minikits.measures import (
     DICE_ALONE,
     CaseLesions,
@@ -226,6 +226,8 @@ def evaluate(
     there is nothing to score, or where masks or references are missing and may not be."""
     references = find_references(reference_folder)
     masks = find_mask_files(folder, references.labels)
+    if folder.is_file() and reference_folder.is_file():
+        masks = named_as_reference(masks, references)
     pairs, left_out = match(folder, masks, references, allow_missing)
 
     bound = below if out else 0.0  # what is wrong takes a moment to find
@@ -277,11 +279,15 @@ def compare_systems(
 
 
 def find_references(folder: Path) -> LabelFiles:
-    """Those of a folder of cases; in a flat folder every file is a label file."""
+    """Those of a folder of cases; in a flat folder every file is a label file. A case's label file
+    by itself has the image that lies beside it."""
     found = look_for_cases(folder)
     labels = {case.id: case.labels for case in found.cases if case.labels}
     if labels:
         images = {case.id: case.image for case in found.cases if case.image}
+        beside = image_beside(folder)
+        if beside:
+            images = dict.fromkeys(labels, beside)
         unlabelled = [f"{case.id} (no labels)" for case in found.cases if not case.labels]
         return LabelFiles(labels, images, found.left_out + unlabelled)
 
@@ -311,6 +317,17 @@ def find_mask_files(folder: Path, ids: Collection[str]) -> LabelFiles:
     return LabelFiles(masks, {}, left_out)
 
 
+def named_as_reference(masks: LabelFiles, references: LabelFiles) -> LabelFiles:
+    """One mask by itself, as the mask of the only reference, whatever it is called; a line says so
+    where their names differ."""
+    (name,) = masks.labels
+    (id,) = references.labels
+    mask, reference = masks.labels[name], references.labels[id]
+    if name != id:
+        print(f"one mask, one reference: {mask.name} is scored against {reference}, as {id}")
+    return LabelFiles({id: mask}, {}, masks.left_out)
+
+
 def match(
     folder: Path, masks: LabelFiles, references: LabelFiles, allow_missing: bool
 ) -> tuple[list[Pair], list[str]]:
@@ -326,9 +343,11 @@ def match(
 
     also = f"; left out: {some(strays)}" if strays else ""
     if not both:
+        wanted = min(references.labels, default="NAME")
         raise ValueError(
             f"{folder}: no case has a mask and a reference: masks of {some(sorted(masks.labels))}, "
-            f"references of {some(sorted(references.labels))}{also}; wanted one name"
+            f"references of {some(sorted(references.labels))}{also}; wanted one name; rename each mask "
+            f"as its case is called, such as {wanted}.nii.gz"
         )
     for kind, missing in (("reference", without_reference), ("mask", without_mask)):
         if missing and not allow_missing:

@@ -33,6 +33,7 @@ from minikits.sampling import PreparedCase
 # of scans, as they are stored, for each process: some ten seconds of work, where a start takes two
 BYTES_THAT_PAY = 200_000_000
 BYTES_OF_A_PROCESS = 3 << 30  # of memory; 1059 slices of 512x512 took 1.3 GiB
+DICOM = "DICOM is converted first, with dcm2niix: docs/using.md#what-comes-and-goes"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ def look_for_cases(source: str | Path) -> Found:
     _check_one_layout(source, seen)
     paths_by_id = _paths_by_id(seen.flat + seen.inside)
     if not paths_by_id:
-        names = ", ".join(path.name for path in visible(source)[:5]) or "nothing"
+        paths = visible(source)
+        names = ", ".join(path.name for path in paths[:5]) or "nothing"
+        if any(path.suffix.lower() == ".dcm" for path in paths):
+            names += f"; {DICOM}"
         raise ValueError(
             f"{source}: no scans or cases found, wanted *.nii.gz, "
             "case_00000/imaging.nii.gz and segmentation.nii.gz, or images/ and "

@@ -12,6 +12,7 @@ import numpy as np
 from minikits.doubts import LEAST_ACROSS_MM, MOST_ACROSS_MM, no_body_is_so_wide
 from minikits.facts import CaseFacts, LabelFacts, Region
 from minikits.layouts import some
+from minikits.nifti import CYST
 from minikits.paper import PAPER
 
 # An adult's kidney has 100 to 250 ml, a shrunken one 30. What is smaller is a piece of one, or a
@@ -44,6 +45,8 @@ class Finding:
 
 WHAT_TO_DO = {
     "unreadable": "convert or download those that cannot be read again; train.py refuses them too",
+    "cyst": "write the label maps of KiTS21 and KiTS23 anew, a cyst as kidney, by the lines of "
+    "docs/using.md#what-comes-and-goes; train.py refuses them as they are",
     "unmatched": "get what is missing: train.py wants an image for each label map",
     "labels": "look at the labels of those whose kidneys, tumors or pieces are named, in a viewer "
     "or on the page; correct them, or leave the case out with --folds",
@@ -64,7 +67,7 @@ def findings_of(cases: Sequence[CaseFacts]) -> dict[str, list[Finding]]:
 
     findings = {}
     for facts in cases:
-        found = [Finding("unreadable", line) for line in facts.refused]
+        found = [Finding("cyst" if CYST in line else "unreadable", line) for line in facts.refused]
         if some_image and facts.labels and facts.image is None:
             found.append(Finding("unmatched", "labels, but no image"))
         found += [Finding("image", line) for line in facts.doubted]
@@ -97,9 +100,12 @@ def findings_in_labels(labels: LabelFacts) -> list[Finding]:
         shown = " and ".join(f"{region.ml:.0f}" for region in kidneys)
         told = f"{_counted(len(kidneys), 'kidney')} found"
         if shown:
-            told += f" ({shown} ml)"
+            told += f" ({shown} ml with tumor)"
         smallest = kidneys[-1] if kidneys else labels.regions[0]
-        found.append(Finding("labels", told + ", wanted 2", smallest.place))
+        told += ", wanted 2"
+        if len(kidneys) == 1:
+            told += " (both may hang together, as a horseshoe kidney does)"
+        found.append(Finding("labels", told, smallest.place))
     if not LEAST_KIDNEY_ML <= labels.kidney_ml <= MOST_KIDNEY_ML:
         told = (
             f"{labels.kidney_ml:.0f} ml of kidney without its tumors, wanted {LEAST_KIDNEY_ML} to "

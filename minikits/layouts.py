@@ -73,6 +73,17 @@ def id_of_labels(name: str, known: Collection[str]) -> str:
     return _without_channel(name)
 
 
+def image_beside(labels: Path) -> Path | None:
+    """The image in the folder of a file that is named as a KiTS19 case's labels are; None where
+    there is none, and of any other path."""
+    if kits19_kind(labels) != "labels":
+        return None
+    for path in visible(labels.parent):
+        if kits19_kind(path) == "image" and path.is_file():
+            return path
+    return None
+
+
 def _without_channel(name: str) -> str:
     """An image's name without the `_0000` by which nnU-Net says that it is the first channel."""
     return name.removesuffix("_0000") or name

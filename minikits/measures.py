@@ -34,8 +34,8 @@ DICE_ALONE = Wanted()
 HEADINGS = {  # of the fields of Measures, on a page
     "kidney_surface_dice": "kidney surface Dice",
     "tumor_surface_dice": "tumor surface Dice",
-    "kidney_ml": "kidney ml",
-    "kidney_off_ml": "kidney off ml",
+    "kidney_ml": "kidney + tumor ml",
+    "kidney_off_ml": "kidney + tumor off ml",
     "tumor_ml": "tumor ml",
     "tumor_off_ml": "tumor off ml",
     "kidney_hd95_mm": "kidney HD95 mm",
@@ -172,14 +172,15 @@ def surface_tables(cases: Sequence[Measures], wanted: Wanted) -> str:
     )
 
     names = ["kidney_ml", "kidney_off_ml", "tumor_ml", "tumor_off_ml"]
-    heading = ["kidney ml", "off by", "tumor ml", "off by"]
+    heading = ["kidney + tumor", "off by", "tumor", "off by"]
     if wanted.hd95:
         names += ["kidney_hd95_mm", "tumor_hd95_mm"]
         heading += ["kidney HD95 mm", "tumor HD95 mm"]
     rows = [(one.case, [getattr(one, name) for name in names]) for one in cases]
     medians = [_median([getattr(one, name) for one in cases]) for name in names]
     rows.append(("median", medians))
-    lines = _columns("volumes", heading, rows)
+    lines = _columns("volumes, ml", heading, rows)
+    lines.append("off by: the mask's ml less the reference's; minus is too small")
     return "\n".join([near, table(surface_scores(cases), heading="surface in %"), *lines])
 
 

@@ -32,6 +32,7 @@ LAST_OFFSET = 1 << 28  # of the first voxel's byte
 READ_BYTES = 1 << 20
 GZIP = b"\x1f\x8b"  # what a gzip file begins with
 
+CYST = "3 is a cyst in KiTS21 and KiTS23"
 LABEL_TOLERANCE = 1e-3  # a float label this near to 0, 1 or 2 is that label
 # CT is stored in 16 bits. What lies far beyond them is a fill value, such as -3.4e38, and the cubic
 # spline would carry it from the padding into the body.
@@ -108,9 +109,13 @@ def read_labels(
         whole = np.rint(volume.voxels)
         off = np.abs(volume.voxels - whole).max()
     if whole.min() < 0 or whole.max() > 2 or off > LABEL_TOLERANCE:
+        values = _no_labels(volume.voxels)
+        advice = "is this the segmentation file?"
+        if values == "3":
+            advice = f"{CYST}, and docs/using.md#what-comes-and-goes makes it kidney"
         raise ValueError(
-            f"{path}: label values {_no_labels(volume.voxels)} found, wanted only 0 (background), "
-            "1 (kidney) and 2 (tumor); is this the segmentation file?"
+            f"{path}: label values {values} found, wanted only 0 (background), "
+            f"1 (kidney) and 2 (tumor); {advice}"
         )
     return replace(volume, voxels=whole.astype(np.uint8, copy=False))
 

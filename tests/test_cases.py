@@ -48,6 +48,17 @@ def test_folders_without_cases_are_refused(tmp_path):
         training_cases(tmp_path, PAPER)
 
 
+def test_a_folder_of_dicom_files_is_refused_with_what_converts_them(tmp_path):
+    touch(tmp_path, "series/IM0001.DCM", "series/IM0002.DCM", "other/notes.txt")
+
+    with pytest.raises(
+        ValueError, match=r"found IM0001\.DCM, .*; DICOM is converted .* dcm2niix: "
+    ):
+        find_cases(tmp_path / "series")
+    with pytest.raises(ValueError, match=r"found notes\.txt$"):
+        find_cases(tmp_path / "other")
+
+
 def test_two_files_for_one_case_are_refused(tmp_path):
     touch(tmp_path, "case_00001/imaging.nii.gz", "case_00001/imaging.nii")
 

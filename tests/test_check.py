@@ -183,8 +183,14 @@ def test_of_a_usual_case_nothing_stands_out():
     "regions, told",
     [
         ([], "nothing is labelled"),
-        (TWO_KIDNEYS[:1], "1 kidney found (200 ml), wanted 2"),
-        ([*TWO_KIDNEYS, Region(90.0, 0.0, (0, 0, 0))], "3 kidneys found (200 and 170 and 90 ml)"),
+        (
+            TWO_KIDNEYS[:1],
+            "1 kidney found (200 ml with tumor), wanted 2 (both may hang together, as a horseshoe",
+        ),
+        (
+            [*TWO_KIDNEYS, Region(90.0, 0.0, (0, 0, 0))],
+            "3 kidneys found (200 and 170 and 90 ml with tumor), wanted 2",
+        ),
         ([Region(9.0, 0.0, (0, 0, 0))] * 10, "no kidney found, wanted 2"),
         (
             [*TWO_KIDNEYS, Region(0.0, 30.0, (1, 2, 3))],
@@ -436,6 +442,18 @@ def test_a_case_that_cannot_be_read_is_named_and_the_others_go_on(run, data):
     assert re.search(r"case_00002: \S+: shape ", out)
     assert "case_00023: 30x60x60" in out
     assert "convert or download those that cannot be read again" in out
+
+
+def test_a_cyst_of_kits23_is_named_with_what_makes_it_kidney(run, tmp_path):
+    labels = kidneys_and_a_tumor()
+    labels[14, 24, 14] = 3
+    put_case(tmp_path / "data" / "case_00000", labels)
+
+    out, _ = run("data", expect=2)
+
+    assert "label values 3 found" in out and "; 3 is a cyst in KiTS21 and KiTS23, and docs/" in out
+    assert "  write the label maps of KiTS21 and KiTS23 anew, a cyst as kidney" in out
+    assert "download" not in out
 
 
 def test_without_matplotlib_the_page_has_no_pictures(run, data, monkeypatch):

@@ -375,6 +375,7 @@ def test_masks_of_other_cases_altogether_are_refused_also_where_some_may_be_miss
     for option in ([], ["--allow-missing"]):
         said = run(tmp_path / "masks", tmp_path / "references", *option, expect=2)
         assert "no case has a mask and a reference: masks of a, references of z" in said
+        assert "rename each mask as its case is called, such as z.nii.gz" in said
         assert said.count("\n") == 1
 
 
@@ -883,6 +884,30 @@ def test_one_mask_file_is_scored_and_its_prediction_json_read(run, three):
     assert "1 case found, 2 left out: a (no mask), c (no mask)" in printed
     assert "b" in scores(printed)
     assert "were trained on 1 of these cases (b)" in printed
+
+
+def test_one_mask_and_one_reference_are_a_pair_whatever_they_are_called(run, tmp_path):
+    write_case(tmp_path / "data", "a", FULL)
+    write_mask(tmp_path / "masks" / "Mr Smith.nii.gz", HALF)
+    reference = tmp_path / "data" / "a" / "segmentation.nii.gz"
+
+    printed = run(tmp_path / "masks" / "Mr Smith.nii.gz", reference)
+
+    assert f"Mr Smith.nii.gz is scored against {reference}, as a\n" in printed
+    assert scores(printed)["a"] == scores(printed)["mean"]
+    write_mask(tmp_path / "a.nii.gz", HALF)
+    assert "one mask, one reference" not in run(tmp_path / "a.nii.gz", reference)
+
+
+def test_the_image_beside_a_single_reference_is_drawn(run, tmp_path, drawn):
+    write_case(tmp_path / "data", "a", FULL)
+    write_mask(tmp_path / "a.nii.gz", HALF)
+
+    run(tmp_path / "a.nii.gz", tmp_path / "data" / "a" / "segmentation.nii.gz", out=tmp_path / "r")
+
+    shown = drawn[0].axes[0].images[0].get_array()
+    image = np.linspace(-300, 300, FULL.size).reshape(FULL.shape).astype(np.int16)
+    assert np.array_equal(shown, image[0])
 
 
 def test_masks_without_a_prediction_json_are_scored_without_a_word(run, three):

@@ -42,6 +42,18 @@ def test_labels_of_kits23_become_kits19s_by_the_lines_of_the_page(kits23):
     assert case.image.resolve() == kits23 / "imaging.nii.gz"
 
 
+def test_the_lines_of_the_page_may_be_run_again(kits23):
+    for _ in range(2):
+        assert doctest.testfile(str(USING), module_relative=False).failed == 0
+
+    (case,) = look_for_cases("data").cases
+    assert case.image.resolve() == kits23 / "imaging.nii.gz"
+
+
+def test_the_refusal_of_a_cyst_and_of_dicom_lead_to_a_section_of_the_page():
+    assert "\n## What comes and goes\n" in USING.read_text()
+
+
 def rows_of(name, pattern):
     """The rows of a table of colours in docs/ that a pattern finds: tuples of text."""
     text = (ROOT / "docs" / name).read_text()

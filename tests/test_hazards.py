@@ -277,7 +277,11 @@ def test_hazards_are_refused_by_name(tmp_path, hazard):
     [
         (
             [0, 1, 3],
-            r"label values 3 found, wanted only 0 .*, 1 .* and 2 .*is this the segmentation file\?",
+            r"label values 3 found, wanted only 0 .*, 1 .* and 2 .*; 3 is a cyst in KiTS21 and KiTS23",
+        ),
+        (
+            [0, 3, 4],
+            r"label values 3, 4 found, wanted only 0 .* 2 .*; is this the segmentation file\?",
         ),
         ([0, 1.002, 2], "label values 1.002 found"),
         ([0, 255], "values 255 found"),

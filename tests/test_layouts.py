@@ -9,6 +9,7 @@ import pytest
 from conftest import link_to_nothing, touch
 
 from minikits.cases import find_cases, look_for_cases, training_cases
+from minikits.layouts import image_beside
 from minikits.paper import PAPER
 from minikits.scans import find_scans as find_scans_and_masks
 
@@ -29,6 +30,16 @@ def names(cases):
 
 
 # Files that are used.
+
+
+def test_the_image_beside_the_labels_of_a_kits19_case(tmp_path):
+    touch(tmp_path, "a/segmentation.nii.gz", "a/imaging.nii", "a/other.nii.gz")
+    touch(tmp_path, "b/segmentation.nii.gz")
+
+    assert image_beside(tmp_path / "a" / "segmentation.nii.gz") == tmp_path / "a" / "imaging.nii"
+    assert image_beside(tmp_path / "a" / "other.nii.gz") is None
+    assert image_beside(tmp_path / "b" / "segmentation.nii.gz") is None
+    assert image_beside(tmp_path / "a") is None
 
 
 def test_a_flat_pair_of_folders(tmp_path):

@@ -108,6 +108,8 @@ def test_tables_tell_what_was_computed(volumes):
 
     assert "within 1.0331 mm of the kidney, 1.1498 mm of the tumor (kits23)" in surfaces
     assert "HD95" in surfaces
+    assert "volumes, ml" in surfaces and "kidney + tumor" in surfaces
+    assert surfaces.endswith("minus is too small")
     assert "HD95" not in surface_tables([measure("a", mask, reference, Wanted())], Wanted())
     assert lesions.splitlines()[1].split() == ["a", "1", "1", "0", "66.67"]
     assert lesions.splitlines()[2].split() == ["all", "1", "1", "0", "66.67"]
@@ -134,8 +136,8 @@ def test_surfaces_and_lesions_come_after_the_table_of_dice(run, two, tmp_path):
 
     assert printed.startswith(dice_alone)
     surfaces = printed.removeprefix(dice_alone)
-    assert surfaces.index("surface in %") < surfaces.index("tumor ml")
-    assert surfaces.index("tumor ml") < surfaces.index("tumors one by one")
+    assert surfaces.index("surface in %") < surfaces.index("volumes, ml")
+    assert surfaces.index("volumes, ml") < surfaces.index("tumors one by one")
     assert scores(surfaces)["a"] == ["100.00"] * 3
     assert scores(surfaces)["b"] == ["100.00", "-", "-"]
     written = sorted(path.name for path in (tmp_path / "report").iterdir() if path.is_file())
@@ -171,7 +173,8 @@ def test_the_page_has_a_column_for_each_further_number_of_a_case(run, two, tmp_p
 
     rows = {row[0]: row[4:-1] for row in page.rows}
     assert rows["case"] == [
-        *("kidney surface Dice", "tumor surface Dice", "kidney ml", "kidney off ml"),
+        *("kidney surface Dice", "tumor surface Dice"),
+        *("kidney + tumor ml", "kidney + tumor off ml"),
         *("tumor ml", "tumor off ml", "kidney HD95 mm", "tumor HD95 mm"),
         *("tumors found", "tumors missed", "tumors false"),
     ]
