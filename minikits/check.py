@@ -21,7 +21,14 @@ import numpy as np
 
 from minikits.facts import CaseFacts, facts_of, pooled
 from minikits.files import forgiving_output, typed_path, write_text
-from minikits.findings import WHAT_TO_DO, Finding, findings_of, kidneys_of, stored_otherwise
+from minikits.findings import (
+    WHAT_TO_DO,
+    Finding,
+    counted,
+    findings_of,
+    kidneys_of,
+    stored_otherwise,
+)
 from minikits.folds import excluded_ids
 from minikits.layouts import some
 from minikits.nifti import read_labels, read_volume
@@ -37,11 +44,12 @@ from minikits.pictures import (
 )
 from minikits.processes import cores, map_of_processes
 from minikits.reading import Reading, a_number, add_reading_options, chosen_reading
-from minikits.reports import as_csv, as_json, first_line, why_no_figures
+from minikits.reports import as_csv, as_json, cases_of, first_line, why_no_figures
 
 # A mean of all cases this many sd from the paper's is another contrast: with the paper's numbers the
 # networks would not see values about 0.
 OTHER_MEAN_SDS = 0.25
+FIRST_CASES = 10  # with fewer, processes that just start would make the time left absurd
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +110,12 @@ def measured(
     cases = []
     for facts in mapped(facts_of, ids, images, labels, repeat(reading)):
         cases.append(facts)
-        seconds_each = (time.monotonic() - began) / len(cases)
-        left = seconds_each * (len(files) - len(cases))
-        say(f"{line_of(facts)} ({len(cases)} of {len(files)}, {left:.0f} s left)")
+        place = f"{len(cases)} of {len(files)}"
+        if len(cases) >= FIRST_CASES:
+            seconds_each = (time.monotonic() - began) / len(cases)
+            left = seconds_each * (len(files) - len(cases))
+            place += f", {left:.0f} s left"
+        say(f"{line_of(facts)} ({place})")
     return cases
 
 
@@ -140,7 +151,7 @@ def summary_of(checked: Checked) -> list[str]:
     with_image = sum(facts.image is not None for facts in cases)
     lines = [
         "",
-        f"{len(cases)} cases in {checked.seconds:.0f} s, {labelled} with labels, {with_image} with "
+        f"{counted(len(cases), 'case')} in {checked.seconds:.0f} s, {labelled} with labels, {with_image} with "
         "an image",
     ]
     lines += table_of(cases)
@@ -149,7 +160,8 @@ def summary_of(checked: Checked) -> list[str]:
 
     if not findings:
         return [*lines, "no case stands out"]
-    lines += ["", f"{len(findings)} of {len(cases)} cases stand out:"]
+    stand = "stands" if len(findings) == 1 else "stand"
+    lines += ["", f"{cases_of(len(findings), len(cases))} {stand} out:"]
     for facts in checked.worst:
         reasons = [finding.told for finding in findings[facts.id]]
         lines.append(f"  {facts.id}: {'; '.join(reasons)}")
@@ -187,7 +199,13 @@ def lines_on_hu(cases: Sequence[CaseFacts]) -> list[str]:
         return ["HU in kidney and tumor: left out, since no case has an image"]
     histograms = [facts.hu.histogram for facts in cases if facts.hu]
     if not histograms:
-        return ["HU in kidney and tumor: left out, since no case has an image and labels"]
+        both = [facts for facts in cases if facts.image and facts.labels]
+        why = "no case has an image and labels"
+        if both:
+            why = "nothing is labelled"
+        if both and all(facts.refused for facts in both):
+            why = "no case with an image and labels can be used"
+        return [f"HU in kidney and tumor: left out, since {why}"]
 
     ours = pooled(histograms)
     low, high = PAPER.window_hu

@@ -98,7 +98,7 @@ def findings_in_labels(labels: LabelFacts) -> list[Finding]:
     kidneys = kidneys_of(labels)
     if len(kidneys) != 2:
         shown = " and ".join(f"{region.ml:.0f}" for region in kidneys)
-        told = f"{_counted(len(kidneys), 'kidney')} found"
+        told = f"{counted(len(kidneys), 'kidney')} found"
         if shown:
             told += f" ({shown} ml with tumor)"
         smallest = kidneys[-1] if kidneys else labels.regions[0]
@@ -118,13 +118,13 @@ def findings_in_labels(labels: LabelFacts) -> list[Finding]:
     apart = [region for region in labels.regions if region.kidney_ml == 0]
     ml = sum(region.ml for region in apart)
     if ml >= LOOSE_ML:
-        told = f"{ml:.1f} ml of tumor touch no kidney ({_counted(len(apart), 'piece')})"
+        told = f"{ml:.1f} ml of tumor touch no kidney ({counted(len(apart), 'piece')})"
         found.append(Finding("labels", told, apart[0].place))
 
     pieces = [region for region in labels.regions if region not in kidneys + apart]
     ml = sum(region.ml for region in pieces)
     if ml >= LOOSE_ML:
-        told = f"{ml:.1f} ml lie apart from the kidneys ({_counted(len(pieces), 'piece')})"
+        told = f"{ml:.1f} ml lie apart from the kidneys ({counted(len(pieces), 'piece')})"
         found.append(Finding("labels", told, pieces[0].place))
 
     for cut in labels.cuts:
@@ -231,7 +231,7 @@ def stored_otherwise(cases: Sequence[CaseFacts]) -> tuple[str, str, list[str]] |
     return usual, " or ".join(ways_of_others), [facts.id for facts in others]
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
     """ "1 kidney", "3 kidneys", "no kidney"."""
     if count == 0:
         return f"no {noun}"

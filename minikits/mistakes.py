@@ -13,6 +13,7 @@ from minikits.components import bounding_box, label_components
 from minikits.evaluation import CaseScores, kits_dice
 from minikits.lesions import LEAST_OVERLAP
 
+LEAST_ML = 0.05  # less is 0.0 in what is said
 BELOW = 0.8  # a Dice [ours]: of a mask that lacks a third of a structure, or has half as much again
 MISSED_BELOW = 0.5  # of a kidney's voxels that are in the mask [ours]
 SMALLEST_KIDNEY = 0.1  # of the largest one's voxels [ours]: less is a speck, and no kidney
@@ -29,16 +30,28 @@ KINDS = {  # what each word means
 
 @dataclass(frozen=True)
 class Mistake:
-    """What is wrong, in how many pieces and ml, and the slice (z) that has most of it."""
+    """What is wrong, in how many pieces and ml, and the slice (z) that has most of it. too_much_ml:
+    how much of a border's ml is in the mask alone; the rest is in the reference alone."""
 
     kind: str
     pieces: int
     ml: float
     z: int
+    too_much_ml: float | None = None
 
     def __str__(self) -> str:
-        several = f"{self.pieces} pieces, " if self.pieces > 1 else ""
-        return f"{self.kind} ({several}{self.ml:.1f} ml, slice {self.z})"
+        amount = f"{self.ml:.1f} ml"
+        if self.pieces > 1:
+            amount = f"{self.pieces} pieces, {amount}"
+        if self.too_much_ml is not None:
+            missed_ml = self.ml - self.too_much_ml
+            amount = f"{missed_ml:.1f} ml missed, {self.too_much_ml:.1f} ml too much"
+        return f"{self.kind} ({amount}, slice {self.z})"
+
+    @property
+    def structure(self) -> str:
+        """Whose mistake it is, "kidney" or "tumor"."""
+        return "tumor" if "tumor" in self.kind else "kidney"
 
 
 def is_below(scores: CaseScores, bound: float) -> bool:
@@ -91,6 +104,7 @@ def find_mistakes(
         borders["kidney border"] = (corrected > 0) != (reference > 0)
     if tumor < bound:
         borders["tumor border"] = (corrected == 2) != (reference == 2)
+    in_mask = {"kidney border": mask > 0, "tumor border": mask == 2}
 
     found = []
     for kind, region in (pieces | borders).items():
@@ -98,8 +112,25 @@ def find_mistakes(
             count = label_components(region)[1] if kind in pieces else 1
             ml = np.count_nonzero(region) * voxel_mm3 / 1000
             z = box[0].start + int(region.sum(axis=(1, 2)).argmax())
-            found.append(Mistake(kind, count, ml, z))
-    return sorted(found, key=lambda mistake: -mistake.ml)
+            too_much_ml = None
+            if kind in borders:
+                too_much = region & in_mask[kind]
+                too_much_ml = np.count_nonzero(too_much) * voxel_mm3 / 1000
+            found.append(Mistake(kind, count, ml, z, too_much_ml))
+    return sorted(without_traces(found), key=lambda mistake: -mistake.ml)
+
+
+def without_traces(mistakes: Sequence[Mistake]) -> list[Mistake]:
+    """The mistakes less those of 0.0 ml, where the same structure has a larger one; those of the
+    kidney also beside the tumor's, since no kidney is so small."""
+    explained = {mistake.structure for mistake in mistakes if mistake.ml >= LEAST_ML}
+    if "tumor" in explained:
+        explained.add("kidney")
+    return [
+        mistake
+        for mistake in mistakes
+        if mistake.ml >= LEAST_ML or mistake.structure not in explained
+    ]
 
 
 def without_specks(region: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ NO_SCORE = {  # what a score of NaN means
     "composite": "it is the mean of both scores, and one of them is missing",
 }
 SOFT_TISSUE_HU = (-160, 300)  # black and white of a picture
+SLICES_APART = 5  # a second picture any nearer shows the same again
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -52,7 +53,7 @@ def table(cases: Sequence[CaseScores], *, heading: str = "Dice in %") -> str:
         if missing:
             have = "has" if len(missing) == 1 else "have"
             lines.append(
-                f"{len(missing)} of {len(cases)} cases {have} no {score} score "
+                f"{cases_of(len(missing), len(cases))} {have} no {score} score "
                 f"({some(missing)}): {NO_SCORE[score]}"
             )
     return "\n".join(lines + _without_interval(summary))
@@ -89,7 +90,7 @@ def list_of_worst(
     {case: mistakes}."""
     worst = [scores for scores in cases if is_below(scores, bound)]
     have = "has" if len(worst) == 1 else "have"
-    said = f"{len(worst)} of {len(cases)} cases {have} a Dice of kidney or tumor below"
+    said = f"{cases_of(len(worst), len(cases))} {have} a Dice of kidney or tumor below"
     lines = [f"{said} {in_percent(bound)}{', worst first:' if worst else ''}"]
 
     width = max((len(scores.case) for scores in worst), default=0)
@@ -129,6 +130,12 @@ def _aligned(rows, heading="Dice in %"):
         cells = [in_percent(score).rjust(11) for score in scores]
         lines.append(name.ljust(width) + "".join(cells))
     return lines
+
+
+def cases_of(count: int, total: int) -> str:
+    """ "1 of 3 cases", "1 of 1 case"."""
+    cases = "case" if total == 1 else "cases"
+    return f"{count} of {total} {cases}"
 
 
 def in_percent(score: float, decimals: int = 2) -> str:
@@ -270,7 +277,8 @@ def draw_overlay(
     path: Path, scores: CaseScores, image: Volume, mask: np.ndarray, reference: np.ndarray
 ) -> None:
     """Two axial slices in soft tissue's window of HU, with the contours of reference (solid) and
-    mask (dashed), arrays (Z, Y, X). ValueError where slices are one voxel thin: no contours."""
+    mask (dashed), arrays (Z, Y, X): that of most tumor, and that of most voxels wrong; where these
+    are one, a worst one away from it besides. ValueError where slices are one voxel thin: no contours."""
     from matplotlib.figure import Figure
 
     if min(reference.shape[1:]) < 2:
@@ -278,12 +286,20 @@ def draw_overlay(
 
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2)
+    most, why = _slice_of_most(reference > 0), "most kidney"
     if (reference == 2).any():
-        _draw_slice(left, _slice_of_most(reference == 2), "most tumor", image, mask, reference)
-    else:
-        _draw_slice(left, _slice_of_most(reference > 0), "most kidney", image, mask, reference)
-    worst = _slice_of_most(mask != reference)
-    _draw_slice(right, worst, "most voxels wrong", image, mask, reference)
+        most, why = _slice_of_most(reference == 2), "most tumor"
+
+    wrong = mask != reference
+    worst, why_worst = _slice_of_most(wrong), "most voxels wrong"
+    if worst == most:
+        wrong[max(most - SLICES_APART + 1, 0) : most + SLICES_APART] = False
+        if wrong.any():
+            worst, why = _slice_of_most(wrong), f"{why}, {why_worst}"
+            why_worst = f"most wrong {SLICES_APART} slices away or more"
+
+    _draw_slice(left, most, why, image, mask, reference)
+    _draw_slice(right, worst, why_worst, image, mask, reference)
 
     title = (
         f"{scores.case}: Dice of kidney (cyan) {in_percent(scores.kidney, decimals=1)}, "

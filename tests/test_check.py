@@ -379,7 +379,7 @@ def test_a_folder_is_measured_told_and_written(run, data):
     out, _ = run(data, "--out", "report")
 
     assert "case_00001: 30x60x60 of 5.00x5.00x5.00 mm, kidneys 215 + 216 ml, tumor 1.0 ml" in out
-    assert "(3 of 3, 0 s left)" in out
+    assert "(3 of 3)" in out
     assert "3 cases in " in out and "3 with labels, 3 with an image" in out
     assert "left out of a training by the paper, and by train.py: case_00023\n" in out
     assert "  case_00001: the same image as case_00002; the same labels as case_00002\n" in out
@@ -415,6 +415,42 @@ def test_labels_alone_are_checked_and_hu_left_out(run, tmp_path):
     assert "HU in kidney and tumor: left out, since no case has an image\n" in out
     assert "no case stands out\n" in out
     assert rows_of("checked/check.csv")["case_00000"]["mean_hu"] == ""
+
+
+def test_the_time_left_is_told_once_ten_cases_are_measured():
+    files = [(str(number), None, None) for number in range(20)]
+    said = []
+
+    check.measured(files, Reading(), lambda facts_of, ids, *_: map(case_of, ids), said.append)
+
+    assert said[8].endswith("(9 of 20)")
+    assert re.search(r"\(10 of 20, \d+ s left\)$", said[9])
+
+
+def test_hu_are_left_out_for_the_reason_that_there_is():
+    damaged = CaseFacts("a", Path("image"), Path("labels"), ["labels: damaged"], [])
+    no_labels = CaseFacts("b", Path("image"), None, [], [])
+    empty = case_of("c", image="image", labels=labels_of([]))
+
+    ends = []
+    for cases in ([damaged, no_labels], [no_labels], [damaged, empty]):
+        (line,) = check.lines_on_hu(cases)
+        ends.append(line.partition("since ")[2])
+
+    assert ends == [
+        "no case with an image and labels can be used",
+        "no case has an image and labels",
+        "nothing is labelled",
+    ]
+
+
+def test_one_case_is_one_case():
+    checked = Checked(Path("data"), [case_of()], {"a": [Finding("hu", "pale")]}, [], 1.0)
+
+    lines = check.summary_of(checked)
+
+    assert lines[1].startswith("1 case in 1 s")
+    assert "1 of 1 case stands out:" in lines
 
 
 def test_processes_give_what_one_gives(run, data):

@@ -563,6 +563,25 @@ def test_a_picture_shows_the_slice_of_most_tumor_and_the_one_of_most_errors(run,
     assert (tmp_path / "report" / "overlays" / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_second_slice_is_drawn_some_slices_away_where_both_would_be_one(run, tmp_path, drawn):
+    """Most tumor and most voxels wrong are in slice 3; slice 7 is four away, slice 8 is five."""
+    reference = np.zeros((10, 6, 7), np.uint8)
+    reference[2:9, 1:5, 1:5] = 1
+    reference[3, 2:4, 2:4] = 2
+    mask = np.where(reference == 2, 1, reference)
+    mask[7, 1, 1:4] = 0
+    mask[8, 1, 1:3] = 0
+    write_case(tmp_path / "data", "a", reference)
+    write_mask(tmp_path / "masks" / "a.nii.gz", mask)
+
+    run(tmp_path / "masks", tmp_path / "data", out=tmp_path / "report")
+
+    assert [axes.get_title() for axes in drawn[0].axes] == [
+        "slice 3: most tumor, most voxels wrong",
+        "slice 8: most wrong 5 slices away or more",
+    ]
+
+
 def test_letters_say_which_side_is_the_patients_right(run, tmp_path, drawn):
     write_case(tmp_path / "data", "a", FULL)
     write_mask(tmp_path / "masks" / "a.nii.gz", FULL)
@@ -618,7 +637,7 @@ def test_the_bound_can_be_chosen(run, three, tmp_path):
     assert "1 of 4 cases has a Dice of kidney or tumor below 40.00, worst first:\nb  " in few
     _, _, listed = more.partition("2 of 4 cases have a Dice of kidney or tumor below 90.00")
     assert listed.splitlines()[2] == (
-        "d  kidney 94.74, tumor 85.71: tumor border (0.0 ml, slice 0)"
+        "d  kidney 94.74, tumor 85.71: tumor border (0.0 ml missed, 0.0 ml too much, slice 0)"
     )
 
 

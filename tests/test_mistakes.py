@@ -10,8 +10,10 @@ from minikits.evaluation import CaseScores, kits_dice
 from minikits.mistakes import (
     BELOW,
     KINDS,
+    Mistake,
     find_mistakes,
     is_below,
+    without_traces,
     worst_first,
 )
 
@@ -52,7 +54,9 @@ def test_a_kidney_of_which_less_than_half_is_there_is_missed(columns, missed):
     wrong = said(mask, body(), bound=0.9)
 
     assert wrong == [
-        "kidney missed (24.0 ml, slice 1)" if missed else "kidney border (12.0 ml, slice 1)"
+        "kidney missed (24.0 ml, slice 1)"
+        if missed
+        else "kidney border (12.0 ml missed, 0.0 ml too much, slice 1)"
     ]
 
 
@@ -62,7 +66,9 @@ def test_a_speck_of_the_reference_is_no_kidney():
     reference[5, 7, 18:] = 1
 
     assert said(body(), reference, bound=0.5) == []
-    assert said(body(), reference, bound=0.99) == ["kidney border (2.0 ml, slice 5)"]
+    assert said(body(), reference, bound=0.99) == [
+        "kidney border (2.0 ml missed, 0.0 ml too much, slice 5)"
+    ]
 
     reference[5, 7, 17:] = 1
 
@@ -79,7 +85,7 @@ def test_a_tumor_that_is_called_kidney_is_missed():
 @pytest.mark.parametrize(
     "size, wrong",
     [
-        (10, "tumor border (9.0 ml, slice 1)"),
+        (10, "tumor border (9.0 ml missed, 0.0 ml too much, slice 1)"),
         (11, "tumor missed (11.0 ml, slice 1)"),
     ],
 )
@@ -136,18 +142,42 @@ def test_a_shifted_mask_is_wrong_at_its_borders():
 
     wrong = said(mask, body())
 
-    assert wrong == ["kidney border (24.0 ml, slice 1)", "tumor border (8.0 ml, slice 2)"]
+    assert wrong == [
+        "kidney border (12.0 ml missed, 12.0 ml too much, slice 1)",
+        "tumor border (4.0 ml missed, 4.0 ml too much, slice 2)",
+    ]
+
+
+def test_too_much_is_told_from_too_little():
+    """The tumor's mask lacks one of two columns, 4 voxels, and has one of these elsewhere."""
+    mask = body()
+    mask[2:4, 2:4, 13] = 1
+    mask[1, 2, 12] = 2
+
+    (wrong,) = said(mask, body())
+
+    assert wrong == "tumor border (4.0 ml missed, 1.0 ml too much, slice 2)"
+
+
+def test_what_rounds_to_0_ml_is_left_out_beside_a_larger_mistake_of_its_structure():
+    large, small = Mistake("kidney border", 1, 30.0, 5, 1.0), Mistake("false kidney", 4, 0.04, 9)
+    tumor, large_tumor = Mistake("tumor missed", 1, 0.04, 7), Mistake("false tumor", 1, 0.05, 8)
+
+    assert without_traces([large, small, tumor]) == [large, tumor]
+    assert without_traces([large_tumor, small, tumor]) == [large_tumor]
+    assert without_traces([small, tumor]) == [small, tumor]
 
 
 def test_pieces_and_borders_are_told_together():
-    """Without the left kidney; the right one's mask has half of it besides."""
+    """Without the left kidney; the right one's mask has half of it besides: with the left kidney
+    2 * 36 / (36 + 48) = 0.857."""
     mask = body()
     mask[:, :, :8] = 0
     mask[:, :, 14:] = 0
 
     assert said(mask, body(), bound=0.9) == [
         "kidney missed (24.0 ml, slice 1)",
-        "kidney border (12.0 ml, slice 1)",  # with the left kidney 2 * 36 / (36 + 48) = 0.857
+        "kidney border (12.0 ml missed, 0.0 ml too much, slice 1)",
     ]
     assert said(mask, body(), bound=0.85) == ["kidney missed (24.0 ml, slice 1)"]
 
