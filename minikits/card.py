@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import isnan
 
 from minikits import __version__
-from minikits.checkpoints import Provenance, Run
+from minikits.checkpoints import Provenance, Run, saw_phantoms_alone
 from minikits.familiar import QUANTITIES
 from minikits.paper import CLASSES
 
@@ -16,7 +16,7 @@ def model_card(run: Run, provenance: Provenance, log: Sequence[dict]) -> str:
 
     All of it stands in the checkpoint too, so that a run which is resumed writes the same card."""
     sections = {
-        "What it is for": _use(),
+        "What it is for": _use(run, provenance),
         "Data": _data(run, provenance),
         "Recipe": _recipe(run, provenance),
         "How the run differs from the paper": _listed(provenance.departures["run"]),
@@ -45,14 +45,17 @@ def _introduction(run, log):
     ]
 
 
-def _use():
-    return [
+def _use(run, provenance):
+    lines = [
         "- For research and teaching. It is no medical device, and not for clinical decisions.",
         "- What it has not seen it does not know, and nothing in a mask warns of that: other "
         "phases of contrast, other spacings, other diseases. Look at every mask.",
         "- If the cases are KiTS19's: images and labels are licensed CC BY-NC-SA 4.0, for no "
         "commercial use. What this means for weights trained on them is not settled by this card.",
     ]
+    if saw_phantoms_alone(run.train_ids, provenance.ancestor):
+        lines.insert(0, "- Trained on phantoms alone: of no use on patients.")
+    return lines
 
 
 def _data(run, provenance):

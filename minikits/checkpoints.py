@@ -28,6 +28,7 @@ import torch
 
 from minikits import __version__
 from minikits.files import written_whole
+from minikits.layouts import PHANTOM
 from minikits.paper import ARCHITECTURES, recipe_from
 from minikits.recipe import Recipe
 from minikits.training import Progress, freeze_coarsest_head, sgd
@@ -53,6 +54,7 @@ ANCESTOR_KEYS = {
     "taken": int,
     "skipped": list,
 }
+DEMO_RUN = Path("demo/runs/residual")  # where `make demo` trains
 FOLD_FOLDER = re.compile(r"fold(0|[1-9][0-9]*)")  # of one of several folds, as train.py names it
 
 # what a checkpoint's pickle may call; torch allows more, with which a file can take any memory
@@ -151,6 +153,16 @@ def cases_seen(checkpoint: Mapping[str, Any]) -> frozenset[str]:
     if checkpoint["ancestor"]:
         seen |= frozenset(checkpoint["ancestor"].trained_on)
     return seen
+
+
+def saw_phantoms_alone(train_ids: Sequence[str], ancestor: Ancestor | None) -> bool:
+    """Whether weights were trained on phantoms and no other cases, by the cases' names."""
+    seen = list(train_ids)
+    if ancestor:
+        if not ancestor.cases_known:
+            return False
+        seen += ancestor.trained_on
+    return bool(seen) and all(id.startswith(PHANTOM) for id in seen)
 
 
 def load_plain(
@@ -269,10 +281,10 @@ def find_checkpoints(run: Path | str, folds: Sequence[int | str] | None = None) 
     for path in (of_all, run / "checkpoint.pt"):
         if path.exists():
             return [path]
-    raise FileNotFoundError(
-        f"{run / 'fold0' / 'checkpoint.pt'}: no such checkpoint; wanted a run of train.py, "
-        "or an imported network: docs/using.md"
-    )
+    wanted = "wanted a run of train.py, or an imported network (docs/using.md), named by --model"
+    if _numbered_checkpoints(DEMO_RUN):
+        wanted += f"; the demo's: --model {DEMO_RUN}"
+    raise FileNotFoundError(f"{run / 'fold0' / 'checkpoint.pt'}: no such checkpoint; {wanted}")
 
 
 def _checkpoints_of(folds, run):

@@ -12,6 +12,7 @@ from minikits.checkpoints import (
     find_checkpoints,
     load_checkpoint,
     load_network,
+    saw_phantoms_alone,
     sum_of_weights,
 )
 from minikits.familiar import ranges_in
@@ -74,6 +75,7 @@ def load_networks(
             members.append(member)
             lines += _introduce(member, path)
             lines += _unknown_past(checkpoint, path)
+            lines += _phantoms_alone(checkpoint, path)
         if not folds:
             lines += _strangers(run, found)
     assert recipe is not None  # each run has a checkpoint, or was refused
@@ -145,6 +147,13 @@ def _unknown_past(checkpoint: dict, path: Path) -> list[str]:
         f"warning: {path}: began with {ancestor.name}, which does not name the cases that it was "
         "trained on; cases that it held out may be among them"
     ]
+
+
+def _phantoms_alone(checkpoint: dict, path: Path) -> list[str]:
+    """A line where a network has seen no patient."""
+    if not saw_phantoms_alone(checkpoint["cases"]["train"], checkpoint["ancestor"]):
+        return []
+    return [f"warning: {path}: trained on phantoms alone: of no use on patients"]
 
 
 def _strangers(run: Path, found: list[Path]) -> list[str]:

@@ -22,6 +22,7 @@ FOLDERS = {  # of the other layout; the latter two are nnU-Net's
     "labelstr": "labels",
 }
 OTHER_FORMATS = (".hdr", ".img", ".mgz", ".mha", ".mhd", ".nrrd")  # of volumes too
+PHANTOM = "phantom_"  # how names of minikits.phantoms' cases begin
 NAMED_AT_MOST = 20  # of what is left out, in one line
 LEVELS_DOWN = 3  # how far down a folder without cases is searched for NIfTI files
 

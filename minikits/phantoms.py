@@ -31,6 +31,7 @@ from minikits.anatomy import (
 )
 from minikits.cases import Found, look_for_cases
 from minikits.files import forgiving_output, typed_path
+from minikits.layouts import PHANTOM
 from minikits.nifti import read_labels, write_image
 from minikits.reading import add_frame_options
 
@@ -288,7 +289,7 @@ def write_phantoms(arguments: argparse.Namespace, say: Callable) -> list[str]:
         )
 
     def make_and_write(number: int) -> str:
-        name = f"phantom_{CASES_OF_A_SEED * arguments.seed + number:03d}"
+        name = f"{PHANTOM}{CASES_OF_A_SEED * arguments.seed + number:03d}"
         case = make_case([arguments.seed, number])
         return write_case(arguments.out / name, case)
 

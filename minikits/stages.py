@@ -53,6 +53,7 @@ from minikits.preprocessing import (
 from minikits.recipe import Recipe
 from minikits.reports import NO_SCORE
 from minikits.sampling import PreparedCase, bounds_of_start, draw_batch, draw_start
+from minikits.trust import unlike_training
 from minikits.volumes import CANONICAL, Volume, canonical_axes_and_flips, orientation
 
 PATCHES_DRAWN = 100  # of each kind, in the picture of where patches lie
@@ -278,7 +279,11 @@ def describe_grid(subject: Subject, folder: Path) -> Stage:
         numbers,
         [
             ("grid.png", "The scan in HU, and below it the same planes as the networks see them."),
-            ("histogram.png", "How many voxels have which value, before and after; logarithmic."),
+            (
+                "histogram.png",
+                "How many voxels have which value, before and after; logarithmic. Of a CT in HU "
+                "expect air at -1000, fat at about -100, soft tissue at 0 to 100.",
+            ),
         ],
     )
 
@@ -655,7 +660,11 @@ def describe_prediction(
     )
     (probabilities,) = kept
 
-    numbers = [("networks", ", ".join(f"{one.arch}, fold {one.fold}" for one in members))]
+    mirrored = f"on: each window in {len(FLIPS)} mirror images" if mirroring else "off"
+    numbers = [
+        ("networks", ", ".join(f"{one.arch}, fold {one.fold}" for one in members)),
+        ("mirroring", mirrored),
+    ]
     for value, structure in enumerate(CLASSES[1:], 1):
         ml = np.count_nonzero(mask == value) * scan.voxel_mm3 / 1000
         highest = probabilities[value].max()
@@ -663,6 +672,12 @@ def describe_prediction(
     if reference is not None:
         scores = score_case(subject.id, mask, reference.voxels)
         numbers.append(("Dice", dice_in_words(scores)))
+
+    unlike = unlike_training(scan, mask, subject.recipe, [member.ranges for member in members])
+    if unlike is None:
+        unlike = ["not known: no network says what it was trained on"]
+    for words in unlike or ["in nothing that is measured"]:
+        numbers.append(("unlike the training data", words))
     if any(subject.id in member.trained_on for member in members):
         numbers.append(("doubt", f"a case named {subject.id} was trained on"))
 

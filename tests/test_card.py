@@ -106,6 +106,26 @@ def test_a_card_names_the_limits():
     assert "CC BY-NC-SA 4.0" in use
 
 
+def test_a_card_of_phantoms_alone_says_so_first():
+    """Weights of which others' cases, or nobody knows which, were seen before are not such."""
+    phantoms = replace(RUN, train_ids=["phantom_000", "phantom_1002"])
+    before = Ancestor("residual fold 0, epoch 5", "00ff", ["phantom_7"], True, 3, [])
+    of_a_patient = replace(before, trained_on=["phantom_7", "case_00000"])
+    unknown = replace(before, cases_known=False)
+
+    def use(run, ancestor=None):
+        text = model_card(run, replace(PROVENANCE, ancestor=ancestor), [ROW])
+        return section(text, "What it is for")
+
+    words = "- Trained on phantoms alone: of no use on patients.\n"
+    assert use(phantoms).startswith(words)
+    assert use(phantoms, before).startswith(words)
+    assert words not in use(phantoms, of_a_patient)
+    assert words not in use(phantoms, unknown)
+    assert words not in use(replace(RUN, train_ids=["phantom_000", "case_00000"]))
+    assert words not in use(replace(RUN, train_ids=[]))
+
+
 def test_a_card_names_the_network_that_it_began_with():
     known = Ancestor("residual fold 0, epoch 5", "00ff", ["x", "y"], True, 3, [])
     unknown = replace(known, trained_on=[], cases_known=False)

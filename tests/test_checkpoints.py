@@ -130,6 +130,17 @@ def test_absent_files(tmp_path):
         load_checkpoint(third)
 
 
+def test_where_there_is_no_network_the_demos_is_named_if_that_was_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(FileNotFoundError, match=r"\(docs/using\.md\), named by --model$"):
+        find_checkpoints("runs/residual")
+
+    save_checkpoint(tmp_path / "demo/runs/residual/fold0/checkpoint.pt", **content())
+    with pytest.raises(FileNotFoundError, match=r"; the demo's: --model demo/runs/residual$"):
+        find_checkpoints("runs/residual")
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     loaded = {"arch": "plain", "recipe": TINY, "network": build_unet("residual", TINY).state_dict()}
     with pytest.raises(ValueError, match=r"weight .* for the plain network"):

@@ -16,6 +16,7 @@ from test_predict import put
 
 from minikits import explain, stages
 from minikits.augmentation import cut_patch
+from minikits.ensemble import load_networks
 from minikits.evaluation import kits_dice, score_case
 from minikits.nifti import read_labels, read_volume, write_image
 from minikits.phantoms import make_case
@@ -104,7 +105,8 @@ def made(tmp_path_factory):
     image, labels, _ = make_case(3, shape=SHAPE, spacing_mm=SPACING_MM)
     assert (labels == 2).any()
     case = write_case(folder / "data" / "case_00210", image, labels)
-    put(folder / "runs" / "plain" / "fold0" / "checkpoint.pt")
+    thin = {"spacing_z_mm": [1.0, 2.5], "spacing_y_mm": [0.5, 6.0]}
+    put(folder / "runs" / "plain" / "fold0" / "checkpoint.pt", training_ranges=thin)
     before = everything_in(folder)
 
     with pytest.MonkeyPatch.context() as patched:
@@ -320,10 +322,35 @@ def test_the_prediction_is_that_of_the_networks(made, page):
     told = page.stages["Prediction"]
 
     assert told["networks"] == "plain, fold 0"
+    assert told["mirroring"] == "off"
+    unlike = "spacing along Z, mm: 5, but 1 to 2.5 in training"
+    assert told["unlike the training data"] == unlike
     assert told["Dice"] == f"kidney {kidney:.2%}, tumor {tumor:.2%}"
     ml = np.count_nonzero(mask == 2) * 5 * 5.5 * 5.5 / 1000
     assert told["tumor"].startswith(f"{ml:.1f} ml, highest probability ")
     assert "doubt" not in told
+
+
+@pytest.mark.parametrize(
+    "ranges, words",
+    [
+        ({}, "not known: no network says what it was trained on"),
+        ({"spacing_z_mm": [1.0, 8.0]}, "in nothing that is measured"),
+    ],
+)
+def test_a_case_that_is_not_known_to_be_unlike_the_training_has_a_line_too(tmp_path, ranges, words):
+    put(tmp_path / "fold0" / "checkpoint.pt", training_ranges=ranges)
+    members, recipe, _ = load_networks([tmp_path])
+    write_image(tmp_path / "a.nii.gz", np.zeros((10, 20, 24), dtype=np.int16), (8.0, 6.0, 6.0))
+    scan = read_volume(tmp_path / "a.nii.gz")
+    prepared = explain.prepared_case("a", scan, None, recipe)
+    subject = Subject("a", scan, None, prepared, recipe, 0)
+
+    stage = stages.describe_prediction(subject, tmp_path, members, device=torch.device("cpu"))
+
+    told = dict(stage.numbers)
+    assert told["unlike the training data"] == words
+    assert told["mirroring"] == "on: each window in 8 mirror images"
 
 
 # --- whatever case --------------------------------------------------------------------------------

@@ -605,6 +605,19 @@ def test_a_network_that_was_stopped_early_is_named(scans, tmp_path, here):
     ]
 
 
+def test_a_network_that_saw_phantoms_alone_is_named(tmp_path):
+    phantoms, mixed = ["phantom_000", "phantom_001"], ["phantom_000", "case_00000"]
+    for fold, cases in enumerate((phantoms, mixed)):
+        path = tmp_path / f"fold{fold}" / "checkpoint.pt"
+        put(path, fold=str(fold), seed=fold, cases=(cases, []))
+
+    _, _, said = load_networks([tmp_path])
+
+    (line,) = [line for line in said if "phantoms" in line]
+    first = tmp_path / "fold0" / "checkpoint.pt"
+    assert line == f"warning: {first}: trained on phantoms alone: of no use on patients"
+
+
 def test_a_fold_in_another_folds_folder_is_named(tmp_path):
     put(tmp_path / "fold3" / "checkpoint.pt", fold="0")
     _, _, said = load_networks([tmp_path], None)
