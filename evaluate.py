@@ -557,7 +557,12 @@ def draw_pictures(
     for scores in cases:
         path = out / "overlays" / f"{scores.case}.png"
         drawings[scores.case] = partial(draw_picture, path, scored[scores.case], reading)
-    return {case: f"overlays/{case}.png" for case in draw_each(drawings)}
+    drawn = draw_each(drawings)
+
+    without_image = [case for case in drawn if scored[case].pair.image is None]
+    if without_image:
+        print(f"drawn without the scan, which is not beside the reference: {some(without_image)}")
+    return {case: f"overlays/{case}.png" for case in drawn}
 
 
 def draw_each(drawings: dict[str, Callable[[], None]]) -> list[str]:

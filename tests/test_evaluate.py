@@ -929,6 +929,15 @@ def test_the_image_beside_a_single_reference_is_drawn(run, tmp_path, drawn):
     assert np.array_equal(shown, image[0])
 
 
+def test_pictures_without_the_scan_are_named(run, three, tmp_path):
+    masks, data = three
+    (data / "b" / "imaging.nii.gz").unlink()
+
+    printed = run(masks, data, out=tmp_path / "report")
+
+    assert "drawn without the scan, which is not beside the reference: b\n" in printed
+
+
 def test_masks_without_a_prediction_json_are_scored_without_a_word(run, three):
     masks, data = three
     assert not warnings(run(masks, data))
