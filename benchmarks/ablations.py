@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -228,6 +229,63 @@ def score_ensemble(folder: Path, name: str, seeds: range) -> list:
     return scores
 
 
+# --- windows unlike the training's ----------------------------------------------------------------
+
+
+def at_the_bound(image: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Which voxels of a prepared image lie at the window's lower bound: air, lung, fat."""
+    lowest = (recipe.window_hu[0] - recipe.mean_hu) / recipe.sd_hu
+    return image <= lowest + 0.01
+
+
+def share_of_most_patches(folder: Path, recipe: Recipe) -> float:
+    """99% of 300 training patches have at most this share of their voxels at the bound."""
+    cases = prepare(folder / "data", folder / "prepared", recipe) or []
+    shares = []
+    for iteration in range(150):
+        images, _ = draw_batch(cases, recipe, 0, iteration, augmented=False)
+        shares += [at_the_bound(image, recipe).float().mean().item() for image in images]
+    return float(np.quantile(shares, 0.99))
+
+
+def marked_at_the_bound(network, image: torch.Tensor, recipe: Recipe) -> list[tuple[float, int]]:
+    """Of each window of a prepared image: the share of its voxels at the bound, and how many of
+    these the network marks, the window taken alone."""
+    axes = [
+        prediction.window_starts(side, length) for side, length in zip(image.shape, recipe.patch)
+    ]
+    found = []
+    for starts in product(*axes):
+        box = tuple(slice(start, start + length) for start, length in zip(starts, recipe.patch))
+        window = image[box]
+        missing = [length - side for side, length in zip(window.shape, recipe.patch)]
+        window = F.pad(window, (0, missing[2], 0, missing[1], 0, missing[0]))
+        with torch.inference_mode(), torch.autocast("cpu", pick_precision("auto", window.device)):
+            labels = network(window[None, None]).argmax(dim=1)[0]
+        bound = at_the_bound(window, recipe)
+        found.append((bound.float().mean().item(), int(labels[bound].count_nonzero())))
+    return found
+
+
+def line_on_windows(folder: Path, seeds: range) -> str:
+    """How much of what is marked at the bound lies in windows with more of it than patches have."""
+    most = share_of_most_patches(folder, DEMO)
+    marked, odd = [], np.zeros(0, dtype=bool)
+    for seed in seeds:
+        network = train(folder, FULL, seed)
+        windows = []
+        for case in sorted((folder / "scans").iterdir()):
+            image = prepare_image(read_volume(case / "imaging.nii.gz"), DEMO)
+            windows += marked_at_the_bound(network, torch.as_tensor(image).float(), DEMO)
+        odd = np.array([share for share, _ in windows]) > most
+        counts = np.array([count for _, count in windows])
+        marked.append(f"{counts[odd].sum() / max(counts.sum(), 1):.0%} of {counts.sum()}")
+    return (
+        f"{odd.sum()} of {len(odd)} windows have more voxels at the lower bound than 99% of training "
+        f"patches ({most:.0%}); of what is marked there, they hold, each seed: {', '.join(marked)}"
+    )
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -309,6 +367,7 @@ def main() -> None:
             print(ensemble_row(name, score_ensemble(folder, name, seeds), found[name]))
     in_air = [each["voxels in air"] for each in found[FULL]]
     print(f"\nmarked in air (below {AIR_BELOW_HU} HU), voxels of all scans, each seed: {in_air}")
+    print(line_on_windows(folder, seeds))
 
 
 if __name__ == "__main__":

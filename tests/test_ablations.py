@@ -186,3 +186,18 @@ def test_the_full_recipe_is_predicted_in_all_ways_and_kept(tmp_path, monkeypatch
     again = ablations.train(tmp_path, ablations.FULL, 0)  # of what is kept
     weights = torch.load(tmp_path / "networks" / "full recipe 0.pt", weights_only=True)
     assert all(torch.equal(weights[name], value) for name, value in again.state_dict().items())
+
+
+def test_what_a_window_marks_at_the_lower_bound_is_counted():
+    """A network that marks all: a window of air alone, and one with a body in its last 4 slices."""
+
+    def marks_all(windows):
+        return torch.eye(3)[[1]][..., None, None, None].expand(1, 3, 16, 16, 16)
+
+    lowest = (TINY.window_hu[0] - TINY.mean_hu) / TINY.sd_hu
+    image = torch.full((24, 16, 16), lowest)
+    image[20:] = 0
+
+    found = ablations.marked_at_the_bound(marks_all, image, TINY)
+
+    assert found == [(1, 16**3), (0.75, 12 * 16**2)]  # which begin at slices 0 and 8
