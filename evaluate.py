@@ -383,7 +383,9 @@ def score(
         mask, reference = volumes
         try:
             scored[pair.id] = score_pair(pair, mask, reference, wanted, bound)
-        except MemoryError:
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says it so
+                raise
             failed.append(f"{pair.mask}: not enough memory to score it")
     return scored, failed
 

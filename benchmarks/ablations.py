@@ -270,19 +270,22 @@ def marked_at_the_bound(network, image: torch.Tensor, recipe: Recipe) -> list[tu
 def line_on_windows(folder: Path, seeds: range) -> str:
     """How much of what is marked at the bound lies in windows with more of it than patches have."""
     most = share_of_most_patches(folder, DEMO)
-    marked, odd = [], np.zeros(0, dtype=bool)
+    marked, odd, held = [], np.zeros(0, dtype=bool), 0.0
     for seed in seeds:
         network = train(folder, FULL, seed)
         windows = []
         for case in sorted((folder / "scans").iterdir()):
             image = prepare_image(read_volume(case / "imaging.nii.gz"), DEMO)
             windows += marked_at_the_bound(network, torch.as_tensor(image).float(), DEMO)
-        odd = np.array([share for share, _ in windows]) > most
+        shares = np.array([share for share, _ in windows])
+        odd = shares > most
+        held = shares[odd].sum() / shares.sum()
         counts = np.array([count for _, count in windows])
         marked.append(f"{counts[odd].sum() / max(counts.sum(), 1):.0%} of {counts.sum()}")
     return (
         f"{odd.sum()} of {len(odd)} windows have more voxels at the lower bound than 99% of training "
-        f"patches ({most:.0%}); of what is marked there, they hold, each seed: {', '.join(marked)}"
+        f"patches ({most:.0%}), {held:.0%} of all there are; of what is marked there, they hold, each "
+        f"seed: {', '.join(marked)}"
     )
 
 

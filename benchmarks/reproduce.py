@@ -32,7 +32,7 @@ from minikits.evaluation import SCORES
 from minikits.files import forgiving_output, typed_path, write_text
 from minikits.paper import ARCHITECTURES, FOLDS, TABLE_1
 from minikits.processes import cores
-from minikits.reading import chosen_recipe
+from minikits.reading import a_number, chosen_recipe
 from minikits.recipe import Recipe
 from minikits.reports import as_csv
 
@@ -84,6 +84,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="paper: fp32")
     add("--gpus", nargs="+", metavar="N", help="the GPUs to use at once, by their numbers")
     add("--only", choices=PARTS, metavar="PART", help=f"of it: {', '.join(PARTS)}")
+    add("--jobs", type=a_number, default=cores(), help="processes that prepare cases, at most")
     add("--slurm", action="store_true", help="print a script that submits it as Slurm jobs")
     return parser
 
@@ -144,7 +145,9 @@ def check_of(arguments: argparse.Namespace) -> Step:
 def prepare_cases(arguments: argparse.Namespace, recipe: Recipe, noted: list[int]) -> None:
     """Prepares the cases once, before several trainings would do it at the same time."""
     folder = arguments.out / "prepared"
-    prepare(arguments.data, folder, recipe, jobs=cores(), stop=lambda: bool(noted), say=print)
+    prepare(
+        arguments.data, folder, recipe, jobs=arguments.jobs, stop=lambda: bool(noted), say=print
+    )
     stop_if(noted)
 
 

@@ -3,8 +3,8 @@
     python benchmarks/surprise_looks.py --model demo/runs/residual/fold0 --scans demo/scans
 
 Predicts scans with a trained network as `make demo` does, mirrored, with all voxels of a window
-weighted alike, and with what lies in air deleted; scores each. After `make demo` it takes one and a
-half minutes of one core. Over five seeds: benchmarks/ablations.py.
+weighted alike, and with what lies in air deleted; scores each. After `make demo` it takes two
+minutes and a half of one core. Over five seeds: benchmarks/ablations.py.
 """
 
 import argparse

@@ -444,7 +444,8 @@ def _paint_liver(hu, body, places, cavity, twigs):
 
 
 def _paint_stool(hu, body, places, cavity, grain):
-    """Crumbs and bubbles in what bowel and stomach hold, but for their gas, in place."""
+    """Crumbs and bubbles in what bowel and stomach hold, but for their gas, in place. A colon that
+    lies behind the bowel's fat has them there too, without its wall."""
     stool = np.zeros(hu.shape, dtype=bool)
     paint(stool, places, body.stool, where=cavity & (hu > GAS_HU))
     hu[stool] = np.minimum(hu[stool], 60) + 14 * grain[stool]

@@ -1,5 +1,6 @@
 """A folder of cases: which there are, which are trained on, which fold; all of them prepared."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -33,6 +34,7 @@ from minikits.sampling import PreparedCase
 # of scans, as they are stored, for each process: some ten seconds of work, where a start takes two
 BYTES_THAT_PAY = 200_000_000
 BYTES_OF_A_PROCESS = 3 << 30  # of memory; 1059 slices of 512x512 took 1.3 GiB
+MOST_BY_GUESS = 2  # where the system does not tell how much is free
 DICOM = "DICOM is converted first, with dcm2niix: docs/using.md#what-comes-and-goes"
 
 
@@ -372,7 +374,7 @@ def processes_that_pay(waiting: Sequence[Entry], *, memory: float | None = None)
         memory = free_memory()
     bytes_of_scans = sum(entry.files[0][0] for entry in waiting)
     by_work = bytes_of_scans // BYTES_THAT_PAY
-    by_memory = memory / BYTES_OF_A_PROCESS
+    by_memory = MOST_BY_GUESS if memory == math.inf else memory / BYTES_OF_A_PROCESS
     return int(max(1, min(by_work, by_memory, len(waiting))))
 
 

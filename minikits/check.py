@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minikits.cases import look_for_cases
 from minikits.facts import CaseFacts, facts_of, pooled
 from minikits.files import forgiving_output, typed_path, write_text
 from minikits.findings import (
@@ -73,9 +74,6 @@ class Checked:
 def check(arguments: argparse.Namespace, say: Callable[[str], None]) -> bool:
     """Checks a data set, writes its report, and tells whether every case can be read; lines on all
     of it to `say`. ValueError or OSError where there is no data set."""
-    # here, since it brings torch: processes that only measure import this module too
-    from minikits.cases import look_for_cases
-
     found = look_for_cases(arguments.data)
     say(f"{arguments.data}: {found.summary()}")
     files = [(case.id, case.image, case.labels) for case in found.cases]

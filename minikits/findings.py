@@ -45,8 +45,9 @@ class Finding:
 
 WHAT_TO_DO = {
     "unreadable": "convert or download those that cannot be read again; train.py refuses them too",
-    "cyst": "write the label maps of KiTS21 and KiTS23 anew, a cyst as kidney, by the lines of "
-    "docs/using.md#what-comes-and-goes; train.py refuses them as they are",
+    "cyst": "if they are KiTS21's or KiTS23's, write them anew, a cyst as kidney or as you decide, by "
+    "the lines of docs/using.md#what-comes-and-goes; of other data, look what 3 is; train.py refuses "
+    "them as they are",
     "unmatched": "get what is missing: train.py wants an image for each label map",
     "labels": "look at the labels of those whose kidneys, tumors or pieces are named, in a viewer "
     "or on the page; correct them, or leave the case out with --folds",

@@ -77,7 +77,7 @@ def id_of_labels(name: str, known: Collection[str]) -> str:
 def image_beside(labels: Path) -> Path | None:
     """The image in the folder of a file that is named as a KiTS19 case's labels are; None where
     there is none, and of any other path."""
-    if kits19_kind(labels) != "labels":
+    if kits19_kind(labels) != "labels" or not os.access(labels.parent, os.R_OK):
         return None
     for path in visible(labels.parent):
         if kits19_kind(path) == "image" and path.is_file():

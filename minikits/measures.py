@@ -210,7 +210,7 @@ def _columns(corner, heading, rows):
 
 
 def _one_decimal(number):
-    return "-" if np.isnan(number) else f"{number:.1f}"
+    return "-" if np.isnan(number) else f"{number:z.1f}"
 
 
 def lesion_table(cases: Sequence[CaseLesions], wanted: Wanted) -> str:

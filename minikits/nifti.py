@@ -112,7 +112,10 @@ def read_labels(
         values = _no_labels(volume.voxels)
         advice = "is this the segmentation file?"
         if values == "3":
-            advice = f"{CYST}, and docs/using.md#what-comes-and-goes makes it kidney"
+            advice = (
+                f"{CYST}, and docs/using.md#what-comes-and-goes tells what to do; in other data, "
+                "is this the segmentation file?"
+            )
         raise ValueError(
             f"{path}: label values {values} found, wanted only 0 (background), "
             f"1 (kidney) and 2 (tumor); {advice}"

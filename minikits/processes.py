@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
+MOST_ON_WINDOWS = 61  # processes that it can wait for
+
 
 def cores() -> int:
     """How many cores this process may use."""
@@ -18,35 +20,46 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def free_memory(told: Path = Path("/proc/meminfo")) -> float:
-    """Bytes that can be taken before the system swaps; infinity where it does not tell (only Linux
-    does). told: where it tells, in kB."""
+def free_memory(told: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that can be taken before the system swaps, or before a container or a cluster's job is
+    over its limit; infinity where neither is told (only Linux does). told: where it tells, in kB;
+    group: the folder of the limit."""
+    free = math.inf
     try:
-        lines = told.read_text().splitlines()
+        for line in told.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                free = 1024 * int(line.split()[1])
     except OSError:
-        return math.inf
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    return math.inf
+        pass
+
+    try:
+        most = (group / "memory.max").read_text().strip()
+        taken = (group / "memory.current").read_text()
+    except OSError:
+        return free
+    if most == "max":
+        return free
+    return max(0, min(free, int(most) - int(taken)))
 
 
 @contextmanager
 def map_of_processes(jobs: int, *, begin: Callable[[], object] | None = None) -> Iterator[Callable]:
     """A function like `map` whose calls are shared out to processes, in order; `map` itself for one
-    job. Processes are started anew: so Windows and macOS do it, and none inherits threads. What was
-    not begun when the `with` ends is not begun. begin: what each process does first."""
+    job. Processes are started anew: so Windows and macOS do it, and none inherits threads. When the
+    `with` ends, what was begun is ended, with one call more for each process at most, and nothing
+    else is begun. begin: what each process does first."""
     if jobs == 1:
         yield map
         return
-    start_anew = get_context("spawn")
-    with ProcessPoolExecutor(
-        jobs, mp_context=start_anew, initializer=_begin_worker, initargs=(begin,)
-    ) as pool:
-        try:
-            yield pool.map
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    if os.name == "nt":
+        jobs = min(jobs, MOST_ON_WINDOWS)
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(begin,)
+    )
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin_worker(begin):
