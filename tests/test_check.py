@@ -488,7 +488,7 @@ def test_a_cyst_of_kits23_is_named_with_what_makes_it_kidney(run, tmp_path):
     out, _ = run("data", expect=2)
 
     assert "label values 3 found" in out and "; 3 is a cyst in KiTS21 and KiTS23, and docs/" in out
-    assert "  write the label maps of KiTS21 and KiTS23 anew, a cyst as kidney" in out
+    assert "  if they are KiTS21's or KiTS23's, write them anew, a cyst as kidney" in out
     assert "download" not in out
 
 
