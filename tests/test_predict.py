@@ -1776,7 +1776,10 @@ def test_stopped_or_killed_and_started_again(runs, phantoms, tmp_path, here, num
         ).mean() < 1e-4  # threads may round otherwise
 
 
-def test_processes_share_the_scans_and_a_failure_stops_no_other(scans, run, tmp_path, here):
+def test_processes_share_the_scans_and_a_failure_stops_no_other(
+    scans, run, tmp_path, here, monkeypatch
+):
+    monkeypatch.setattr("minikits.doubts.LEAST_ACROSS_MM", 200)  # as in the processes
     (scans / "bad.nii.gz").write_bytes(b"<html>" * 100_000)  # the largest, so that it fails first
     arguments = ("--in", scans, *QUICK, "--model", run[0])
 
