@@ -54,6 +54,7 @@ from minikits.pages import (
     picture_of,
 )
 from minikits.paper import PAPER
+from minikits.processes import is_short_of_memory
 from minikits.reading import Reading, add_reading_options, chosen_reading
 from minikits.reports import (
     cases_csv,
@@ -384,7 +385,7 @@ def score(
         try:
             scored[pair.id] = score_pair(pair, mask, reference, wanted, bound)
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says it so
+            if not is_short_of_memory(error):
                 raise
             failed.append(f"{pair.mask}: not enough memory to score it")
     return scored, failed

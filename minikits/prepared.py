@@ -22,6 +22,7 @@ from minikits.layouts import some, visible
 from minikits.nifti import read_labels, read_volume
 from minikits.paper import CLASSES
 from minikits.preprocessing import prepare_image, prepare_labels, resampled_shape
+from minikits.processes import is_short_of_memory
 from minikits.recipe import Recipe
 from minikits.sampling import PreparedCase
 from minikits.volumes import Volume
@@ -127,7 +128,7 @@ def _named_if_memory_runs_out(entry: Entry, doing: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # torch says it so
+        if not is_short_of_memory(error):
             raise
         raise ValueError(f"{entry.image}: memory ran out while it was {doing} ({error})") from None
 

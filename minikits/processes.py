@@ -42,6 +42,11 @@ def free_memory(told: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/
     return max(0, min(free, int(most) - int(taken)))
 
 
+def is_short_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: torch has no kind of its own for it."""
+    return isinstance(error, MemoryError) or "memory" in str(error)
+
+
 @contextmanager
 def map_of_processes(jobs: int, *, begin: Callable[[], object] | None = None) -> Iterator[Callable]:
     """A function like `map` whose calls are shared out to processes, in order; `map` itself for one

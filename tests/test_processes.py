@@ -11,7 +11,7 @@ from concurrent.futures import BrokenExecutor
 import pytest
 from conftest import ROOT
 
-from minikits.processes import free_memory, map_of_processes
+from minikits.processes import free_memory, is_short_of_memory, map_of_processes
 
 BEGUN = []
 
@@ -119,3 +119,15 @@ def test_the_limit_of_a_container_counts_where_it_is_lower(tmp_path, most, free)
     (tmp_path / "memory.current").write_text("500000\n")
 
     assert free_memory(told, tmp_path) == free
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shapes do not fit"), False),
+    ],
+)
+def test_numpys_and_torchs_errors_say_that_memory_ran_out(error, short):
+    assert is_short_of_memory(error) is short
