@@ -7,11 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from itertools import repeat
 from pathlib import Path
-
-import torch
 
 from minikits.files import remove_leftovers
 from minikits.folds import excluded_ids, five_folds, read_folds
@@ -362,8 +359,7 @@ def _prepare_waiting(
 def _outcomes(waiting, recipe, jobs):
     """The Outcome of each entry, in order, as they come."""
     jobs = min(jobs, processes_that_pay(waiting))
-    one_thread = partial(torch.set_num_threads, 1)
-    with map_of_processes(jobs, begin=one_thread) as mapped:
+    with map_of_processes(jobs) as mapped:
         yield from mapped(make_and_keep, waiting, repeat(recipe))
 
 

@@ -11,7 +11,7 @@ kidneys, to inferior, posterior and the left.
 
 import argparse
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor
 from functools import partial
 from pathlib import Path
 
@@ -33,9 +33,13 @@ from minikits.cases import Found, look_for_cases
 from minikits.files import forgiving_output, typed_path
 from minikits.layouts import PHANTOM
 from minikits.nifti import read_labels, write_image
+from minikits.processes import cores, free_memory, map_of_processes
 from minikits.reading import add_frame_options
 
 CASES_OF_A_SEED = 1000  # the names of the next seed's begin there
+
+CASES_THAT_PAY = 3  # [ours: a process takes 2 s to start, a case 0.7 s]
+BYTES_OF_A_PROCESS = 1 << 30  # of memory [ours: measured, 0.5 GiB]
 
 SLAB = 16  # slices that are painted at a time, so that memory does not grow with their number
 
@@ -288,16 +292,30 @@ def write_phantoms(arguments: argparse.Namespace, say: Callable) -> list[str]:
             say=say,
         )
 
-    def make_and_write(number: int) -> str:
-        name = f"{PHANTOM}{CASES_OF_A_SEED * arguments.seed + number:03d}"
-        case = make_case([arguments.seed, number])
-        return write_case(arguments.out / name, case)
-
-    # numpy, torch and the compression of files leave each other room to run
-    with ThreadPoolExecutor(2) as threads:
-        for line in threads.map(make_and_write, range(arguments.cases or 10)):
-            say(line)
+    numbers = range(arguments.cases or 10)
+    make = partial(make_and_write, arguments.out, arguments.seed)
+    with map_of_processes(processes_that_pay(len(numbers))) as mapped:
+        try:
+            for line in mapped(make, numbers):
+                say(line)
+        except BrokenExecutor:
+            raise ValueError(
+                "a process that made cases was killed, for want of memory? 5 cases and fewer are "
+                "made one after the other"
+            ) from None
     return []
+
+
+def make_and_write(out: Path, seed: int, number: int) -> str:
+    """Makes a case of a seed, writes it as KiTS19 does, and returns a line on it."""
+    name = f"{PHANTOM}{CASES_OF_A_SEED * seed + number:03d}"
+    return write_case(out / name, make_case([seed, number]))
+
+
+def processes_that_pay(cases: int) -> int:
+    """In how many processes to make so many cases: as many as there are cores, each of which has
+    enough of them to do, and room."""
+    return int(max(1, min(cores(), cases // CASES_THAT_PAY, free_memory() / BYTES_OF_A_PROCESS)))
 
 
 def write_around_labels(

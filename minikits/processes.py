@@ -11,6 +11,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 MOST_ON_WINDOWS = 61  # processes that it can wait for
+THREADS = "OMP_NUM_THREADS"  # numpy's and torch's libraries ask for it once, when they are loaded
 
 
 def cores() -> int:
@@ -48,31 +49,43 @@ def is_short_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def map_of_processes(jobs: int, *, begin: Callable[[], object] | None = None) -> Iterator[Callable]:
+def map_of_processes(jobs: int) -> Iterator[Callable]:
     """A function like `map` whose calls are shared out to processes, in order; `map` itself for one
     job. Processes are started anew: so Windows and macOS do it, and none inherits threads. When the
     `with` ends, what was begun is ended, with one call more for each process at most, and nothing
-    else is begun. begin: what each process does first."""
+    else is begun.
+
+    Each of several processes computes on one thread, unless OMP_NUM_THREADS says otherwise: with
+    more than one a core they would wait for each other."""
     if jobs == 1:
         yield map
         return
     if os.name == "nt":
         jobs = min(jobs, MOST_ON_WINDOWS)
-    pool = ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_begin_worker, initargs=(begin,)
-    )
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_begin_worker)
     try:
-        yield pool.map
+        with _one_thread_each():
+            yield pool.map
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin_worker(begin):
+@contextmanager
+def _one_thread_each():
+    """What is started meanwhile computes on one thread, where nothing else was asked for."""
+    asked_for = os.environ.get(THREADS)
+    os.environ.setdefault(THREADS, "1")
+    try:
+        yield
+    finally:
+        if asked_for is None:
+            os.environ.pop(THREADS, None)
+
+
+def _begin_worker():
     """What a process does first. Ctrl-C reaches it too, but what it stops the first process says."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if begin:
-        begin()
 
 
 def _end_with_parent():

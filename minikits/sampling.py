@@ -153,7 +153,8 @@ def fetch_ahead(
 ) -> Iterator:
     """draw(i) for each i in order; one thread draws the next while the current one is used.
 
-    On a GPU, `device`, a draw runs on a stream of its own, beside the caller's work. There draw(i)
+    It draws on one core: on several, it and the caller's step would wait for each other's at every
+    operation. On a GPU, `device`, a draw runs on a stream of its own, beside the caller's work. There draw(i)
     has to give a sequence of tensors; each may be used as soon as it is given."""
     stream = None
     if device is not None and device.type == "cuda":
@@ -166,7 +167,11 @@ def fetch_ahead(
         event = stream.record_event() if stream else None
         return drawn, event
 
+    cores = torch.get_num_threads()
     with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(compute_on_one_core).result()
+        torch.set_num_threads(cores)  # all later threads would compute on one as well
+
         pending = None
         for iteration in iterations:
             following = thread.submit(draw_beside, iteration)
@@ -175,6 +180,12 @@ def fetch_ahead(
             pending = following
         if pending:
             yield when_ready(*pending.result())
+
+
+def compute_on_one_core() -> None:
+    """The thread that calls this computes on one core from now on."""
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # takes the number up: torch tells it to a thread that first asks
 
 
 def when_ready(drawn: Any, event: torch.cuda.Event | None) -> Any:

@@ -1,6 +1,9 @@
 """Deterministic, plausible in size, and not to be solved by a threshold."""
 
+import math
 import sys
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 
 import nibabel as nib
 import numpy as np
@@ -176,6 +179,7 @@ def seeds(monkeypatch):
         return np.zeros(labels.shape, np.int16), labels, spacing_mm
 
     monkeypatch.setattr(phantoms, "make_case", small_body)
+    monkeypatch.setattr(phantoms, "processes_that_pay", lambda cases: 1)  # others make whole ones
     return asked
 
 
@@ -345,4 +349,49 @@ def test_ctrl_c_ends_it_in_a_line(tmp_path, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(phantoms, "make_case", interrupted)
+    monkeypatch.setattr(phantoms, "processes_that_pay", lambda cases: 1)
     assert called(monkeypatch, capsys, "--out", tmp_path) == (130, "phantoms: stopped\n")
+
+
+def test_cases_made_in_processes_are_the_same(tmp_path, monkeypatch, capsys):
+    said = {}
+    for processes in (1, 2):
+        monkeypatch.setattr(phantoms, "processes_that_pay", lambda cases, n=processes: n)
+        out = tmp_path / str(processes)
+        said[processes] = called(monkeypatch, capsys, "--out", out, "--cases", 3)
+
+    assert said[1] == said[2]
+    assert said[1][1].count("phantom_00") == 3
+    files = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*.nii.gz"))
+    assert len(files) == 6
+    for file in files:
+        assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
+
+
+def test_processes_begin_where_there_are_cores_cases_and_room_for_them(monkeypatch):
+    monkeypatch.setattr(phantoms, "cores", lambda: 4)
+    monkeypatch.setattr(phantoms, "free_memory", lambda: math.inf)
+    processes = [phantoms.processes_that_pay(cases) for cases in (1, 5, 6, 11, 12, 40)]
+    assert processes == [1, 1, 2, 3, 4, 4]
+
+    monkeypatch.setattr(phantoms, "free_memory", lambda: 2.5 * 2**30)
+    assert phantoms.processes_that_pay(40) == 2
+    monkeypatch.setattr(phantoms, "free_memory", lambda: 0)
+    assert phantoms.processes_that_pay(40) == 1
+
+
+def test_a_process_that_is_killed_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    @contextmanager
+    def killed(processes):
+        def mapped(function, numbers):
+            raise BrokenExecutor
+
+        yield mapped
+
+    monkeypatch.setattr(phantoms, "map_of_processes", killed)
+    status, said = called(monkeypatch, capsys, "--out", tmp_path, "--cases", 40)
+    assert status == 2
+    assert said == (
+        "phantoms: a process that made cases was killed, for want of memory? 5 cases and fewer "
+        "are made one after the other\n"
+    )

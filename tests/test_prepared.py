@@ -320,7 +320,7 @@ class Processes:
         self.asked = []
 
     @contextmanager
-    def __call__(self, jobs, *, begin):
+    def __call__(self, jobs):
         self.asked.append(jobs)
         yield self.mapped
 

@@ -9,20 +9,15 @@ import time
 from concurrent.futures import BrokenExecutor
 
 import pytest
+import torch
 from conftest import ROOT
 
 from minikits.processes import free_memory, is_short_of_memory, map_of_processes
 
-BEGUN = []
-
-
-def begin():
-    BEGUN.append(True)
-
 
 def seen_by_a_process(number):
     """The number, and what the process that was given it is like."""
-    return number, os.getpid(), len(BEGUN), signal.getsignal(signal.SIGINT)
+    return number, os.getpid(), torch.get_num_threads(), signal.getsignal(signal.SIGINT)
 
 
 def touch_slowly(path):
@@ -40,13 +35,27 @@ def test_one_job_is_done_here():
 
 
 def test_other_processes_give_the_same_in_order_and_leave_ctrl_c_to_the_first():
-    with map_of_processes(2, begin=begin) as mapped:
+    with map_of_processes(2) as mapped:
         seen = list(mapped(seen_by_a_process, [3, 1, 2]))
 
     assert [number for number, *_ in seen] == [3, 1, 2]
     assert os.getpid() not in [process for _, process, *_ in seen]
-    assert {begun for _, _, begun, _ in seen} == {1}
     assert {handler for *_, handler in seen} == {signal.SIG_IGN}
+
+
+@pytest.mark.parametrize(("asked_for", "threads"), [(None, 1), ("2", 2)])
+def test_each_process_computes_on_one_thread_unless_another_number_is_asked_for(
+    monkeypatch, asked_for, threads
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked_for:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked_for)
+
+    with map_of_processes(2) as mapped:
+        seen = list(mapped(seen_by_a_process, [1, 2]))
+
+    assert {of_process for _, _, of_process, _ in seen} == {threads}
+    assert os.environ.get("OMP_NUM_THREADS") == asked_for  # nothing is left behind
 
 
 def test_what_was_not_begun_is_not_begun(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -458,6 +459,21 @@ def test_one_batch_is_drawn_at_a_time_and_beside_the_caller():
     assert len(threads) == 1
     assert threading.get_ident() not in threads
     assert max(most_at_work) == 1
+
+
+def test_a_batch_is_drawn_on_one_core_and_nothing_else_is():
+    cores = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        drawn = list(fetch_ahead(lambda i: torch.get_num_threads(), range(2)))
+        caller = torch.get_num_threads()
+        with ThreadPoolExecutor(1) as thread:
+            later = thread.submit(torch.get_num_threads).result()
+    finally:
+        torch.set_num_threads(cores)
+
+    assert drawn == [1, 1]
+    assert caller == later == 3
 
 
 @pytest.mark.parametrize("device", [None, torch.device("cpu")])
