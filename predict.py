@@ -44,6 +44,7 @@ from minikits.scans import Scan, find_scans
 from minikits.trust import entropy, findings_of, rows
 from minikits.volumes import Volume
 
+DEFAULT_RUN = Path("runs/residual")
 WINDOWS_OF_THE_MEDIAN = 27  # of a scan of KiTS19's median shape, with the paper's patch
 UNPACKED = 5  # bytes in memory that a byte of a compressed scan comes to, about
 
@@ -90,7 +91,8 @@ def predict(arguments: argparse.Namespace, noted: list[int]) -> list[str]:
         say(doubt_about(device))
     rank, world = join_processes(torch.device("cpu"))
 
-    members, recipe, said = load_networks(arguments.model, arguments.folds)
+    runs = arguments.model or [DEFAULT_RUN]
+    members, recipe, said = load_networks(runs, arguments.folds)
     crossed = arguments.cross_validation
     found, scans = find_scans(arguments.scans, arguments.out, members, recipe, crossed=crossed)
     job = as_job(arguments, members, precision)
@@ -225,13 +227,14 @@ def parse_arguments() -> argparse.Namespace:
         "--model",
         type=typed_path,
         nargs="+",
-        default=[Path("runs/residual")],
-        help="run folders, averaged",
+        action="extend",
+        help=f"run folders, averaged (default {DEFAULT_RUN})",
     )
     parser.add_argument(
         "--folds",
         type=fold_name,
         nargs="+",
+        action="extend",
         metavar="N",
         help="only these folds, numbers; or all, the network that saw all cases",
     )

@@ -33,6 +33,7 @@ VERTEBRA_MM = 33  # with its disc
 DISC_MM = 8
 RIB_MM = 31  # from one to the next
 LAYERS_RADIUS = 0.45  # deeper in the body no wall reaches
+DOME_MM = 100  # of the diaphragm, top to rim
 MIDDLE_Y_MM = -8  # of the body: before that of the kidneys
 
 
@@ -69,9 +70,8 @@ def spline_weights(places: np.ndarray, cells: int) -> np.ndarray:
     """(N,) places counted in cells -> (N, cells): of each cell's cubic B-spline, the value there."""
     distance = np.abs(places[:, None] - np.arange(cells))
     near = 2 / 3 - distance**2 + distance**3 / 2
-    far = (2 - distance) ** 3 / 6
-    weights = np.where(distance < 1, near, far)
-    return np.where(distance < 2, weights, 0).astype(np.float32)
+    far = np.maximum(2 - distance, 0) ** 3 / 6
+    return np.where(distance < 1, near, far).astype(np.float32)
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -117,11 +117,13 @@ def paint(
     hu: np.ndarray, places: Places, parts: Sequence[Part], *, where: np.ndarray | None = None
 ) -> None:
     """Parts, one over the other, into hu (Z, Y, X) in place, or into those of its voxels `where`."""
+    top, bottom = places.axes[0][0], places.axes[0][-1]
     for part in parts:
-        centres, radii = list(map(float, part.centre)), list(map(float, part.radii))
-        if abs(places.axes[0] - centres[0]).min() > radii[0] + BEND_MOST_MM:
+        reach = part.radii[0] + BEND_MOST_MM
+        if part.centre[0] + reach < top or part.centre[0] - reach > bottom:
             continue  # of another slab
 
+        centres, radii = list(map(float, part.centre)), list(map(float, part.radii))
         box = []
         for axis, centre, radius in zip(places.axes, centres, radii):
             reach = radius + BEND_MOST_MM
@@ -454,10 +456,13 @@ def _paint_stool(hu, body, places, cavity, grain):
 
 def _paint_lungs(hu, body, places, cavity, twigs):
     """What lies above the dome of the diaphragm, which reaches lower at the back and the sides."""
+    if places.z.min() > body.lungs_end_mm + DOME_MM:
+        return
+
     behind = (places.y - MIDDLE_Y_MM) / body.depth_mm
     behind = np.where(behind > 0, behind, 0.7 * behind)
     from_middle = np.hypot(behind, places.x / body.width_mm)
-    dome = body.lungs_end_mm + 100 * np.clip(from_middle / 0.8, 0, 1) ** 5
+    dome = body.lungs_end_mm + DOME_MM * np.clip(from_middle / 0.8, 0, 1) ** 5
     lungs = cavity & (places.z < dome)
     lungs &= np.hypot(places.y + 10, places.x) > 38
     hu[lungs] = LUNG_HU

@@ -122,13 +122,18 @@ def _scores(run, log):
         "",
         "| | kidney | tumor |",
         "|---|---|---|",
-        f"| patch Dice | {kidney:.3f} | {tumor:.3f} |",
+        f"| patch Dice | {_dice(kidney)} | {_dice(tumor)} |",
         "",
         f"Patch Dice is that of all voxels of {patches} patches of held-out cases, the same in "
         f"each epoch, {recipe.foreground_samples} of {recipe.batch_size} centred on foreground. "
         "**It is no Dice of cases, and not comparable to the paper's**: for that, "
         "`python predict.py --cross-validation` and `python evaluate.py`.",
     ]
+
+
+def _dice(value):
+    """As the table shows it: of a structure that no held-out patch holds there is none."""
+    return "none held out" if isnan(value) else f"{value:.3f}"
 
 
 def _cases(run):

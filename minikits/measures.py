@@ -95,18 +95,18 @@ def add_measure_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--tolerances",
         choices=list(TOLERANCES_MM),
-        default="kits23",
-        help="whose, of surface Dice (default %(default)s)",
+        help=f"of surface Dice: whose (default {Wanted.tolerances})",
     )
     add("--lesions", action="store_true", help="tumors one by one: found, missed, false")
 
 
 def chosen_measures(arguments: argparse.Namespace) -> Wanted:
-    """What the options of `add_measure_options` ask for; --hd95 asks for --surface."""
+    """What the options of `add_measure_options` ask for; --hd95 and --tolerances ask for --surface."""
+    surface = arguments.surface or arguments.hd95 or arguments.tolerances is not None
     return Wanted(
         protocol=arguments.protocol,
-        tolerances=arguments.tolerances,
-        surface=arguments.surface or arguments.hd95,
+        tolerances=arguments.tolerances or Wanted.tolerances,
+        surface=surface,
         hd95=arguments.hd95,
         lesions=arguments.lesions,
     )

@@ -91,6 +91,14 @@ def test_a_card_without_scores_says_why():
     assert "nan" not in of_all and "|" not in of_all
 
 
+def test_a_card_says_of_which_structure_nothing_was_held_out():
+    no_tumor = {**ROW, "patch_dice_tumor": np.nan}
+
+    scores = section(model_card(RUN, PROVENANCE, [no_tumor]), "Scores")
+
+    assert "| patch Dice | 0.865 | none held out |" in scores
+
+
 def test_a_card_says_where_the_training_stands():
     unfinished = model_card(RUN, PROVENANCE, [ROW])
     finished = model_card(RUN, PROVENANCE, [ROW] * DEMO.epochs)

@@ -146,7 +146,7 @@ def test_surfaces_and_lesions_come_after_the_table_of_dice(run, two, tmp_path):
 
 
 def test_files_of_surfaces_and_lesions(run, two, tmp_path):
-    run(*two, "--surface", "--lesions", "--tolerances", "kits21", out=tmp_path / "report")
+    run(*two, "--lesions", "--tolerances", "kits21", out=tmp_path / "report")  # so of surfaces
 
     rows = list(csv.DictReader((tmp_path / "report" / "surfaces.csv").open()))
     assert [row["case"] for row in rows] == ["a", "b"]

@@ -321,6 +321,18 @@ def test_cases_of_networks_of_different_architectures_are_refused(labelled, tmp_
     )
 
 
+def test_networks_may_be_named_one_by_one(labelled, tmp_path, here):
+    """Each with an option of its own, as other tools want it: none takes another's place."""
+    put_folds(tmp_path / "one", {"0": (["c1"], ["c0"])})
+    put_folds(tmp_path / "two", {"0": (["c1"], ["c0"])}, "residual")
+    one_by_one = ("--model", tmp_path / "one", "--model", tmp_path / "two")
+
+    here("--in", labelled, "--out", tmp_path / "masks", *QUICK, *one_by_one)
+
+    record = json.loads((tmp_path / "masks" / "prediction.json").read_text())
+    assert len(record["job"]["networks"]) == 2
+
+
 def test_a_name_too_long_for_a_mask_is_left_out_and_the_others_go_on(run, tmp_path, here):
     put_scan(tmp_path / "in" / "ok.nii.gz")
     put_scan(tmp_path / "in" / f"{'n' * 245}.nii")
