@@ -330,7 +330,7 @@ def test_networks_may_be_named_one_by_one(labelled, tmp_path, here):
     here("--in", labelled, "--out", tmp_path / "masks", *QUICK, *one_by_one)
 
     record = json.loads((tmp_path / "masks" / "prediction.json").read_text())
-    assert len(record["job"]["networks"]) == 2
+    assert len(record["networks"]) == 2
 
 
 def test_a_name_too_long_for_a_mask_is_left_out_and_the_others_go_on(run, tmp_path, here):
