@@ -31,7 +31,7 @@ def test_a_card_says_on_what_and_how_it_was_trained():
     assert text.startswith("# plain U-Net, fold 3\n")
     assert "- 3 cases trained on, 1 held out (fold 3)" in section(text, "Data")
     assert section(text, "Cases") == "Trained on: a, b, c.\n\nHeld out: d.\n"
-    assert "14 epochs of 60 batches of 2 patches, 32 x 48 x 48 voxels of 5 x 3.2 x 3.2 mm" in text
+    assert "12 epochs of 60 batches of 2 patches, 32 x 48 x 48 voxels of 5 x 3.2 x 3.2 mm" in text
     assert "values cut to -79 to 304 HU, less 101, divided by 76.9" in text
     assert "seed 7" in section(text, "Recipe")
     assert section(text, "Environment") == "- device: cpu\n- torch: 2.13.0\n"
@@ -103,8 +103,8 @@ def test_a_card_says_where_the_training_stands():
     unfinished = model_card(RUN, PROVENANCE, [ROW])
     finished = model_card(RUN, PROVENANCE, [ROW] * DEMO.epochs)
 
-    assert "after epoch 1 of 14: not trained to its end." in unfinished
-    assert "after epoch 14 of 14: trained to its end." in finished
+    assert "after epoch 1 of 12: not trained to its end." in unfinished
+    assert "after epoch 12 of 12: trained to its end." in finished
 
 
 def test_a_card_names_the_limits():
