@@ -1,11 +1,16 @@
-"""benchmarks/cpu_step.py and scaling.py: their functions at sizes of seconds, their models by hand."""
+"""benchmarks/cpu_step.py, drawing.py and scaling.py: their functions at sizes of seconds, their models by hand."""
 
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT, TINY
+
+from minikits import training
+from minikits.sampling import PreparedCase, fetch_ahead
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -17,6 +22,15 @@ def cpu_step(monkeypatch):
     import cpu_step
 
     return cpu_step
+
+
+@pytest.fixture
+def drawing(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.delitem(sys.modules, "drawing", raising=False)
+    import drawing
+
+    return drawing
 
 
 @pytest.fixture
@@ -73,6 +87,44 @@ def test_the_shares_of_a_step_are_one_in_all(cpu_step):
     assert sum(shares.values()) == pytest.approx(1)
     assert min(shares["convolution"], shares["norm"], shares["loss"]) > 0.01
     assert shares["other"] < 0.2
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+def case_with_a_tumor():
+    image = torch.zeros((20, 20, 20), dtype=torch.float16)
+    labels = torch.zeros((20, 20, 20), dtype=torch.uint8)
+    labels[5:15, 5:15, 5:10] = 1
+    labels[5:15, 5:15, 10:15] = 2
+    foreground = tuple(np.flatnonzero(labels == value) for value in (1, 2))
+    return PreparedCase("a", image, labels, foreground)
+
+
+def test_each_way_of_drawing_serves_all_steps_of_its_epochs(drawing, monkeypatch):
+    served = []
+
+    def train_epoch(network, draw, optimizer, recipe, epoch, progress, *, precision):
+        batches = training.fetch_ahead(draw, range(recipe.batches_per_epoch), drawing.CPU)
+        served.append(len(list(batches)))
+
+    monkeypatch.setattr(drawing, "train_epoch", train_epoch)
+    recipe = replace(TINY, batches_per_epoch=3)
+
+    seconds = drawing.seconds_of_ways([case_with_a_tumor()], recipe, rounds=2)
+
+    assert served == [3] * 4 * 3  # four ways, and a round that is not counted
+    assert {way: len(taken) for way, taken in seconds.items()} == dict.fromkeys(drawing.WAYS, 2)
+    assert training.fetch_ahead is fetch_ahead  # the loop is as it was
+
+
+def test_the_table_says_what_a_draw_adds_to_a_step(drawing):
+    seconds = {"no draw": [0.1, 0.1, 0.5], "before each step": [0.1, 0.2, 0.12]}
+
+    *_, without, before = drawing.table(seconds).splitlines()
+
+    assert without == "| no draw | 100 | 0 |"
+    assert before == "| before each step | 120 | 20 |"
 
 
 # --- what grows with the work ---------------------------------------------------------------------
