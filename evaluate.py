@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import nan
 from pathlib import Path
+from time import monotonic
 
 from minikits.cases import Case, Found, find_masks, look_for_cases
 from minikits.comparisons import draw_apart, draw_comparison, most_apart
@@ -62,6 +63,7 @@ from minikits.reports import (
     comparison_table,
     draw_overlay,
     first_line,
+    in_percent,
     list_of_apart,
     list_of_worst,
     summary_json,
@@ -374,10 +376,11 @@ def score(
     pairs: list[Pair], reading: Reading, wanted: Wanted, bound: float
 ) -> tuple[dict[str, Scored], list[str]]:
     """{case: what was found} of the pairs that can be scored; a line for each reason why others
-    cannot be."""
+    cannot be. Prints each case's Dice as it comes where HD95 is wanted, which takes long."""
     scored, failed = {}, []
+    began = monotonic()
     ahead = fetch_ahead(lambda pair: read_pair(pair, reading), pairs)  # a thread reads the next one
-    for pair, (volumes, errors) in zip(pairs, ahead):
+    for number, (pair, (volumes, errors)) in enumerate(zip(pairs, ahead), 1):
         if errors:
             failed += errors
             continue
@@ -388,6 +391,16 @@ def score(
             if not is_short_of_memory(error):
                 raise
             failed.append(f"{pair.mask}: not enough memory to score it")
+            continue
+
+        if wanted.hd95:
+            dice = scored[pair.id].dice
+            left = (monotonic() - began) / number * (len(pairs) - number)
+            print(
+                f"{pair.id}: kidney {in_percent(dice.kidney)}, tumor {in_percent(dice.tumor)} "
+                f"({number} of {len(pairs)}, {left:.0f} s left)",
+                flush=True,
+            )
     return scored, failed
 
 
@@ -537,11 +550,24 @@ def report(
         write_if_possible(out / "surfaces.json", surfaces_json(surfaces, wanted))
     if lesions:
         write_if_possible(out / "lesions.csv", lesions_csv(lesions))
+    stale = stale_files(out, wanted)
+    if stale:
+        print(f"warning: {out} still holds {', '.join(stale)} of an earlier run")
 
     pictures = draw_pictures(out, worst, scored, reading)
     columns = further_columns(surfaces, lesions, wanted)
     page = page_of_cases(title, ScoredCases(worst, mistakes, pictures, below, columns))
     write_if_possible(out / "index.html", page)
+
+
+def stale_files(out: Path, wanted: Wanted) -> list[str]:
+    """The tables in `out` that this run does not write, and so did not write."""
+    names = []
+    if not wanted.surface:
+        names += ["surfaces.csv", "surfaces.json"]
+    if not wanted.lesions:
+        names.append("lesions.csv")
+    return [name for name in names if (out / name).exists()]
 
 
 def write_if_possible(path: Path, text: str) -> None:

@@ -9,8 +9,10 @@ from minikits.anatomy import (
     AIR_HU,
     BEND_MOST_MM,
     BUBBLES_HU,
+    DOME_MM,
     FAT_HU,
     GAS_HU,
+    LUNG_HU,
     VERTEBRA_MM,
     Field,
     Part,
@@ -30,10 +32,14 @@ SIZE_MM = (110.0, 150.0)
 KIDNEYS = [np.array([8.0, 0, -60]), np.array([-8.0, 0, 60])]
 
 
+def body_over(axes):
+    random = np.random.default_rng(1)
+    return draw_body(random, axes, draw_bends(random, axes), SIZE_MM, KIDNEYS, 180.0)
+
+
 @pytest.fixture(scope="module")
 def body():
-    random = np.random.default_rng(1)
-    return draw_body(random, AXES, draw_bends(random, AXES), SIZE_MM, KIDNEYS, 180.0)
+    return body_over(AXES)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +189,22 @@ def test_a_body_is_the_same_whatever_slabs_it_is_painted_in(body, painted):
     for start in range(0, 61, 7):
         slabs.append(paint_body(body, [AXES[0][start : start + 7], AXES[1], AXES[2]]))
 
+    assert np.array_equal(np.concatenate(slabs), painted)
+
+
+def test_lungs_reach_down_to_the_rim_of_the_diaphragm_whatever_the_slabs():
+    """Their lowest slices lie far below the top of the dome, and are slabs without any of it."""
+    axes = [np.arange(-200.0, -30, 2).astype(np.float32), AXES[1], AXES[2]]
+    high = body_over(axes)
+
+    painted = paint_body(high, axes)
+
+    lungs = (painted == LUNG_HU).any(axis=(1, 2))
+    lowest = axes[0][lungs].max()
+    assert high.lungs_end_mm + 20 < lowest < high.lungs_end_mm + DOME_MM + BEND_MOST_MM
+    slabs = []
+    for start in range(0, len(axes[0]), 5):
+        slabs.append(paint_body(high, [axes[0][start : start + 5], AXES[1], AXES[2]]))
     assert np.array_equal(np.concatenate(slabs), painted)
 
 

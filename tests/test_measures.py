@@ -184,6 +184,27 @@ def test_the_page_has_a_column_for_each_further_number_of_a_case(run, two, tmp_p
     assert "HD95" not in (tmp_path / "surface" / "index.html").read_text()
 
 
+def test_hd95_takes_long_so_each_case_is_said_as_it_comes(run, two):
+    first, second, *_ = run(*two, "--hd95").splitlines()
+
+    assert first.startswith("a: kidney 100.00, tumor 50.00 (1 of 2, ")
+    assert second == "b: kidney 100.00, tumor - (2 of 2, 0 s left)"
+
+
+def test_tables_of_an_earlier_run_are_named(run, two, tmp_path):
+    """They may have taken hours, so they stay; but they are not of the masks of today."""
+    out = tmp_path / "report"
+    assert "warning" not in run(*two, "--surface", "--lesions", out=out)
+
+    of_dice_alone = run(*two, out=out)
+    of_lesions = run(*two, "--lesions", out=out)
+
+    all_three = "surfaces.csv, surfaces.json, lesions.csv"
+    assert f"warning: {out} still holds {all_three} of an earlier run" in of_dice_alone
+    assert f"warning: {out} still holds surfaces.csv, surfaces.json of an earlier" in of_lesions
+    assert (out / "surfaces.csv").exists()
+
+
 def test_hd95_asks_for_surfaces(run, two, tmp_path):
     printed = run(*two, "--hd95", out=tmp_path / "report")
 

@@ -32,8 +32,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 SECONDS = 900  # a change that makes the tests run longer is not taken for noticed
-os.environ.setdefault("MINIKITS_SHARED", str(ROOT.parent / "shared"))
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+if __name__ == "__main__":  # not in the processes that a test starts, which run this file too
+    os.environ.setdefault("MINIKITS_SHARED", str(ROOT.parent / "shared"))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.dont_write_bytecode = True
 
 
