@@ -153,9 +153,9 @@ def fetch_ahead(
 ) -> Iterator:
     """draw(i) for each i in order; one thread draws the next while the current one is used.
 
-    It draws on one core: on several, it and the caller's step would wait for each other's at every
-    operation. On a GPU, `device`, a draw runs on a stream of its own, beside the caller's work. There draw(i)
-    has to give a sequence of tensors; each may be used as soon as it is given."""
+    On a CPU it draws on one core: on several, it and the caller's step would wait for each other at
+    every operation. On a GPU, `device`, a draw runs on a stream of its own, beside the caller's work.
+    There draw(i) has to give a sequence of tensors; each may be used as soon as it is given."""
     stream = None
     if device is not None and device.type == "cuda":
         stream = torch.cuda.Stream(device)
@@ -169,8 +169,9 @@ def fetch_ahead(
 
     cores = torch.get_num_threads()
     with ThreadPoolExecutor(max_workers=1) as thread:
-        thread.submit(compute_on_one_core).result()
-        torch.set_num_threads(cores)  # all later threads would compute on one as well
+        if stream is None:
+            thread.submit(compute_on_one_core).result()
+            torch.set_num_threads(cores)  # all later threads would compute on one as well
 
         pending = None
         for iteration in iterations:
