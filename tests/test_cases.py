@@ -59,6 +59,20 @@ def test_a_folder_of_dicom_files_is_refused_with_what_converts_them(tmp_path):
         find_cases(tmp_path / "other")
 
 
+def test_dicom_is_known_by_what_stands_in_it_and_in_folders_of_folders(tmp_path):
+    """As a scanner's disc has it: PATIENT/SERIES/IM0001, no ending."""
+    series = tmp_path / "disc" / "PATIENT" / "SERIES"
+    series.mkdir(parents=True)
+    (series / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    touch(tmp_path, "words/DICM")  # the name is not the word
+
+    for source in (tmp_path / "disc", series, series / "IM0001"):
+        with pytest.raises(ValueError, match=r"; DICOM is converted first, with dcm2niix"):
+            find_cases(source)
+    with pytest.raises(ValueError, match=r"found DICM$"):
+        find_cases(tmp_path / "words")
+
+
 def test_two_files_for_one_case_are_refused(tmp_path):
     touch(tmp_path, "case_00001/imaging.nii.gz", "case_00001/imaging.nii")
 
