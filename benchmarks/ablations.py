@@ -5,7 +5,7 @@
 Trains fold 0 of the demo's phantoms for each variant and seed (one thread each, so many at a time),
 and scores six other phantoms, each window seen once. The networks of the full recipe predict them
 in other ways too, and averaged, as do those of five folds. What is in FOLDER already is not done
-again. Four minutes of a core for each network; it shows what can be seen at this size, and
+again. Three minutes of a core for each network; it shows what can be seen at this size, and
 nothing about patients or the paper's networks.
 """
 
