@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path
 
-from minikits.files import remove_leftovers
+from minikits.files import holds_dicom, remove_leftovers
 from minikits.folds import excluded_ids, five_folds, read_folds
 from minikits.layouts import (
     CaseFile,
@@ -32,7 +32,6 @@ from minikits.sampling import PreparedCase
 BYTES_THAT_PAY = 200_000_000
 BYTES_OF_A_PROCESS = 3 << 30  # of memory; 1059 slices of 512x512 took 1.3 GiB
 MOST_BY_GUESS = 2  # where the system does not tell how much is free
-LOOKED_AT = 100  # files and folders, for whether they are DICOM
 DICOM = "DICOM is converted first, with dcm2niix: docs/using.md#what-comes-and-goes"
 
 
@@ -96,22 +95,6 @@ def look_for_cases(source: str | Path) -> Found:
     cases = [Case(id, **paths) for id, paths in sorted(paths_by_id.items())]
     _check_masks_differ(source, cases)
     return Found(cases, seen.left_out)
-
-
-def holds_dicom(source: Path) -> bool:
-    """Whether a file is DICOM, or one of the first in a folder and in those in it: by its ending,
-    which scanners' files often lack, or by the word that stands in it behind 128 bytes."""
-    paths = [source] if source.is_file() else islice(source.rglob("*"), LOOKED_AT)
-    for path in paths:
-        if path.suffix.lower() == ".dcm":
-            return True
-        try:
-            with path.open("rb") as file:
-                if file.read(132)[128:] == b"DICM":
-                    return True
-        except OSError:  # a folder, or nothing that may be read
-            continue
-    return False
 
 
 def _check_one_layout(source: Path, seen: Seen) -> None:

@@ -13,12 +13,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedWriter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 PART = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)(@(?P<host>.*))?\.part", re.DOTALL)
 ABANDONED_SECONDS = 24 * 3600  # what a process not of this computer did not touch for so long
 LONGEST_NAME = 150  # bytes; a file system takes 255, process and computer among them
+LOOKED_AT = 100  # files and folders, for whether they are DICOM
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 
 
@@ -157,6 +159,22 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path}: no JSON file ({error})") from None
+
+
+def holds_dicom(source: Path) -> bool:
+    """Whether a file is DICOM, or one of the first in a folder and in those in it: by its ending,
+    which scanners' files often lack, or by the word that stands in it behind 128 bytes."""
+    paths = [source] if source.is_file() else islice(source.rglob("*"), LOOKED_AT)
+    for path in paths:
+        if path.suffix.lower() == ".dcm":
+            return True
+        try:
+            with path.open("rb") as file:
+                if file.read(132)[128:] == b"DICM":
+                    return True
+        except OSError:  # a folder, or nothing that may be read
+            continue
+    return False
 
 
 def typed_path(text: str) -> Path:
