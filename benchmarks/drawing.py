@@ -1,6 +1,6 @@
 """What drawing the next batch costs a training on a CPU, which steps and draws on the same cores.
 
-    python benchmarks/drawing.py            # five minutes on two cores
+    python benchmarks/drawing.py            # three minutes on two cores
     python benchmarks/drawing.py --quick    # seconds: whether it runs at all
 
 The demo's residual network and batches. The four ways take turns, an epoch each; the median
@@ -16,15 +16,15 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from unittest.mock import patch
 
 import torch
 
-from minikits import training
+from minikits import sampling, training
 from minikits.cases import prepare
 from minikits.devices import claim_memory, pick_precision
 from minikits.paper import DEMO
@@ -49,15 +49,9 @@ def before_each_step(draw: Callable, iterations: Iterable, device: torch.device)
 
 
 def beside_on_all_cores(draw: Callable, iterations: Iterable, device: torch.device) -> Iterator:
-    with ThreadPoolExecutor(1) as thread:
-        pending = None
-        for iteration in iterations:
-            following = thread.submit(draw, iteration)
-            if pending:
-                yield pending.result()
-            pending = following
-        if pending:
-            yield pending.result()
+    """As train.py does it, but for the number of threads."""
+    with patch.object(sampling, "compute_on_one_core", lambda: None):
+        yield from fetch_ahead(draw, iterations, device)
 
 
 WAYS = {

@@ -168,11 +168,13 @@ def holds_dicom(source: Path) -> bool:
     for path in paths:
         if path.suffix.lower() == ".dcm":
             return True
+        if not path.is_file():
+            continue  # to open a pipe would wait for who writes into it
         try:
             with path.open("rb") as file:
                 if file.read(132)[128:] == b"DICM":
                     return True
-        except OSError:  # a folder, or nothing that may be read
+        except OSError:  # nothing that may be read
             continue
     return False
 

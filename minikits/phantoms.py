@@ -39,7 +39,7 @@ from minikits.reading import add_frame_options
 CASES_OF_A_SEED = 1000  # the names of the next seed's begin there
 
 CASES_THAT_PAY = 3  # [ours: a process takes 2 s to start, a case 0.7 s]
-BYTES_OF_A_PROCESS = 1 << 30  # of memory [ours: measured, 0.5 GiB]
+BYTES_OF_A_PROCESS = 1 << 30  # of memory [ours: measured, 0.4 GiB]
 
 SLAB = 16  # slices that are painted at a time, so that memory does not grow with their number
 
@@ -299,9 +299,10 @@ def write_phantoms(arguments: argparse.Namespace, say: Callable) -> list[str]:
             for line in mapped(make, numbers):
                 say(line)
         except BrokenExecutor:
+            in_a_row = 2 * CASES_THAT_PAY - 1
             raise ValueError(
-                "a process that made cases was killed, for want of memory? 5 cases and fewer are "
-                "made one after the other"
+                f"a process that made cases was killed, for want of memory? {in_a_row} cases and "
+                "fewer are made one after the other"
             ) from None
     return []
 
